@@ -1,0 +1,215 @@
+"""The contract of a pass, and the registry that finds passes by name.
+
+A pass is one method bound to its options. It knows its own method and nothing of other passes; they
+meet only in the `Session`, which calls them in this order:
+
+    plan                                    once, on a model without weights
+    attach                                  once, before the optimizer exists
+    before_step, losses, after_step         every step
+    finish, facts                           once, when the last step is done
+
+Registering a class is all it takes: the schema, the validator, `cook passes`, and the shared tests
+find it there. Other packages add passes through the entry point group `cook.passes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+
+from cook.errors import CookError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+    from cook.model.anatomy import Anatomy
+    from cook.model.blueprint import Edit
+    from cook.session import Session
+
+PHASES = ("observe", "structure", "weights", "precision")
+"""The order of `finish`: structure leaves before weights are folded, integers come last."""
+
+NEEDS = frozenset({"training", "calibration", "teacher", "weights"})
+"""What a pass can need besides the model."""
+
+BUILT_IN = ("cook.distill.logits", "cook.prune.weights", "cook.quant.qat")
+"""The modules that register the passes shipped here, imported at the first look-up."""
+
+MOMENT: dict[str, Any] = {
+    "type": ["string", "integer"],
+    "x-moment": True,
+    "description": "a step (500), epochs ('1.5 epochs') or a share of the run ('30%')",
+}
+TARGETS: dict[str, Any] = {
+    "type": "array",
+    "items": {"type": "string"},
+    "minItems": 1,
+    "description": "module globs, 're:...', class names or anatomy words (attention, ffn, layers[0:6])",
+}
+WINDOW: dict[str, Any] = {
+    "start": {**MOMENT, "default": "0%", "description": f"when the pass begins: {MOMENT['description']}"},
+    "end": {**MOMENT, "default": "100%", "description": f"when it ends: {MOMENT['description']}"},
+}
+
+
+@dataclass(frozen=True)
+class Window:
+    """The steps during which a pass acts: `start <= step < end`, counted from 0."""
+
+    start: int
+    end: int
+
+    def __contains__(self, step: object) -> bool:
+        return isinstance(step, int) and self.start <= step < self.end
+
+    def progress(self, step: int) -> float:
+        """How far through the window `step` is, from 0 to 1."""
+        if self.end <= self.start:
+            return 1.0 if step >= self.start else 0.0
+        return min(1.0, max(0.0, (step - self.start) / (self.end - self.start)))
+
+
+@dataclass
+class Effect:
+    """What a pass will do to a model, told before it has weights.
+
+    Attributes:
+        parameters: names of the parameters that the pass acts on.
+        edits: the structural edits that `finish` will make, applied to the meta model at once so
+            that the next pass plans on the result.
+        zeros: how many of the model's numbers the pass will have set to zero at its end.
+        note: one line for people.
+    """
+
+    parameters: list[str] = field(default_factory=list)
+    edits: list[Edit] = field(default_factory=list)
+    zeros: int = 0
+    note: str = ""
+
+
+class Term(NamedTuple):
+    """A loss term: its value, a scalar tensor, and the weight that it enters the loss with."""
+
+    value: torch.Tensor
+    weight: float = 1.0
+
+
+class Pass:
+    """One compression method. Subclasses say what they are in class attributes.
+
+    Args:
+        options: checked against `options` above, defaults filled in.
+        id: unique in a run: the name, with `#2` for its second use.
+        where: the place in the recipe, for errors.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    options: ClassVar[dict[str, Any]]
+    """JSON Schema properties: each with a type, a range, a default and a one-line description."""
+    required: ClassVar[tuple[str, ...]] = ()
+    phase: ClassVar[str] = "observe"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    supports: ClassVar[frozenset[str]] = frozenset({"ddp"})
+
+    window: Window
+
+    def __init__(self, options: Mapping[str, Any], *, id: str | None = None, where: str | None = None):
+        self.given = options
+        self.id = id or self.name
+        self.where = where or self.id
+        self.window = Window(0, 0)
+
+    def check(self) -> None:
+        """Raise CookError for options that the schema lets through and that cannot work together."""
+
+    def plan(self, anatomy: Anatomy) -> Effect:
+        """Say what will be touched. `anatomy.model` is on the meta device.
+
+        Raises:
+            CookError: when a target matches nothing, or the model lacks what the pass needs.
+        """
+        return Effect()
+
+    def attach(self, session: Session) -> None:
+        """Change shapes, add trainable parameters, hooks and masks; the optimizer comes after."""
+
+    def before_step(self, session: Session) -> None:
+        """Move the schedule; called at the start of every step of the run, in the window or not."""
+
+    def losses(self, session: Session) -> dict[str, Term]:
+        """The loss terms of this forward, by name; called inside the window only.
+
+        A value is a mean over the batch's items (examples, or valid tokens), as the task's own is.
+        """
+        return {}
+
+    def task_weight(self) -> float:
+        """What the task's own loss is multiplied with while the pass is in its window."""
+        return 1.0
+
+    def after_step(self, session: Session) -> None:
+        """Called after a real optimizer step: not when the fp16 scaler skipped it."""
+
+    def finish(self, session: Session) -> None:
+        """Leave plain modules behind, and entries in `session.blueprint` for what is not plain."""
+
+    def facts(self, session: Session) -> dict[str, Any]:
+        """What was reached (sparsity, ranks, scales), as JSON values for the report."""
+        return {}
+
+    def status(self) -> str:
+        """A word for the progress bar: how far the pass has come."""
+        return ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive an interrupt and is in no parameter: tensors and plain values only."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
+    def error(self, message: str, *, option: str | None = None, hint: str | None = None) -> CookError:
+        """A CookError that points at this pass, or at one of its options, in the recipe."""
+        return CookError(message, where=f"{self.where}.{option}" if option else self.where, hint=hint)
+
+
+_registry: dict[str, type[Pass]] = {}
+P = TypeVar("P", bound=type[Pass])
+
+
+def register(cls: P) -> P:
+    """Class decorator: make a pass known by its `name`."""
+    if cls.phase not in PHASES:
+        raise ValueError(f"{cls.name}: phase {cls.phase!r} is none of {PHASES}")
+    if unknown := cls.needs - NEEDS:
+        raise ValueError(f"{cls.name}: needs {sorted(unknown)} are none of {sorted(NEEDS)}")
+    if _registry.get(cls.name, cls) is not cls:
+        raise ValueError(f"two passes are called {cls.name!r}")
+    _registry[cls.name] = cls
+    return cls
+
+
+def registered() -> dict[str, type[Pass]]:
+    """All known passes by name, sorted."""
+    for module in BUILT_IN:
+        import_module(module)
+    for point in entry_points(group="cook.passes"):
+        register(point.load())
+    return dict(sorted(_registry.items()))
+
+
+def find(name: str, *, where: str | None = None) -> type[Pass]:
+    """The pass called `name`.
+
+    Raises:
+        CookError: with the nearest name when there is none.
+    """
+    passes = registered()
+    if name not in passes:
+        hint = nearest(name, passes) or f"the passes are {', '.join(passes)}"
+        raise CookError(f"there is no pass {name!r}", where=where, hint=hint)
+    return passes[name]
