@@ -1,0 +1,9 @@
+"""Recipes: text -> `Recipe`, with every mistake told at once and where it stands."""
+
+from __future__ import annotations
+
+from cook.recipe.moment import Moment
+from cook.recipe.recipe import PassSpec, Recipe, load_recipe
+from cook.recipe.section import Section, thaw
+
+__all__ = ["Moment", "PassSpec", "Recipe", "Section", "load_recipe", "thaw"]

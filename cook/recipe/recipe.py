@@ -1,0 +1,223 @@
+"""The Recipe: what the user asked for, immutable, checked as a whole, every default written out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path as FilePath
+from typing import Any
+
+from cook.errors import CookError
+from cook.passes import registered
+from cook.recipe import override, paths
+from cook.recipe.nodes import dump
+from cook.recipe.place import Marks, Path, spell, split, where
+from cook.recipe.rules import uses
+from cook.recipe.schema import problems, schema
+from cook.recipe.section import Section, thaw
+from cook.recipe.shape import fill, normal
+from cook.recipe.text import Document, kind_of, raise_all, read_text, scan
+from cook.recipe.values import plain
+
+
+@dataclass(frozen=True)
+class PassSpec:
+    """One item of `passes`.
+
+    Attributes:
+        name: of the registered pass.
+        options: with every default filled in.
+        id: unique in the recipe: the name, with `#2` for its second use.
+        where: its place, for errors.
+    """
+
+    name: str
+    options: Section
+    id: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe.
+
+    Attributes:
+        value: all of it, defaults filled in, local paths absolute.
+        text: as written.
+        name: the file's name, or `<dict>`.
+        marks: the places of its values in the text.
+        folder: what its relative paths were relative to.
+    """
+
+    value: Section
+    text: str = field(compare=False)
+    name: str = field(compare=False)
+    marks: Marks = field(compare=False, repr=False, hash=False)
+    folder: FilePath = field(compare=False)
+
+    @property
+    def model(self) -> Section | None:
+        return self.value.get("model")
+
+    @property
+    def teacher(self) -> Section | None:
+        return self.value.get("teacher")
+
+    @property
+    def data(self) -> Section | None:
+        return self.value.get("data")
+
+    @property
+    def train(self) -> Section | None:
+        return self.value.get("train")
+
+    @property
+    def eval(self) -> Section:
+        return self.value["eval"]
+
+    @property
+    def output(self) -> Section | None:
+        return self.value.get("output")
+
+    @cached_property
+    def passes(self) -> tuple[PassSpec, ...]:
+        """The passes in the order of the recipe."""
+        return tuple(
+            PassSpec(name, self.value["passes"][path[1]][name], id, self.where(*path))
+            for path, name, id in uses(thaw(self.value["passes"]))
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of what the recipe asks for, however it was written; `output` does not count."""
+        return hashlib.sha256(_canonical(_asked(self.value)).encode()).hexdigest()
+
+    def where(self, *path: str | int) -> str:
+        """The place of a value, for errors: `recipe.yaml:3:11: train.epochs`."""
+        return where(self.marks, self.name, self._path(path))
+
+    def _path(self, path: Path) -> Path:
+        try:
+            return override.locate(thaw(self.value), path, self.name)
+        except CookError:  # a place around it will do
+            return path
+
+    def error(self, place: str, message: str, hint: str | None = None) -> CookError:
+        """An error about a value of the recipe.
+
+        Args:
+            place: as people write it: `data.train`, `passes[0].temperature`.
+        """
+        return CookError(message, where=self.where(*(split(place) or (place,))), hint=hint)
+
+    def to_yaml(self, folder: str | os.PathLike[str] | None = None) -> str:
+        """The whole recipe as YAML, defaults written out; reading it gives the same digest.
+
+        Args:
+            folder: where it will be kept; local paths become relative to it. Default: absolute.
+        """
+        value = thaw(self.value)
+        if folder is not None:
+            value = paths.relative(value, schema(partial=True), FilePath(folder).absolute())
+        return dump(value)
+
+    def difference(self, other: Recipe) -> list[str]:
+        """What the other recipe asks for instead: `train.epochs: 3 -> 4`; `output` left out."""
+        mine, theirs = dict(_flat(_asked(self.value))), dict(_flat(_asked(other.value)))
+        return [
+            f"{spell(path)}: {_said(mine, path)} -> {_said(theirs, path)}"
+            for path in [*mine, *(path for path in theirs if path not in mine)]
+            if _said(mine, path) != _said(theirs, path)
+        ]
+
+
+def _asked(value: Section) -> dict[str, Any]:
+    return {key: thaw(item) for key, item in value.items() if key != "output"}
+
+
+def _canonical(value: Any) -> str:
+    def number(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: number(inner) for key, inner in item.items()}
+        if isinstance(item, list):
+            return [number(inner) for inner in item]
+        return int(item) if isinstance(item, float) and item.is_integer() else item
+
+    return json.dumps(number(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _flat(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    inner: Iterable[tuple[str | int, Any]] = ()
+    if isinstance(value, dict):
+        inner = value.items()
+    elif isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        inner = enumerate(value)
+    entries = list(inner)
+    if not entries:
+        yield path, value
+    for key, item in entries:
+        yield from _flat(item, (*path, key))
+
+
+def _said(values: dict[Path, Any], path: Path) -> str:
+    return _canonical(values[path]) if path in values else "absent"
+
+
+def load_recipe(
+    source: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
+    overrides: Iterable[str] = (),
+    *,
+    partial: bool = False,
+) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        source: a YAML or JSON file, a mapping, or a recipe to change by overrides.
+        overrides: `train.epochs=1` and the like, as after `--set`.
+        partial: permit `version` and `passes` alone; model, data and teacher come from elsewhere.
+
+    Raises:
+        CookError: for a mistake; RecipeErrors, with every mistake, for several.
+    """
+    document, folder = _document(source)
+    value, marks = normal(document.value), document.marks
+    value, marks = override.apply(value, marks, overrides)
+    value, passes = normal(value), registered()
+    whole = schema(passes, partial=True)
+    wrong = problems(value, marks, document.name, passes, partial=partial, known=document.problems)
+    value, missing = paths.resolve(value, whole, marks, document.name, folder)
+    missing = [item for item in missing if not any(item[0][: len(path)] == path for path, _ in wrong)]
+    raise_all(wrong + missing)
+    value = fill(whole, value)
+    raise_all(list(_splits(value, marks, document.name)))
+    return Recipe(Section(value), document.text, document.name, marks, folder)
+
+
+def _document(source: Any) -> tuple[Document, FilePath]:
+    if isinstance(source, Recipe):
+        return Document(thaw(source.value), source.marks, source.name, source.text), source.folder
+    if isinstance(source, Mapping):
+        value = plain(source, "<dict>")
+        return Document(value, {}, "<dict>", dump(value)), FilePath.cwd()
+    if not isinstance(source, (str, os.PathLike)):
+        raise CookError(f"expected a recipe's path, a mapping or a Recipe, found a {type(source).__name__}")
+    path = FilePath(source)
+    return scan(read_text(path), path.name, kind_of(path)), path.absolute().parent
+
+
+def _splits(value: dict[str, Any], marks: Marks, name: str) -> Iterator[tuple[Path, CookError]]:
+    """Without a data set, train and validation have to be files."""
+    data = value.get("data")
+    if data is None or data["path"] is not None:
+        return
+    for key in ("train", "validation") if "train" in value else ("validation",):
+        files = data[key] if isinstance(data[key], list) else [data[key]]
+        if not all(paths.is_local(file) for file in files):
+            message = f"found {data[key]!r}, which is no file, and data.path names no data set"
+            path: Path = ("data", key)
+            hint = "give data.path (hub id, folder or file), or a file here"
+            yield path, CookError(message, where=where(marks, name, path), hint=hint)

@@ -1,0 +1,120 @@
+"""What a schema cannot say: rules between keys and sections, and each pass's own check.
+
+Every rule looks at a normal value that may be wrong elsewhere, and stays silent about what the
+schema has already reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from cook.errors import CookError
+from cook.passes import Pass
+from cook.recipe.moment import Moment
+from cook.recipe.place import Marks, Path, where
+from cook.recipe.sections import Schema
+from cook.recipe.shape import fill, walk
+
+Found = Iterator[tuple[Path, CookError]]
+
+
+def rules(
+    value: dict[str, Any],
+    marks: Marks,
+    name: str,
+    passes: Mapping[str, type[Pass]],
+    *,
+    wrong: list[Path],
+    partial: bool,
+) -> Found:
+    """The mistakes between parts of a recipe that are each right by themselves.
+
+    Args:
+        value: a normal value.
+        wrong: paths with mistakes: a pass that has one is not built.
+        partial: whether data, training and teacher may come from elsewhere.
+    """
+
+    def problem(path: Path, message: str, hint: str | None = None) -> tuple[Path, CookError]:
+        return path, CookError(message, where=where(marks, name, path), hint=hint)
+
+    listed = value.get("passes")
+    items = list(uses(listed)) if isinstance(listed, list) else []
+    known = [(path, pass_name, passes[pass_name]) for path, pass_name, _ in items if pass_name in passes]
+    if not partial:
+        yield from _needs(value, known, problem)
+    yield from _task(value, problem)
+    for path, pass_name, cls in known:
+        if not any(other[:2] == path for other in wrong):
+            options = value["passes"][path[1]][pass_name]
+            yield from _pass(path, cls, options, marks, name)
+            yield from _moments((*path, pass_name), cls.options, options, value.get("train"), problem)
+
+
+def uses(listed: list[Any]) -> Iterator[tuple[Path, str, str]]:
+    """Path, name and id of each pass of a list; the second use of `a.b` has the id `a.b#2`."""
+    seen: dict[str, int] = {}
+    for index, item in enumerate(listed):
+        if isinstance(item, dict) and len(item) == 1:
+            name = next(iter(item))
+            seen[name] = seen.get(name, 0) + 1
+            yield ("passes", index), name, name if seen[name] == 1 else f"{name}#{seen[name]}"
+
+
+Problem = Callable[..., tuple[Path, CookError]]
+
+
+def _needs(value: dict[str, Any], known: list[tuple[Path, str, type[Pass]]], problem: Problem) -> Found:
+    advice = {
+        "train": "add 'train: {epochs: 1}'",
+        "data": "add the section: 'data: {path: ..., text: ..., label: ...}'",
+        "teacher": "add 'teacher: self', or the path of a better model",
+    }
+    wants: dict[str, str] = {"data": "train"} if "train" in value else {}
+    for section, need in (("teacher", "teacher"), ("train", "training"), ("data", "training")):
+        for _, name, cls in known:
+            if need in cls.needs:
+                wants.setdefault(section, name)
+    for section, who in wants.items():
+        if section not in value:
+            yield problem((section,), f"missing; {who} needs it", advice[section])
+
+
+def _task(value: dict[str, Any], problem: Problem) -> Found:
+    model = value.get("model")
+    if isinstance(model, dict) and model.get("task") is None and ("train" in value or "data" in value):
+        hint = "write task: text-classification or task: image-classification"
+        yield problem(("model", "task"), "missing; a model that meets data needs a task", hint)
+
+
+def _pass(path: Path, cls: type[Pass], options: dict[str, Any], marks: Marks, name: str) -> Found:
+    """The pass's own check, its error moved to the line of the option that it names."""
+    place = where(marks, name, path)
+    try:
+        cls(fill({"properties": cls.options}, options), where=place).check()
+    except CookError as error:
+        option: Path = ()
+        if error.where and error.where.startswith(f"{place}."):
+            option = (cls.name, error.where.removeprefix(f"{place}."))
+            error.where = where(marks, name, path + option)
+        error.where = error.where or place
+        yield path + option, error
+
+
+def _moments(path: Path, options: Schema, given: dict[str, Any], train: Any, problem: Problem) -> Found:
+    """Windows that end before they begin, and moments past the end of a run of known length."""
+    run = train if isinstance(train, dict) else {}
+    length = {"steps": run.get("steps"), "epochs": run.get("epochs")}
+    moments: dict[Path, Moment] = {}
+    for inner, schema, item in walk({"properties": options}, given):
+        if schema.get("x-moment") and item is not None:
+            moment = moments[inner] = Moment.parse(item)
+            total = length.get(moment.unit)
+            if isinstance(total, (int, float)) and moment.amount > total:
+                yield problem(
+                    path + inner, f"{moment} is past the end of the run: train.{moment.unit} is {total}"
+                )
+    start, end = moments.get(("start",)), moments.get(("end",))
+    if start and end and start.unit == end.unit and start.amount > end.amount:
+        yield problem((*path, "end"), f"the pass ends at {end}, before it begins at {start}")
