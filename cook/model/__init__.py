@@ -1,0 +1,1 @@
+"""The thing being compressed: where its parts are, how they are changed, and how it is stored."""

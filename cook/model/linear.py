@@ -1,0 +1,72 @@
+"""One view over every linear layer.
+
+`nn.Linear` keeps its weight as [out, in], GPT-2's `Conv1D` as [in, out], and the linears that cook
+puts in their place have scales or packed integers. Passes ask here and never look at a class.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """True for transformers' Conv1D, told by name: it may not be importable yet."""
+    return any(
+        cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
+        for cls in type(module).__mro__
+    )
+
+
+def is_linear(module: nn.Module) -> bool:
+    """True for nn.Linear, Conv1D, and the linears of cook (class attribute `cook_linear`)."""
+    return isinstance(module, nn.Linear) or getattr(module, "cook_linear", False) or is_conv1d(module)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """True when the weight lies as [in, out]: Conv1D, or a linear of cook that says `transposed`."""
+    return is_conv1d(module) or bool(getattr(module, "transposed", False))
+
+
+def shape(module: nn.Module) -> tuple[int, int]:
+    """(out, in) of a linear layer.
+
+    Raises:
+        TypeError: when `module` is not a linear layer.
+    """
+    if not is_linear(module):
+        raise TypeError(f"{type(module).__name__} is not a linear layer")
+    if getattr(module, "packed", False):
+        return _sizes(module)
+    rows, columns = _weight(module).shape
+    return (columns, rows) if is_transposed(module) else (rows, columns)
+
+
+def matrix(module: nn.Module) -> Tensor:
+    """The weight as [out, in]: a view of the parameter, or the dequantised integers of an IntLinear.
+
+    Raises:
+        TypeError: when `module` is not a linear layer.
+    """
+    if not is_linear(module):
+        raise TypeError(f"{type(module).__name__} is not a linear layer")
+    if getattr(module, "packed", False):
+        return _dequantised(module)
+    return _weight(module).t() if is_transposed(module) else _weight(module)
+
+
+def _weight(module: Any) -> Tensor:
+    weight = module.weight
+    if not isinstance(weight, torch.Tensor) or weight.ndim != 2:
+        raise TypeError(f"the weight of {type(module).__name__} is not a matrix")
+    return weight
+
+
+def _sizes(module: Any) -> tuple[int, int]:
+    return module.out_features, module.in_features
+
+
+def _dequantised(module: Any) -> Tensor:
+    return module.dequantise()

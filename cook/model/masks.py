@@ -1,0 +1,129 @@
+"""Which numbers of the model are kept: masks that passes lay over parameters.
+
+A *hard* mask zeroes weights in place after each optimizer step. Under it the gradient of a masked
+weight times the weight is zero, so methods whose masks grow back use the *soft* kind: the layer keeps
+its dense weight and computes with `weight * mask` (see `transformed.SoftMask`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cook.model.transformed import SoftMask, TransformedLinear, restore, transform
+
+
+def lowest(scores: Tensor, count: int) -> Tensor:
+    """True for exactly `count` of the lowest scores; among equal ones the first in order.
+
+    Args:
+        scores: any shape, finite; memory of one copy is needed.
+        count: 0 to the number of scores.
+
+    Returns:
+        A bool tensor of the same shape.
+    """
+    flat = scores.flatten()
+    if not 0 <= count <= flat.numel():
+        raise ValueError(f"cannot choose {count} of {flat.numel()}")
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    threshold = flat.kthvalue(count).values
+    chosen = flat < threshold
+    ties = (flat == threshold).nonzero().squeeze(1)
+    chosen[ties[: count - int(chosen.sum())]] = True
+    return chosen.view_as(scores)
+
+
+class Masks:
+    """The hard masks of a session, by (owner, parameter name); several meet by intersection.
+
+    Args:
+        model: its parameters are looked up by name, and one that is tied under two names is one.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._model = model
+        self._masks: dict[str, dict[str, Tensor]] = {}
+        self._joint: dict[str, tuple[nn.Parameter, Tensor]] = {}
+
+    def set(self, owner: str, name: str, keep: Tensor) -> None:
+        """Lay or replace the mask of `owner` over parameter `name`, and zero what it drops now.
+
+        Args:
+            owner: the id of a pass.
+            name: a parameter's name in the model.
+            keep: bool, in the parameter's own shape; True is kept.
+        """
+        parameter = self._model.get_parameter(name)
+        if keep.shape != parameter.shape:
+            raise ValueError(
+                f"{name}: a mask of {tuple(keep.shape)} over a weight of {tuple(parameter.shape)}"
+            )
+        owners = self._masks.setdefault(self._first_name(parameter), {})
+        owners[owner] = keep
+        joint = torch.stack(list(owners.values())).all(0) if len(owners) > 1 else keep
+        # In the weight's dtype: multiplying by bool would convert the mask at every step.
+        self._joint[name] = parameter, joint.to(parameter.dtype)
+        with torch.no_grad():
+            parameter.mul_(self._joint[name][1])
+
+    def drop(self, owner: str) -> None:
+        """Forget the masks of `owner`: what they zeroed is zero now and free to learn again."""
+        for name in [name for name, owners in self._masks.items() if owner in owners]:
+            owners = self._masks[name]
+            del owners[owner]
+            del self._joint[name]
+            if owners:
+                other, keep = next(iter(owners.items()))
+                self.set(other, name, keep)
+            else:
+                del self._masks[name]
+
+    def get(self, owner: str, name: str) -> Tensor | None:
+        """The mask that `owner` laid over parameter `name`, if any."""
+        return self._masks.get(self._first_name(self._model.get_parameter(name)), {}).get(owner)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Zero in place what any mask drops."""
+        if self._joint:
+            parameters, masks = zip(*self._joint.values(), strict=True)
+            torch._foreach_mul_(parameters, masks)
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        return {name: dict(owners) for name, owners in self._masks.items()}
+
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        self._masks, self._joint = {}, {}
+        for name, owners in state.items():
+            device = self._model.get_parameter(name).device
+            for owner, keep in owners.items():
+                self.set(owner, name, keep.to(device))
+
+    def _first_name(self, parameter: nn.Parameter) -> str:
+        return next(name for name, other in self._model.named_parameters() if other is parameter)
+
+
+def soften(model: nn.Module, name: str, owner: str) -> SoftMask:
+    """Give linear layer `name` a soft mask of `owner`, replacing the layer if it is a plain one.
+
+    Returns:
+        The mask, all True; set its `keep` [out, in] in place.
+    """
+    layer = transform(model, name)
+    mask = SoftMask(layer.out_features, layer.in_features, layer.weight.device)
+    layer.add_weight_transform(owner, mask)
+    return mask
+
+
+@torch.no_grad()
+def fold(model: nn.Module, name: str, owner: str) -> None:
+    """Multiply the soft mask of `owner` into the weight of layer `name` and take the mask away."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, TransformedLinear)
+    mask = layer.weight_transform(owner)
+    assert isinstance(mask, SoftMask)
+    layer.weight.mul_(mask.keep.t() if layer.transposed else mask.keep)
+    layer.remove(owner)
+    restore(model, name)

@@ -1,0 +1,149 @@
+"""What a model amounts to: parameters, exact zeros, bytes, multiply-accumulates, latency."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cook.model.integer import IntLinear, packed_columns, unpack
+from cook.model.transformed import TransformedLinear
+
+SCALE_BYTES = 4
+"""A float32 scale an output row."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Logical parameters (an int8 weight is one, its scale is none), exact zeros among them, stored bytes."""
+
+    parameters: int
+    zeros: int
+    bytes: int
+
+
+@torch.no_grad()
+def tally(model: nn.Module, dtype: torch.dtype | None = None) -> Tally:
+    """Count a model as `finish` would leave it now: masks folded, fake-quantised weights as integers.
+
+    Args:
+        model: with or without stand-ins; tied parameters are counted once. On the meta device all
+            zeros are 0.
+        dtype: what floating-point parameters are stored in; their own when None.
+    """
+    counts = [_weigh(*item, dtype) for item in _weights(model)]
+    parameters, zeros, size = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0, 0)
+    return Tally(parameters, zeros, size + _buffer_bytes(model, dtype))
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """Every parameter once, with the module that holds it."""
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield module, name, parameter
+
+
+def _weigh(module: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype | None) -> tuple[int, int, int]:
+    if isinstance(module, IntLinear):
+        if name in ("scale", "input_scale"):
+            return 0, 0, _bytes(tensor, None)
+        if name == "weight":
+            values = unpack(module.weight, module.bits, module.in_features)
+            return values.numel(), _zeros(values), _bytes(tensor, None)
+    if isinstance(module, TransformedLinear) and name == "weight":
+        values = module.effective()
+        if bits := module.stored_bits:
+            rows, columns = values.shape
+            size = rows * (packed_columns(columns, bits) + SCALE_BYTES)
+            return values.numel(), _zeros(values), size
+        return values.numel(), _zeros(values), _bytes(tensor, dtype)
+    return tensor.numel(), _zeros(tensor), _bytes(tensor, dtype)
+
+
+def _zeros(tensor: Tensor) -> int:
+    return 0 if tensor.is_meta else int(tensor.numel() - torch.count_nonzero(tensor))
+
+
+def _bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
+    return tensor.numel() * (
+        dtype.itemsize if dtype and tensor.is_floating_point() else tensor.element_size()
+    )
+
+
+def _buffer_bytes(model: nn.Module, dtype: torch.dtype | None) -> int:
+    total = 0
+    for module in model.modules():
+        if not isinstance(module, TransformedLinear) and getattr(module, "order", None) is None:
+            hidden = module._non_persistent_buffers_set
+            buffers = module.named_buffers(recurse=False)
+            total += sum(_bytes(tensor, dtype) for name, tensor in buffers if name not in hidden)
+    return total
+
+
+@torch.no_grad()
+def macs(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
+    """Multiply-accumulates of one forward: matrix products, attention products and convolutions.
+
+    Zeros in a dense weight are computed with and counted. Half the floating-point operations that
+    torch's own counter finds, with attention written out so that it is counted on every device.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    training = model.training
+    model.eval()
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(**batch)
+    finally:
+        model.train(training)
+    return int(counter.get_total_flops()) // 2
+
+
+ROUNDS = 15
+"""Timed rounds of `latency`."""
+
+
+def latency(
+    models: Mapping[str, nn.Module], batch: Mapping[str, Tensor], *, rounds: int = ROUNDS
+) -> dict[str, Any]:
+    """Time one forward of each model, in alternation in this process.
+
+    Args:
+        models: by name, in eval mode, on one device.
+        batch: what each is called with.
+        rounds: timed rounds after two that are not.
+
+    Returns:
+        For each name the median and the quartiles of milliseconds: `{"before": {"median": ...}}`.
+    """
+    times: dict[str, list[float]] = {name: [] for name in models}
+    device = next(iter(batch.values())).device
+    with torch.inference_mode():
+        for turn in range(rounds + 2):
+            for name, model in models.items():
+                _wait(device)
+                start = time.perf_counter()
+                model(**batch)
+                _wait(device)
+                if turn >= 2:
+                    times[name].append(1000 * (time.perf_counter() - start))
+    return {name: _summary(values) for name, values in times.items()}
+
+
+def _summary(values: list[float]) -> dict[str, float]:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return {"median": middle, "low": low, "high": high}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,279 @@
+"""How `import cook` teaches transformers to load reshaped and integer models.
+
+transformers lets a registered quantizer change a model between its creation on the meta device and
+the loading of its weights. Ours applies the Blueprint there. One parameter, the lock, lies in the file
+with an extra leading axis: a process without cook stops at that shape instead of misreading integers
+as floats or re-initialising layers that it does not know.
+
+Importing this module registers it; transformers may be half imported then, so nothing here needs more
+of it at the top than the two base classes.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from cook.errors import CookError
+from cook.model import surgery
+from cook.model.blueprint import Blueprint
+from cook.model.integer import IntLinear
+
+METHOD = "cook"
+"""The `quant_method` in config.json."""
+
+
+class CookConfig(QuantizationConfigMixin):
+    """The `quantization_config` of a model: the Blueprint as a dict.
+
+    Args:
+        blueprint: a Blueprint, or what its `to_dict` gave.
+
+    Raises:
+        CookError: when it is not one.
+    """
+
+    def __init__(self, blueprint: Blueprint | Mapping[str, Any] | None = None):
+        self.quant_method = METHOD  # type: ignore[assignment]
+        if not isinstance(blueprint, Blueprint):
+            blueprint = Blueprint.from_dict(blueprint)
+        self.blueprint = blueprint.to_dict()
+
+    @classmethod
+    def from_dict(cls, config_dict: Any, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """Read the entry of a config.json; whatever stands beside the Blueprint is ignored."""
+        config = cls(config_dict.get("blueprint"))
+        return (config, kwargs) if return_unused_kwargs else config
+
+
+class CookQuantizer(HfQuantizer):
+    """Applies the Blueprint when a model is loaded, and locks what is written when it is saved.
+
+    `model.is_quantized` is True only while the model holds integers: a reshaped float model trains
+    and casts like any other.
+    """
+
+    def __init__(self, quantization_config: CookConfig, **kwargs: Any):
+        super().__init__(quantization_config, **kwargs)
+        self.blueprint = Blueprint.from_dict(quantization_config.blueprint)
+        self.integers = any(edit.op == "integer" for edit in self.blueprint.edits)
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        self.blueprint = self.blueprint.apply(model)
+        if self.blueprint.lock is not None:
+            module, name = _owner(model, self.blueprint.lock)
+            _set(module, name, getattr(module, name).unsqueeze(0))
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        if self.blueprint.lock is not None:
+            _unlock(model, self.blueprint.lock)
+        for name, module in model.named_modules():
+            if isinstance(module, IntLinear):
+                _check_loaded(name, module)
+                module.freeze()
+        attach_quantizer(model, self.blueprint)
+        return model
+
+    def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
+        """Integers stay integers, scales stay float32: the type they have in the model.
+
+        Raises:
+            CookError: when the file has integers where the model has floats, or the other way round.
+        """
+        kind = param.get_dtype() if hasattr(param, "get_dtype") else str(param.dtype)
+        stored_float = "F" in kind or "float" in kind
+        if dtype is not None and stored_float != dtype.is_floating_point:
+            names = ", ".join(getattr(converter, "source_patterns", [])) or "a weight"
+            raise CookError(
+                f"{names} is stored as {kind}, the blueprint needs {dtype}",
+                where="blueprint",
+                hint="the folder is damaged: get it again",
+            )
+        return dtype if stored_float else None
+
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
+        """What `save_pretrained` writes: the state with the lock's extra axis, and a fitting config."""
+        model.config.quantization_config = self.quantization_config
+        lock = self.blueprint.lock
+        if lock is None:
+            return None, {}
+        state = model.state_dict()
+        value = state[lock]
+        if value.is_meta:
+            weights, name = _offloaded(model, lock)
+            value = weights.weights_map[name]
+        state[lock] = value.unsqueeze(0)
+        return state, {}
+
+    def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
+        for name, module in list(model.named_modules()):
+            if isinstance(module, IntLinear):
+                surgery.replace(model, name, float_module(module, dtype or torch.float32))
+        return model
+
+    def dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
+        """Integers become floats, and GPT-2 gets its Conv1D back; other edits stay in the Blueprint."""
+        model = self._dequantize(model, dtype or model.dtype)
+        attach_quantizer(model, self.blueprint.without("integer"))
+        return model
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether `Trainer` may train the model.
+
+        Raises:
+            CookError: when it holds integers. Trainer asks here first, and its own error would not
+                say how to go on.
+        """
+        if self.integers:
+            raise CookError(
+                "the model holds integers and cannot be trained",
+                hint="model = model.dequantize() gives a float model that can; compress that one again",
+            )
+        return True
+
+
+def register() -> None:
+    """Make transformers know `quant_method: cook`. Doing it again changes nothing."""
+    from transformers.quantizers import auto
+
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = CookConfig
+    auto.AUTO_QUANTIZER_MAPPING[METHOD] = CookQuantizer
+
+
+def attach_quantizer(model: Any, blueprint: Blueprint) -> Blueprint:
+    """Tie `blueprint` to a model in memory, so that anyone's `save_pretrained` writes a fitting folder.
+
+    Args:
+        model: a PreTrainedModel, edited as `blueprint` says.
+        blueprint: in the names of `model`. One without edits makes the model plain again.
+
+    Returns:
+        The Blueprint with its lock: the first untied weight of a norm in the base model, so that
+        a base model, a head and any other class find it.
+
+    Raises:
+        CookError: when the model has no parameter that can be the lock.
+    """
+    detach_quantizer(model)
+    if not blueprint.edits:
+        return Blueprint()
+    locked = Blueprint(edits=list(blueprint.edits), lock=_pick_lock(model))
+    base = getattr(model, "base_model", model)
+    for part in (base, model) if base is not model else (model,):
+        quantizer = CookQuantizer(CookConfig(locked if part is model else locked.renamed(part, model)))
+        part.hf_quantizer = quantizer
+        part.quantization_method = METHOD
+        part.is_quantized = quantizer.integers
+        part.config.quantization_config = quantizer.quantization_config
+        part.config._is_quantized = quantizer.integers
+    return locked
+
+
+def detach_quantizer(model: Any) -> None:
+    """Forget the Blueprint of a model in memory."""
+    for part in {id(part): part for part in (getattr(model, "base_model", model), model)}.values():
+        for name in ("hf_quantizer", "quantization_method"):
+            if name in vars(part):
+                delattr(part, name)
+        part.is_quantized = False
+        part.config._is_quantized = False
+        if hasattr(part.config, "quantization_config"):
+            del part.config.quantization_config
+
+
+def blueprint_of(model: nn.Module) -> Blueprint:
+    """A copy of the Blueprint of a model in memory, empty for a plain one."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if not isinstance(quantizer, CookQuantizer):
+        return Blueprint()
+    return Blueprint(edits=list(quantizer.blueprint.edits), lock=quantizer.blueprint.lock)
+
+
+def float_module(module: IntLinear, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The float layer that stood where `module` is: nn.Linear, or the Conv1D of GPT-2."""
+    plain = module.to_linear(dtype)
+    if not module.conv1d:
+        return plain
+    from transformers.pytorch_utils import Conv1D
+
+    with torch.device("meta"):
+        new = Conv1D(module.out_features, module.in_features)
+    new.weight = nn.Parameter(plain.weight.detach().t().contiguous())
+    new.bias = (
+        plain.bias if plain.bias is not None else nn.Parameter(torch.zeros_like(module.scale, dtype=dtype))
+    )
+    return new.train(module.training)
+
+
+def _pick_lock(model: Any) -> str:
+    base = getattr(model, "base_model", model)
+    prefix = next((f"{name}." for name, module in model.named_modules() if module is base and name), "")
+    tied = set(getattr(model, "all_tied_weights_keys", {}) or {})
+    tied |= set((getattr(model, "all_tied_weights_keys", {}) or {}).values())
+    seen: dict[int, int] = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        seen[id(parameter)] = seen.get(id(parameter), 0) + 1
+    choices = []
+    for name, module in base.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            full = f"{prefix}{name}.{key}"
+            free = full not in tied and seen[id(parameter)] == 1 and not isinstance(module, IntLinear)
+            if name and free and parameter.ndim == 1 and parameter.is_floating_point():
+                choices.append(("Norm" not in type(module).__name__, full))
+    if not choices:
+        raise CookError(f"{type(model).__name__} has no vector to lock the folder with", where="blueprint")
+    return min(choices, key=lambda choice: choice[0])[1]
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    module, _, parameter = name.rpartition(".")
+    return surgery.get(model, module), parameter
+
+
+def _set(module: nn.Module, name: str, value: Tensor) -> None:
+    new = nn.Parameter(value.detach(), requires_grad=getattr(module, name).requires_grad)
+    new._is_hf_initialized = getattr(getattr(module, name), "_is_hf_initialized", False)  # type: ignore[attr-defined]
+    setattr(module, name, new)
+
+
+def _unlock(model: nn.Module, lock: str) -> None:
+    module, name = _owner(model, lock)
+    value = getattr(module, name)
+    if value.is_meta:
+        hook, key = _offloaded(model, lock)
+        hook.weights_map = ChainMap({key: hook.weights_map[key].squeeze(0)}, hook.weights_map)
+    _set(module, name, value.squeeze(0))
+
+
+def _offloaded(model: nn.Module, name: str) -> tuple[Any, str]:
+    """The accelerate hook that holds an offloaded parameter, and its key there."""
+    parts = name.split(".")
+    for depth in range(len(parts) - 1, -1, -1):
+        hook = getattr(model.get_submodule(".".join(parts[:depth])), "_hf_hook", None)
+        if hook is not None and getattr(hook, "weights_map", None) is not None:
+            return hook, ".".join(parts[depth:])
+    raise CookError(f"the weights of {name} are on no device", where="blueprint")
+
+
+def _check_loaded(name: str, module: IntLinear) -> None:
+    """Integers that the folder lacks would be whatever was in memory."""
+    hint = "the folder is damaged: get it again"
+    for key, parameter in module.named_parameters():
+        if not parameter.is_meta and not getattr(parameter, "_is_hf_initialized", False):
+            raise CookError(f"the folder holds no {name}.{key}", where="blueprint", hint=hint)
+    if module.weight.dtype is not torch.int8:
+        found = f"{name}.weight is stored as {module.weight.dtype}, it must be int8"
+        raise CookError(found, where="blueprint", hint=hint)
+
+
+register()
