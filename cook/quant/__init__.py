@@ -1,0 +1,1 @@
+"""Quantisation: numbers of fewer bits, one method a file."""

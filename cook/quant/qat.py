@@ -1,0 +1,175 @@
+"""Quantisation-aware training: linear layers learn to live with rounded weights and activations.
+
+Symmetric, a scale an output row for weights; a scale a token, or one moving average, for activations
+(Jacob et al. 2018, with the narrow range of Krishnamoorthi 2018). At finish weights become integers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cook.model import surgery
+from cook.model.blueprint import Edit
+from cook.model.integer import IntLinear
+from cook.model.linear import shape
+from cook.model.targets import select
+from cook.model.transformed import TransformedLinear, restore, transform
+from cook.passes import MOMENT, TARGETS, WINDOW, Effect, Pass, register
+from cook.quant.fake import FakeQuantMoving, FakeQuantToken, FakeQuantWeight
+
+if TYPE_CHECKING:
+    from cook.model.anatomy import Anatomy
+    from cook.session import Session
+
+WIDTHS = [f"int{bits}" for bits in range(8, 1, -1)]
+
+
+def bits_of(width: str) -> int:
+    """8 for `int8`."""
+    return int(width.removeprefix("int"))
+
+
+@register
+class QuantAwareTraining(Pass):
+    """Gives linear layers fake-quantised weights and inputs, and folds them into integers."""
+
+    name = "quant.qat"
+    summary = "train with rounded weights and activations, store the weights as integers"
+    phase = "precision"
+    options = {
+        "weights": {"enum": WIDTHS, "default": "int8", "description": "width of the weights, a scale a row"},
+        "activations": {
+            "enum": [*WIDTHS, None],
+            "default": "int8",
+            "description": "width of the layers' inputs; null leaves them in floating point",
+        },
+        "observer": {
+            "enum": ["token", "moving"],
+            "default": "token",
+            "description": "scale of the inputs: one a token, or a moving average of their largest magnitude",
+        },
+        "decay": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "exclusiveMaximum": 1,
+            "default": 0.99,
+            "description": "of the moving average, a forward",
+        },
+        "freeze": {
+            **MOMENT,
+            "default": "90%",
+            "description": "when the moving average stops moving: " + MOMENT["description"],
+        },
+        "include": {**TARGETS, "default": None, "type": ["array", "null"]},
+        "exclude": {**TARGETS, "default": None, "type": ["array", "null"]},
+        **WINDOW,
+    }
+
+    def plan(self, anatomy: Anatomy) -> Effect:
+        layers = self._layers(anatomy)
+        note = f"{len(layers)} linear layers, weights {self.given['weights']}"
+        if self.given["activations"]:
+            note += f", inputs {self.given['activations']} ({self.given['observer']})"
+        return Effect(
+            parameters=[f"{name}.weight" for name in layers],
+            edits=[self._edit(name, anatomy.model.get_submodule(name)) for name in layers],
+            note=note,
+        )
+
+    def attach(self, session: Session) -> None:
+        self.layers = self._layers(session.anatomy)
+        self.bits = bits_of(self.given["weights"])
+        moving = self.given["activations"] and self.given["observer"] == "moving"
+        if moving and not session.trains:
+            raise self.error(
+                "a moving average needs training",
+                option="observer",
+                hint="use `observer: token` without training",
+            )
+        self.frozen_from = (
+            session.moment(self.given["freeze"], self, "freeze") if moving else session.total_steps
+        )
+        if moving and self.frozen_from <= self.window.start:
+            raise self.error(
+                f"freezes at step {self.frozen_from}, before anything was observed: the window starts at step "
+                f"{self.window.start}",
+                option="freeze",
+            )
+        for name in self.layers:
+            layer = transform(session.model, name)
+            layer.add_weight_transform(self.id, FakeQuantWeight(self.bits))
+            if self.given["activations"]:
+                layer.add_input_transform(self.id, self._input_transform(layer))
+        if not session.trains:
+            self._enable(session, True)
+
+    def before_step(self, session: Session) -> None:
+        # The window's end is the run's: a layer that learned to be rounded stays so.
+        self._enable(session, session.step >= self.window.start)
+
+    def finish(self, session: Session) -> None:
+        for name in self.layers:
+            layer = session.model.get_submodule(name)
+            assert isinstance(layer, TransformedLinear)
+            edit = self._edit(name, layer)
+            moving = layer.input_transform(self.id) if self.given["activations"] else None
+            integer = IntLinear.from_linear(
+                layer,
+                self.bits,
+                self._activation(),
+                input_scale=getattr(moving, "scale", None),
+            )
+            layer.remove(self.id)
+            restore(session.model, name)
+            surgery.replace(session.model, name, integer)
+            session.edit(edit)
+
+    def facts(self, session: Session) -> dict[str, Any]:
+        found: dict[str, Any] = {"layers": len(self.layers), "weight_bits": self.bits}
+        if self.given["activations"]:
+            found["activation_bits"] = bits_of(self.given["activations"])
+        return found
+
+    def _layers(self, anatomy: Anatomy) -> list[str]:
+        layers = select(anatomy, self.given["include"], self.given["exclude"])
+        for name in layers:
+            layer = anatomy.model.get_submodule(name)
+            claimed = isinstance(layer, TransformedLinear) and layer.quantised
+            if claimed or isinstance(layer, IntLinear):
+                raise self.error(
+                    f"{name} is quantised by an earlier pass", hint="give one of the two passes an `exclude`"
+                )
+        return layers
+
+    def _input_transform(self, layer: TransformedLinear) -> FakeQuantToken | FakeQuantMoving:
+        bits = bits_of(self.given["activations"])
+        if self.given["observer"] == "token":
+            return FakeQuantToken(bits)
+        return FakeQuantMoving(bits, self.given["decay"], layer.weight.device)
+
+    def _enable(self, session: Session, on: bool) -> None:
+        for name in self.layers:
+            layer = session.model.get_submodule(name)
+            assert isinstance(layer, TransformedLinear)
+            layer.weight_transform(self.id).enabled = on
+            if self.given["activations"]:
+                inputs = layer.input_transform(self.id)
+                inputs.enabled = on
+                inputs.frozen = session.step >= self.frozen_from
+
+    def _activation(self) -> dict[str, Any] | None:
+        if not self.given["activations"]:
+            return None
+        kind = {"token": "token", "moving": "static"}[self.given["observer"]]
+        return {"bits": bits_of(self.given["activations"]), "kind": kind}
+
+    def _edit(self, name: str, layer: Any) -> Edit:
+        out, columns = shape(layer)
+        options = {
+            "bits": bits_of(self.given["weights"]),
+            "activation": self._activation(),
+            "in": columns,
+            "out": out,
+            "bias": getattr(layer, "bias", None) is not None,
+        }
+        return Edit("integer", name, options)

@@ -1,0 +1,250 @@
+"""A recipe bound to a model: the only place where passes meet.
+
+session = Session(passes, model, total_steps=..., steps_per_epoch=...)     attach, in recipe order
+optimizer = AdamW(session.module.parameters()); session.bind(optimizer)
+for step, batch in enumerate(batches):
+    session.before_step(step)
+    terms = session.module(batch)           {"task": ..., "logits": ..., ...}, weighted
+    sum(terms.values()).backward()
+    optimizer.step()                        hard masks are applied here
+    session.after_step()
+session.finish()                            plain modules again; model.save_pretrained as usual
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from cook.errors import CookError
+from cook.model.anatomy import Anatomy
+from cook.model.blueprint import Blueprint, Edit
+from cook.model.hooks import Hooks
+from cook.model.masks import Masks
+from cook.model.quantizer import attach_quantizer, blueprint_of
+from cook.passes import PHASES, Pass, Window
+from cook.recipe.moment import Moment
+
+
+class SessionModule(nn.Module):
+    """What the optimizer, DDP and autocast see: the model and everything that passes train.
+
+    `forward(batch)` runs student and teacher and returns the weighted loss terms by name.
+    """
+
+    def __init__(self, session: Session):
+        super().__init__()
+        self.model = session.model
+        self.trained = nn.ModuleDict()
+        # In a tuple: the session, and with it the teacher, is no submodule.
+        self._session = (session,)
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self._session[0].terms(batch)
+
+
+class Session:
+    """Owns the hooks, masks, teacher and loss terms of one run.
+
+    Args:
+        passes: in recipe order.
+        model: with a head that returns a loss for a batch with labels; changed in place.
+        total_steps: optimizer steps of the run; 0 when nothing trains and one-shot passes act at once.
+        steps_per_epoch: optimizer steps of one epoch, for moments in epochs.
+        teacher: a model, `"self"` for a copy of the model as it is now, or None.
+        before_attach: called with each pass just before it is attached.
+
+    Raises:
+        CookError: when a pass needs what is not there, or refuses the model. No hook is left then.
+    """
+
+    def __init__(
+        self,
+        passes: Sequence[Pass],
+        model: PreTrainedModel,
+        *,
+        total_steps: int,
+        steps_per_epoch: int = 1,
+        teacher: PreTrainedModel | Literal["self"] | None = None,
+        before_attach: Callable[[Pass], None] | None = None,
+    ):
+        self.passes = list(passes)
+        self.model = model
+        self.total_steps = total_steps
+        self.steps_per_epoch = max(1, steps_per_epoch)
+        self._teacher = (_frozen(copy.deepcopy(model) if teacher == "self" else teacher),) if teacher else ()
+        self._check_needs()
+        self.anatomy = Anatomy(model)
+        self.masks = Masks(model)
+        self.hooks = Hooks()
+        self.blueprint: Blueprint = blueprint_of(model)
+        self.step = 0
+        self.batch: Mapping[str, Tensor] = {}
+        self.outputs = ModelOutput()
+        self.unweighted: dict[str, Tensor] = {}
+        self._teacher_outputs: ModelOutput | None = None
+        self.facts: dict[str, dict[str, Any]] = {}
+        self.module = SessionModule(self)
+        try:
+            for each in self.passes:
+                each.window = self._window(each)
+                if before_attach is not None:
+                    before_attach(each)
+                each.attach(self)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is a loop at all."""
+        return self.total_steps > 0
+
+    def moment(self, value: str | int, owner: Pass, option: str) -> int:
+        """The step that a moment of the recipe stands for.
+
+        Raises:
+            CookError: pointing at the option, when it is no moment or lies past the end.
+        """
+        try:
+            return Moment.parse(value).step(self.total_steps, self.steps_per_epoch)
+        except CookError as error:
+            raise owner.error(error.message, option=option, hint=error.hint) from error
+
+    def train_also(self, owner: Pass, module: nn.Module) -> nn.Module:
+        """Train a module of a pass (a projection, gates) with the model; dropped at finish."""
+        self.module.trained[owner.id.replace(".", "_")] = module
+        return module
+
+    def bind(self, optimizer: Optimizer) -> None:
+        """Apply the hard masks after each step that this optimizer really makes."""
+        inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper has no step hooks
+        self.hooks.after_step(inner, self.masks.apply)
+
+    def place(self, device: torch.device | str) -> None:
+        """Move the teacher to the device of the student."""
+        for teacher in self._teacher:
+            teacher.to(device)
+
+    def before_step(self, step: int) -> None:
+        """Move every schedule to `step`, counted from 0."""
+        self.step = step
+        for each in self.passes:
+            each.before_step(self)
+
+    def after_step(self) -> None:
+        """To be called after a real optimizer step."""
+        for each in self.passes:
+            each.after_step(self)
+
+    def active(self) -> list[Pass]:
+        """The passes whose window holds the present step."""
+        return [each for each in self.passes if self.step in each.window]
+
+    def terms(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One forward of student and, when a pass asks for it, teacher: the weighted loss terms."""
+        self.batch, self._teacher_outputs = batch, None
+        self.outputs = self.model(**batch)
+        if getattr(self.outputs, "loss", None) is None:
+            raise CookError(
+                "the model returned no loss", hint="give batches with `labels`, and a model with a head"
+            )
+        task_weight = 1.0
+        terms: dict[str, Tensor] = {}
+        self.unweighted = {"task": self.outputs.loss.detach()}
+        for each in self.active():
+            task_weight *= each.task_weight()
+            for name, term in each.losses(self).items():
+                unique = name if name not in terms else f"{name} ({each.id})"
+                terms[unique] = term.weight * term.value
+                self.unweighted[unique] = term.value.detach()
+        terms = {"task": task_weight * self.outputs.loss, **terms}
+        if idle := [p for p in self.module.trained.parameters() if p.requires_grad]:
+            # A trained module whose term is not due must still take part, or DDP waits for it for ever.
+            terms["task"] = terms["task"] + sum(0.0 * parameter.sum() for parameter in idle)
+        return terms
+
+    def teacher_outputs(self) -> ModelOutput:
+        """The teacher's outputs for the batch of this forward; run once, whoever asks."""
+        if self._teacher_outputs is None:
+            (teacher,) = self._teacher
+            labels = () if teacher.config.is_encoder_decoder else ("labels",)
+            with torch.no_grad():
+                inputs = {name: value for name, value in self.batch.items() if name not in labels}
+                self._teacher_outputs = teacher(**inputs)
+        return self._teacher_outputs
+
+    def edit(self, edit: Edit) -> None:
+        """Enter a structural edit, already made, into the blueprint."""
+        self.blueprint.append(edit)
+
+    def finish(self) -> None:
+        """Let every pass leave plain modules behind, by phase; afterwards the session is closed.
+
+        `facts` holds what each pass reached, by its id.
+        """
+        try:
+            self.facts = {each.id: each.facts(self) for each in self.passes}
+            for phase in PHASES:
+                for each in self.passes:
+                    if each.phase == phase:
+                        each.finish(self)
+            attach_quantizer(self.model, self.blueprint)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Remove all hooks; the model keeps whatever state it is in."""
+        self.hooks.close()
+        self.batch, self.outputs, self._teacher_outputs = {}, ModelOutput(), None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ):
+        self.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that must survive an interrupt: tensors and plain values only."""
+        return {
+            "module": self.module.state_dict(),
+            "masks": self.masks.state_dict(),
+            "passes": {each.id: each.state_dict() for each in self.passes},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave, in a session of the same recipe and model."""
+        self.module.load_state_dict(state["module"])
+        self.masks.load_state_dict(state["masks"])
+        for each in self.passes:
+            each.load_state_dict(state["passes"][each.id])
+
+    def _window(self, each: Pass) -> Window:
+        start = self.moment(each.given.get("start", 0), each, "start")
+        end = self.moment(each.given.get("end", "100%"), each, "end")
+        if end < start:
+            raise each.error(f"ends at step {end}, before its start at step {start}", option="end")
+        return Window(start, end)
+
+    def _check_needs(self) -> None:
+        for each in self.passes:
+            if "training" in each.needs and not self.trains:
+                raise each.error("needs training, and there is none", hint="give it data and a train section")
+            if "teacher" in each.needs and not self._teacher:
+                raise each.error("needs a teacher", hint="add `teacher: self`, or the teacher's path")
+
+
+def _frozen(teacher: Any) -> PreTrainedModel:
+    teacher.eval()
+    teacher.requires_grad_(False)
+    return teacher
