@@ -1,0 +1,122 @@
+"""Prepared data on disk, named by everything that it was made from.
+
+An entry is one Arrow file `KEY-DIGEST.arrow`. KEY is the hash of the rows, the processor's files and
+the options; DIGEST is the hash of the file itself, so that an entry is complete or recognisably not,
+and writing one is a single rename. Nothing is ever read that does not match its own name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset, Image
+
+from cook.errors import RunError
+
+VERSION = 1
+"""Part of every key: raised when the meaning of what is stored changes."""
+
+
+def folder() -> Path:
+    """`$COOK_CACHE`, or `~/.cache/cook`."""
+    return Path(os.environ.get("COOK_CACHE") or Path.home() / ".cache" / "cook").expanduser()
+
+
+def key(**parts: Any) -> str:
+    """The hash (40 hex digits) of JSON values by name."""
+    text = json.dumps({"version": VERSION, **parts}, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+def of_rows(dataset: Dataset, columns: Iterable[str]) -> str:
+    """The hash of the values in `columns`, in row order. Image files count by path, size and time."""
+    chosen = dataset.select_columns(list(columns))
+    images = [name for name, feature in chosen.features.items() if isinstance(feature, Image)]
+    digest = hashlib.sha256()
+    for table in chosen.with_format("arrow").iter(batch_size=1000):
+        sink = pa.BufferOutputStream()
+        plain = table.replace_schema_metadata(None)
+        with pa.ipc.new_stream(sink, plain.schema) as writer:
+            writer.write_table(plain.combine_chunks())
+        digest.update(memoryview(sink.getvalue()))
+        for name in images:
+            for value in table[name].to_pylist():
+                if value and value["bytes"] is None and os.path.isfile(value["path"]):
+                    state = os.stat(value["path"])
+                    digest.update(f"{state.st_size} {state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def of_processor(processor: Any) -> str:
+    """The hash of the files that a tokenizer or an image processor saves."""
+    digest = hashlib.sha256(type(processor).__name__.encode())
+    with tempfile.TemporaryDirectory() as name:
+        processor.save_pretrained(name)
+        for path in sorted(Path(name).rglob("*")):
+            if path.is_file():
+                digest.update(f"\n{path.relative_to(name)}\n".encode())
+                digest.update(_lasting(path))
+    return digest.hexdigest()
+
+
+def _lasting(path: Path) -> bytes:
+    content = path.read_bytes()
+    if path.name != "tokenizer.json":
+        return content
+    # A tokenizer keeps the truncation and padding of its last call; ours are in the options.
+    fields = json.loads(content)
+    return json.dumps({**fields, "truncation": None, "padding": None}, sort_keys=True).encode()
+
+
+def stored(key: str, build: Callable[[], Iterable[pa.Table]]) -> Dataset:
+    """The entry `key`, memory-mapped; built first if it is absent or damaged.
+
+    Args:
+        key: from `key()`.
+        build: gives the rows as tables of one schema.
+
+    Raises:
+        RunError: the cache folder cannot be written.
+    """
+    root = folder()
+    for path in sorted(root.glob(f"{key}-*.arrow")):
+        if path.stem == f"{key}-{_digest(path)}":
+            return Dataset.from_file(str(path))
+        path.unlink(missing_ok=True)
+    tables = iter(build())
+    first = next(tables)
+    try:
+        return Dataset.from_file(str(_write(root, key, first, tables)))
+    except OSError as problem:
+        hint = "make room there, or set COOK_CACHE to another folder"
+        raise RunError(f"the cache cannot be written: {problem}", where=str(root), hint=hint) from problem
+
+
+def _write(root: Path, key: str, first: pa.Table, rest: Iterable[pa.Table]) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=root, prefix=f"{key}-", suffix=".tmp")
+    os.close(handle)
+    unfinished = Path(name)
+    try:
+        with pa.OSFile(name, "wb") as file, pa.ipc.new_stream(file, first.schema) as writer:
+            writer.write_table(first)
+            for table in rest:
+                writer.write_table(table)
+        return unfinished.replace(root / f"{key}-{_digest(unfinished)}.arrow")
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]

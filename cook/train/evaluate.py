@@ -1,0 +1,97 @@
+"""Evaluation: a model's predictions for a split, and what they are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+
+from cook.train import batches
+from cook.train.data import sample
+from cook.train.tasks.task import IGNORE, Task
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+def evaluate(
+    model: torch.nn.Module,
+    dataset: Dataset,
+    task: Task,
+    *,
+    batch_size: int,
+    limit: int | None = None,
+    device: torch.device | str = "cpu",
+    autocast: Autocast = nullcontext,
+) -> dict[str, float]:
+    """The task's metrics and `loss`, the mean over all items of the split.
+
+    Args:
+        model: on `device`; is left in the modes (train or eval) that its modules were in.
+        dataset: from `task.prepare`.
+        task: bound to the model.
+        batch_size: examples at once; it changes speed, not the result.
+        limit: rows at most, None for all; the same rows every time.
+        device: where the model is.
+        autocast: makes the context of each forward.
+    """
+    found, loss = predict(
+        model, sample(dataset, limit), task, batch_size=batch_size, device=device, autocast=autocast
+    )
+    return {**task.metrics(found), "loss": loss}
+
+
+def predict(
+    model: torch.nn.Module,
+    dataset: Dataset,
+    task: Task,
+    *,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    autocast: Autocast = nullcontext,
+) -> tuple[dict[str, torch.Tensor], float]:
+    """`task.predictions` of all rows, in the order of `dataset` and on the CPU, and the mean loss."""
+    lengths = batches.lengths(dataset)
+    order = list(range(len(dataset)))
+    if lengths is not None:
+        # Longest first: little padding, and a batch that is too large fails at once.
+        order.sort(key=lambda index: (-lengths[index], index))
+    updates = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    parts: list[dict[str, torch.Tensor]] = []
+    total, items = 0.0, 0
+    with evaluating(model), torch.inference_mode():
+        for [(batch, _)] in batches.epoch_loader(dataset, task, updates):
+            count = task.count(batch)
+            moved = {name: tensor.to(device) for name, tensor in batch.items()}
+            with autocast():
+                outputs = model(**moved)
+            parts.append({k: v.cpu() for k, v in task.predictions(outputs, moved).items()})
+            total += outputs.loss.double().item() * count
+            items += count
+    back = torch.empty(len(order), dtype=torch.long)
+    back[torch.tensor(order, dtype=torch.long)] = torch.arange(len(order))
+    joined = {name: _joined([part[name] for part in parts])[back] for name in parts[0]}
+    return joined, total / max(items, 1)
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Every module in eval mode inside; afterwards each in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Rows of all `parts`; where their lengths differ, the short ones are padded with IGNORE."""
+    if parts[0].ndim < 2 or len({part.shape[1:] for part in parts}) == 1:
+        return torch.cat(list(parts))
+    longest = max(part.shape[1] for part in parts)
+    return torch.cat([F.pad(part, (0, longest - part.shape[1]), value=IGNORE) for part in parts])

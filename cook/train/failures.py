@@ -1,0 +1,54 @@
+"""What goes wrong in training, told to people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from cook.errors import RunError
+
+
+def not_finite(term: str, value: float, step: int, total: int) -> RunError:
+    """A loss term, or the gradient's norm, is NaN or infinite."""
+    what = "the gradient's norm" if term == "gradient norm" else f"the loss term {term!r}"
+    kind = "NaN" if math.isnan(value) else "infinite"
+    return RunError(
+        f"{what} is {kind} at step {step} of {total}; the run stopped before the step was made, nothing is saved over",
+        hint="lower train.learning_rate, or use train.precision: fp32 or bf16; a checkpoint before it is kept",
+    )
+
+
+@contextmanager
+def memory_errors(train: Any) -> Iterator[None]:
+    """Turn running out of memory into a RunError that says which accumulation to try.
+
+    Args:
+        train: the recipe's section: `batch_size` and `accumulate`.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not _is_memory(error):
+            raise
+        micro = -(-train.batch_size // train.accumulate)
+        if micro == 1:
+            hint = (
+                "a micro-batch is one example already: shorten data.max_length, or use gradient_checkpointing"
+            )
+        else:
+            hint = (
+                f"set train.accumulate: {train.accumulate * 2}: the same batch_size {train.batch_size} in "
+                f"micro-batches of {-(-micro // 2)}, with the same result"
+            )
+        raise RunError(f"out of memory with micro-batches of {micro} examples", hint=hint) from error
+
+
+def _is_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return "can't allocate memory" in text or "out of memory" in text

@@ -1,0 +1,312 @@
+"""The one training loop.
+
+    for each step:
+        a pass's window opens here?         record its state
+        before_step                         schedules move
+        for each micro-batch: seed, forward, backward of its share
+        a term that is not finite           stops the run
+        clip, optimizer step (hard masks follow inside), after_step, learning rate
+        a pass's window closes here?        record its state
+        evaluate, checkpoint, stop at a signal
+
+Orders and seeds are functions of the step, so a run that is resumed goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from torch import Tensor
+from tqdm import tqdm
+
+from cook.errors import Interrupted, RunError
+from cook.recipe.moment import Moment
+from cook.session import Session
+from cook.train import batches, checkpoint
+from cook.train.accounting import Accounting
+from cook.train.failures import memory_errors, not_finite
+from cook.train.optimizer import adamw, scheduler
+from cook.train.seeds import seed_everything
+from cook.train.signals import Signals
+from cook.train.tasks import Task
+
+
+def steps_of(train: Any, rows: int) -> tuple[int, int]:
+    """(total steps, steps an epoch) of a train section over so many rows."""
+    per_epoch = math.ceil(rows / train.batch_size)
+    return train.steps or max(1, round(train.epochs * per_epoch)), per_epoch
+
+
+class Loop:
+    """Trains the module of a session.
+
+    Args:
+        session: attached.
+        task, data: bound; data are the prepared rows to train on.
+        train: the recipe's section.
+        accelerator: device, precision, processes.
+        accounting: records states and evaluations.
+        folder: for checkpoints; None keeps none.
+        identity: what a checkpoint must agree with to be resumed.
+        say: takes a line for people.
+        bar: whether to draw a progress bar.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        task: Task,
+        data: Dataset,
+        train: Any,
+        *,
+        accelerator: Accelerator,
+        accounting: Accounting,
+        folder: Path | None,
+        identity: Mapping[str, Any],
+        say: Callable[[str], None] = print,
+        bar: bool = True,
+    ):
+        self.session, self.task, self.data, self.train = session, task, data, train
+        self.accelerator, self.accounting, self.folder, self.say = accelerator, accounting, folder, say
+        self.identity = dict(identity)
+        self.total, self.per_epoch = session.total_steps, session.steps_per_epoch
+        self.bar = bar and accelerator.is_main_process
+        self.history: list[dict[str, Any]] = []
+        self.done = 0
+        self.best: tuple[float, int] | None = None
+        self._best_state: dict[str, Any] = {}
+        self.seconds = 0.0
+        self.data_seed = train.seed if train.data_seed is None else train.data_seed
+        self.eval_every = self._every(train.eval_every)
+        self.save_every = self._every(train.save_every) if folder is not None else 0
+        self.log_every = self._every(train.log_every) or 1
+        self.optimizer = adamw(
+            session.module,
+            learning_rate=train.learning_rate,
+            weight_decay=train.weight_decay,
+            betas=tuple(train.betas),
+            epsilon=train.epsilon,
+        )
+        session.bind(self.optimizer)
+        warmup = Moment.parse(train.warmup).step(self.total, self.per_epoch)
+        self.rate = scheduler(self.optimizer, total=self.total, warmup=warmup, schedule=train.schedule)
+        self.module, self.prepared = accelerator.prepare(session.module, self.optimizer)
+        session.place(accelerator.device)
+
+    def run(self) -> None:
+        """Train from where the run stands to its end.
+
+        Raises:
+            RunError: a loss is not finite, memory is short, a checkpoint cannot be written.
+            Interrupted: at a signal, after a checkpoint was written.
+        """
+        started = time.monotonic()
+        recent: list[dict[str, float]] = []
+        self.module.train()
+        with Signals() as signals, memory_errors(self.train), self._progress() as progress:
+            for step, micro_batches in zip(range(self.done, self.total), self._updates(), strict=False):
+                self.accounting.window_opens(step)
+                self.session.before_step(step)
+                recent.append(self._update(step, micro_batches))
+                self.done = step + 1
+                self.accounting.window_closes(self.done)
+                if self._due(self.log_every):
+                    self._log(recent, progress)
+                    recent = []
+                if self._due(self.eval_every) or (self.done == self.total):
+                    self._evaluate()
+                progress.update()
+                stop = self._agree(signals.received)
+                if stop or (self._due(self.save_every) and self.done < self.total):
+                    self.seconds += time.monotonic() - started
+                    started = time.monotonic()
+                    self.save()
+                if stop:
+                    raise self._interrupted()
+        self.seconds += time.monotonic() - started
+        if self.train.select == "best" and self.best is not None:
+            self._take_best()
+
+    def _update(self, step: int, micro_batches: list[tuple[batches.Batch, bool]]) -> dict[str, float]:
+        """One optimizer update; returns the loss terms, weighted and not, as means over its items."""
+        counts = [0 if empty else self.task.count(batch) for batch, empty in micro_batches]
+        total = self._sum_over_processes(sum(counts))
+        world = self.accelerator.num_processes
+        sums: dict[str, Tensor] = {}
+        for index, ((batch, _), count) in enumerate(zip(micro_batches, counts, strict=True)):
+            seed_everything(self.train.seed, step, index, self.accelerator.process_index)
+            batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+            last = index == len(micro_batches) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
+                terms = self.module(batch)
+                share = count / total
+                # DDP takes the mean over processes, and the loss is a mean over all their items.
+                self.accelerator.backward(sum(terms.values()) * (share * world))
+            for name, value in terms.items():
+                for key, term in ((name, value), (f"{name} (unweighted)", self.session.unweighted[name])):
+                    sums[key] = sums.get(key, 0.0) + share * term.detach().float()
+        norm = None
+        if self.train.clip is not None:
+            norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.train.clip)
+        values = self._finite(step, sums, norm)
+        self.prepared.step()
+        self.prepared.zero_grad()
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.session.after_step()
+            self.rate.step()
+        return values
+
+    def _finite(self, step: int, sums: dict[str, Tensor], norm: Tensor | None) -> dict[str, float]:
+        """All terms as numbers, in one transfer; a RunError when one is not finite."""
+        if norm is not None:
+            sums = {**sums, "gradient norm": norm.detach().float()}
+        values = torch.stack([value.reshape(()) for value in sums.values()]).tolist()
+        found = dict(zip(sums, values, strict=True))
+        for name, value in found.items():
+            # Under fp16 the scaler meets infinite gradients and skips the step itself.
+            scaled = name == "gradient norm" and self.accelerator.scaler is not None
+            if not math.isfinite(value) and not scaled:
+                raise not_finite(name.removesuffix(" (unweighted)"), value, step, self.total)
+        return found
+
+    def _updates(self) -> Iterator[list[tuple[batches.Batch, bool]]]:
+        """The updates from where the run stands, epoch after epoch."""
+        lengths = batches.lengths(self.data)
+        epoch, offset = divmod(self.done, self.per_epoch)
+        while True:
+            updates = batches.plan_epoch(
+                lengths, len(self.data), self.train.batch_size, self.data_seed, epoch
+            )
+            yield from batches.epoch_loader(
+                self.data,
+                self.task,
+                updates[offset:],
+                self.train.accumulate,
+                self.accelerator.process_index,
+                self.accelerator.num_processes,
+                self.train.workers,
+            )
+            epoch, offset = epoch + 1, 0
+
+    def _evaluate(self) -> None:
+        metrics = self.accounting.state(self.done)["metrics"]
+        self.history.append({"step": self.done, "metrics": metrics})
+        self.accelerator.log({f"validation/{name}": value for name, value in metrics.items()}, step=self.done)
+        closed = all(each.window.end <= self.done for each in self.session.passes)
+        name = self.train.metric or self.task.metric
+        if self.train.select == "best" and closed:
+            if name not in metrics:
+                raise RunError(f"there is no metric {name!r} to select by; there are {', '.join(metrics)}")
+            value = -metrics[name] if name in self.task.lower_is_better else metrics[name]
+            if self.best is None or value > self.best[0]:
+                self.best = (value, self.done)
+                self._keep_best()
+
+    def _keep_best(self) -> None:
+        if self.folder is None:
+            self._best_state = copy.deepcopy(self.session.state_dict())
+        elif self.accelerator.is_main_process:
+            checkpoint.save(self.folder / "best", self.done, {"session": self.session.state_dict()}, keep=1)
+
+    def _take_best(self) -> None:
+        if self.folder is None:
+            self.session.load_state_dict(self._best_state)
+            return
+        self.accelerator.wait_for_everyone()
+        if (path := checkpoint.newest(self.folder / "best", self.say)) is None:
+            raise RunError("the best checkpoint cannot be read", where=str(self.folder / "best"))
+        self.session.load_state_dict(checkpoint.load(path, self.accelerator.device)["session"])
+
+    def _interrupted(self) -> Interrupted:
+        done = f"stopped after step {self.done} of {self.total}"
+        if self.folder is None:
+            return Interrupted(f"{done}; nothing is kept")
+        return Interrupted(
+            f"{done}; a checkpoint is written", hint="run again with --resume to go on from there"
+        )
+
+    def _log(self, recent: list[dict[str, float]], progress: Any) -> None:
+        means = {name: sum(row[name] for row in recent if name in row) / len(recent) for name in recent[-1]}
+        rate = self.rate.get_last_lr()[0]
+        self.history.append({"step": self.done, "loss": means, "learning_rate": rate})
+        self.accelerator.log(
+            {**{f"loss/{k}": v for k, v in means.items()}, "learning_rate": rate}, step=self.done
+        )
+        terms = [
+            f"{name} {value:.3f}"
+            for name, value in means.items()
+            if "(" not in name and name != "gradient norm"
+        ]
+        progress.set_postfix_str(
+            ", ".join([*terms, *filter(None, (p.status() for p in self.session.passes))])
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint of everything that the rest of the run depends on."""
+        if self.folder is not None and self.accelerator.is_main_process:
+            checkpoint.save(self.folder, self.done, self.state_dict())
+        self.accelerator.wait_for_everyone()
+
+    def state_dict(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {
+            "session": self.session.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "run": {
+                "identity": self.identity,
+                "done": self.done,
+                "rate": {k: v for k, v in self.rate.state_dict().items() if k != "lr_lambdas"},
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "history": self.history,
+                "accounting": self.accounting.state_dict(),
+                "best": self.best,
+                "seconds": self.seconds,
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint of the same recipe and number of processes."""
+        run = state["run"]
+        self.session.load_state_dict(state["session"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rate.load_state_dict({**run["rate"], "lr_lambdas": [None for _ in self.rate.lr_lambdas]})
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(run["scaler"])
+        self.done, self.history, self.seconds = run["done"], list(run["history"]), run["seconds"]
+        self.best = tuple(run["best"]) if run["best"] else None
+        self.accounting.load_state_dict(run["accounting"])
+        self.session.step = self.done
+
+    def _every(self, moment: str | int | None) -> int:
+        """How many steps apart; 0 for never."""
+        return 0 if moment is None else max(1, Moment.parse(moment).step(self.total, self.per_epoch))
+
+    def _due(self, every: int) -> bool:
+        return bool(every) and self.done % every == 0
+
+    def _progress(self) -> Any:
+        return tqdm(
+            total=self.total, initial=self.done, disable=not self.bar, unit="step", dynamic_ncols=True
+        )
+
+    def _sum_over_processes(self, count: int) -> int:
+        if self.accelerator.num_processes == 1:
+            return count
+        return int(self.accelerator.reduce(torch.tensor(count, device=self.accelerator.device), "sum"))
+
+    def _agree(self, stop: bool) -> bool:
+        """Whether any process was told to stop."""
+        if self.accelerator.num_processes == 1:
+            return stop
+        if stop:
+            self.accelerator.set_trigger()
+        return bool(self.accelerator.check_trigger())

@@ -1,0 +1,109 @@
+"""Labels: the names that data uses, and the numbers that a model gives them.
+
+Data may name a label (`positive`) or number it (`1`, also as the text `"1"`). A model names every number
+or has the defaults `LABEL_0`, `LABEL_1`, which name nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from datasets import ClassLabel, Dataset
+
+from cook.train.data import ErrorAt
+
+NUMBER = re.compile(r"-?\d+")
+
+
+def as_name(value: Any) -> str:
+    """The name of a label value: `1`, `1.0`, `True` and `"1"` are all `1`."""
+    whole = isinstance(value, bool) or (isinstance(value, float) and value.is_integer())
+    return str(int(value) if whole else value)
+
+
+def names(datasets: Iterable[Dataset], column: str, error: ErrorAt) -> list[str]:
+    """The labels of all `datasets`: a ClassLabel's names, else the values, numbers in numeric order.
+
+    Raises:
+        CookError: the column is missing, holds no labels, or has gaps.
+    """
+    found: set[str] = set()
+    for dataset in datasets:
+        if not len(dataset):
+            raise error("data", "the data has no rows")
+        feature = feature_of(dataset, column, error)
+        if isinstance(feature, ClassLabel):
+            return list(feature.names)
+        values = dataset.unique(column)
+        if None in values:
+            raise error("data.label", f"column {column!r} has rows without a label")
+        if any(isinstance(value, float) and not value.is_integer() for value in values):
+            raise error("data.label", f"column {column!r} holds real numbers; labels are names or integers")
+        found |= {as_name(value) for value in values}
+    if all(NUMBER.fullmatch(name) for name in found):
+        return sorted(found, key=int)
+    return sorted(found)
+
+
+def feature_of(dataset: Dataset, column: str, error: ErrorAt) -> Any:
+    """The feature of the label column.
+
+    Raises:
+        CookError: there is no such column, or it holds lists or objects.
+    """
+    if column not in dataset.features:
+        columns = ", ".join(dataset.column_names)
+        raise error("data.label", f"there is no column {column!r}", f"the columns are {columns}")
+    feature = dataset.features[column]
+    kind = getattr(feature, "dtype", None)
+    if not isinstance(kind, str) or kind in ("list", "dict"):
+        raise error("data.label", f"column {column!r} holds {feature}; labels are names or integers")
+    return feature
+
+
+def ids(
+    labels: Sequence[str], label2id: Mapping[str, int], error: ErrorAt, *, numbered: bool = False
+) -> dict[str, int]:
+    """The model's number for each of `labels`.
+
+    Args:
+        labels: from `names`.
+        label2id: of the model's config.
+        numbered: the names belong to a ClassLabel, so that their positions are numbers too.
+
+    Raises:
+        CookError: some labels are not the model's; both lists are shown.
+    """
+    known = {str(name): int(index) for name, index in label2id.items()}
+    folded = {name.casefold(): index for name, index in known.items()}
+    if all(label in known for label in labels):
+        return {label: known[label] for label in labels}
+    if len(folded) == len(known) and all(label.casefold() in folded for label in labels):
+        return {label: folded[label.casefold()] for label in labels}
+    if numbered and is_default(known) and len(labels) <= len(known):
+        return {label: index for index, label in enumerate(labels)}
+    if all(NUMBER.fullmatch(label) and int(label) in known.values() for label in labels):
+        return {label: int(label) for label in labels}
+    numbers = {str(index) for index in known.values()}
+    strange = [label for label in labels if label not in known and label not in numbers]
+    hint = "name the model's labels in model.labels, or number the labels of the data"
+    if strange == ["-1"]:
+        hint = "-1 marks rows without a label: name a split that has labels"
+    raise error(
+        "data.label",
+        f"the data has labels that the model does not: {_listed(strange or labels)}; "
+        f"the data's are {_listed(labels)}, the model's are {_listed(list(known))}",
+        hint,
+    )
+
+
+def is_default(label2id: Mapping[str, int]) -> bool:
+    """Whether the names are the ones that transformers makes up."""
+    return all(name == f"LABEL_{index}" for name, index in label2id.items())
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    shown = ", ".join(repr(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

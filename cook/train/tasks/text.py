@@ -1,0 +1,125 @@
+"""Text as token ids: which columns, how long, padded with what. Shared by all tasks on text."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import torch
+from datasets import Dataset
+
+from cook.train.data import ErrorAt
+
+LONGEST = 512
+"""The cap on a model's own maximum length; `data.max_length` may go beyond."""
+ROWS = 1000
+"""Rows tokenised at a time."""
+
+
+def columns(dataset: Dataset, data: Any, error: ErrorAt) -> list[str]:
+    """The text columns: the ones that the recipe names, else the only one with text that is no label.
+
+    Raises:
+        CookError: a column is missing or holds no text, or there is not exactly one.
+    """
+    texts = [name for name, feature in dataset.features.items() if _is_text(feature)]
+    listed = f"the columns are {', '.join(dataset.column_names)}"
+    if data.text is None:
+        found = [name for name in texts if name != data.label]
+        if len(found) == 1:
+            return found
+        what = f"several columns hold text ({', '.join(found)})" if found else "no column holds text"
+        raise error("data.text", f"{what}; {listed}", "name one, or two for pairs: text: [first, second]")
+    wanted = [data.text] if isinstance(data.text, str) else list(data.text)
+    for name in wanted:
+        if name not in dataset.features:
+            raise error("data.text", f"there is no column {name!r}", listed)
+        if name not in texts:
+            raise error("data.text", f"column {name!r} holds {dataset.features[name]}, not text", listed)
+    return wanted
+
+
+def _is_text(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in ("string", "large_string")
+
+
+def max_length(tokenizer: Any, config: Any, data: Any, error: ErrorAt) -> int:
+    """Tokens of an example at most: `data.max_length`, else what model and tokenizer can, up to 512.
+
+    Raises:
+        CookError: the recipe asks for more than the model has positions.
+    """
+    positions = getattr(config, "max_position_embeddings", None) or LONGEST
+    if data.max_length is None:
+        return min(LONGEST, positions, tokenizer.model_max_length)
+    if data.max_length > positions:
+        raise error("data.max_length", f"{data.max_length} is more than the model's {positions} positions")
+    return data.max_length
+
+
+def padding(tokenizer: Any, config: Any, error: ErrorAt, say: Callable[[str], None]) -> int:
+    """The id to pad with; tokenizer and config are completed if they lack one.
+
+    Decoders that classify look for the last token that is not this id, so the config's word counts, and
+    a model without one gets the tokenizer's, or its end of text (GPT-2 has nothing else).
+
+    Raises:
+        CookError: the tokenizer has neither.
+    """
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            hint = "set pad_token in its tokenizer_config.json, or name another in model.tokenizer"
+            raise error("model.tokenizer", "the tokenizer has no padding token and no end of text", hint)
+        tokenizer.pad_token = tokenizer.eos_token
+        say(f"the tokenizer has no padding token: its end of text, {tokenizer.eos_token!r}, serves as one")
+    known = getattr(config, "pad_token_id", None)
+    if known is None or known < 0:
+        config.pad_token_id = tokenizer.pad_token_id
+    return int(config.pad_token_id)
+
+
+def encode(
+    tokenizer: Any, texts: Sequence[Sequence[str]], *, length: int, pad: int
+) -> Iterator[dict[str, pa.Array]]:
+    """Token ids of all rows, ROWS at a time.
+
+    Args:
+        tokenizer: is left as it was: its own truncation setting is saved with it.
+        texts: one or two columns of equal length.
+        length: tokens of a row at most; of a pair the longer text is cut first.
+        pad: stands for a row without any token.
+
+    Yields:
+        `input_ids` and `length`, and `token_type_ids` if the tokenizer gives them. The attention mask
+        follows from `length`.
+    """
+    tokenizer = copy.deepcopy(tokenizer)
+    rows = pa.list_(pa.int32())
+    for start in range(0, len(texts[0]), ROWS):
+        block = [list(column[start : start + ROWS]) for column in texts]
+        found = tokenizer(*block, truncation=True, max_length=length, return_attention_mask=False)
+        lists = [ids or [pad] for ids in found["input_ids"]]
+        result = {
+            "input_ids": pa.array(lists, rows),
+            "length": pa.array([len(ids) for ids in lists], pa.int32()),
+        }
+        if "token_type_ids" in found:
+            types = [kinds or [0] for kinds in found["token_type_ids"]]
+            result["token_type_ids"] = pa.array(types, rows)
+        yield result
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, side: str) -> torch.Tensor:
+    """Rows of different lengths as one tensor, shape `(rows, longest)`, filled up with `value`."""
+    longest = max(map(len, rows))
+    if side == "left":
+        return torch.tensor([[value] * (longest - len(row)) + list(row) for row in rows])
+    return torch.tensor([list(row) + [value] * (longest - len(row)) for row in rows])
+
+
+def attention(lengths: Sequence[int], side: str) -> torch.Tensor:
+    """1 for tokens and 0 for padding, shape `(rows, longest)`."""
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return (mask.flip(1) if side == "left" else mask).long()

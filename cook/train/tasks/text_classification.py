@@ -1,0 +1,91 @@
+"""Text classification: a text, or a pair of texts, gets one label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute
+import tokenizers
+import torch
+import transformers
+from datasets import Dataset
+
+from cook.train import cache
+from cook.train.tasks import text
+from cook.train.tasks.classification import Classification
+
+
+class TextClassification(Classification):
+    """One label a text. `data.text` names a column, or two for pairs."""
+
+    name = "text-classification"
+    auto_class = "AutoModelForSequenceClassification"
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self._pad, self._side = 0, "right"
+
+    def prepare(self, dataset: Dataset, processor: Any | None) -> Dataset:
+        """`input_ids`, `labels`, `length`, and `token_type_ids` if the tokenizer gives them."""
+        if processor is None:
+            raise self.error(
+                "model.tokenizer", "the model comes without a tokenizer", "name a folder with one"
+            )
+        columns = text.columns(dataset, self.data, self.error)
+        self._pad = text.padding(processor, self.config, self.error, self.say)
+        self._side = processor.padding_side
+        length = text.max_length(processor, self.config, self.data, self.error)
+        labels = self._label_ids(dataset)
+        key = cache.key(
+            task=self.name,
+            rows=cache.of_rows(dataset, columns),
+            labels=labels,
+            processor=cache.of_processor(processor),
+            versions=[transformers.__version__, tokenizers.__version__],
+            columns=columns,
+            length=length,
+            pad=self._pad,
+            cut=processor.truncation_side,
+        )
+
+        def build() -> Iterator[pa.Table]:
+            texts = [self._texts(dataset, column) for column in columns]
+            start = 0
+            for block in text.encode(processor, texts, length=length, pad=self._pad):
+                end = start + len(block["length"])
+                yield pa.table({**block, "labels": pa.array(labels[start:end], pa.int64())})
+                start = end
+
+        rows = cache.stored(key, build)
+        self._check_vocabulary(rows)
+        return rows
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Padded to the longest of `rows`, on the tokenizer's side; tensors of shape `(rows, longest)`."""
+        batch = {
+            "input_ids": text.pad([row["input_ids"] for row in rows], self._pad, self._side),
+            "attention_mask": text.attention([row["length"] for row in rows], self._side),
+            "labels": torch.tensor([row["labels"] for row in rows]),
+        }
+        if "token_type_ids" in rows[0]:
+            batch["token_type_ids"] = text.pad([row["token_type_ids"] for row in rows], 0, self._side)
+        return batch
+
+    def _texts(self, dataset: Dataset, column: str) -> list[str]:
+        texts: list[str] = dataset[column][:]
+        if None in texts:
+            row = texts.index(None)  # type: ignore[arg-type]
+            raise self.error("data.text", f"column {column!r} has rows without text, the first is row {row}")
+        return texts
+
+    def _check_vocabulary(self, rows: Dataset) -> None:
+        known = getattr(self.config, "vocab_size", None)
+        highest = max(pa.compute.max(chunk.flatten()).as_py() for chunk in rows.data["input_ids"].chunks)
+        if known is not None and highest >= known:
+            raise self.error(
+                "model.tokenizer",
+                f"the tokenizer gives the id {highest}, the model knows {known}",
+                "is it the tokenizer of this model?",
+            )
