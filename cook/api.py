@@ -1,0 +1,200 @@
+"""The doors for Python: `apply` compresses a model in memory, `attach` serves somebody's own loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+import cook
+from cook.errors import CookError
+from cook.model.quantizer import blueprint_of
+from cook.pipeline import environment
+from cook.pipeline.inputs import Data, make_passes, read_data
+from cook.pipeline.rows import pass_rows, state
+from cook.pipeline.train import Work, carry_out
+from cook.recipe import Recipe, load_recipe, thaw
+from cook.report import Model, Report
+from cook.session import Session
+from cook.train.tasks import TASKS
+
+Config = str | os.PathLike[str] | Mapping[str, Any] | Recipe
+Teacher = PreTrainedModel | Literal["self"] | None
+Rows = Dataset | Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `apply` gives back.
+
+    Attributes:
+        model: the model that was given, compressed in place; `save_pretrained` writes it as usual.
+        report: what each pass did.
+    """
+
+    model: PreTrainedModel
+    report: Report
+
+
+def apply(
+    model: PreTrainedModel,
+    config: Config,
+    *,
+    data: Mapping[str, Rows] | None = None,
+    teacher: Teacher = None,
+    tokenizer: Any | None = None,
+) -> Result:
+    """Compress a model in memory.
+
+    With a `train` section and data the passes share one training run, as in `cook run`. Without, the
+    passes that need no training act at once.
+
+    Args:
+        model: changed in place. Float weights; they are trained in the type that they have.
+        config: a recipe: a path, a mapping or a Recipe. `version` and `passes` are enough.
+        data: `{"train": rows, "validation": rows}`, where rows are a `datasets.Dataset` or a list of
+            mappings; the recipe's data section names the columns. None reads what that section names.
+        teacher: a model or `"self"`; None takes the recipe's.
+        tokenizer: the tokenizer or image processor, for training on data.
+
+    Raises:
+        CookError: the config is wrong, or a pass needs data, training or a teacher that is not there.
+        RunError: training failed.
+    """
+    recipe = load_recipe(config, partial=True)
+    passes = make_passes(recipe)
+    _refuse_integers(model)
+    read = _data(recipe, model, data)
+    trains = recipe.train is not None and read is not None and "train" in read.raw
+    rows: dict[str, Dataset] = {}
+    if read is not None:
+        read.task.bind(model.config, read.labels)
+        processor = tokenizer if tokenizer is not None else read.task.plain_processor()
+        rows = {split: read.task.prepare(raw, processor) for split, raw in read.raw.items()}
+    outcome = carry_out(
+        Work(
+            model=model,
+            passes=passes,
+            task=read.task if read else None,
+            rows=rows,
+            train=recipe.train if trains else None,
+            evaluation=recipe.eval,
+            accelerator=environment.accelerator(recipe.train, device=model.device),
+            teacher=teacher if teacher is not None else _named_teacher(recipe),
+            progress=False,
+        )
+    )
+    report = Report(
+        cook=cook.__version__,
+        created=environment.now(),
+        recipe={"name": recipe.name, "digest": recipe.digest},
+        model=Model(
+            name=model.config.name_or_path or type(model).__name__,
+            before=state(outcome.before),
+            after=state(outcome.after),
+            float32_bytes=4 * outcome.before["parameters"],
+        ),
+        passes=pass_rows(passes, outcome),
+        train=outcome.train,
+        environment=environment.describe(
+            model.device,
+            seed=recipe.train.seed if trains else None,
+            precision=recipe.train.precision if trains else str(model.dtype).removeprefix("torch."),
+        ),
+    )
+    return Result(model.eval(), report)
+
+
+def attach(
+    model: PreTrainedModel,
+    config: Config,
+    *,
+    total_steps: int,
+    steps_per_epoch: int = 1,
+    teacher: Teacher = None,
+) -> Session:
+    """Bind a recipe's passes to a model, for your own training loop.
+
+    Args:
+        model: with a head that returns a loss; changed in place.
+        config: a recipe; only its passes and its teacher count.
+        total_steps: optimizer steps that your loop will make.
+        steps_per_epoch: of them, in one epoch; for moments such as `1.5 epochs`.
+        teacher: a model or `"self"`; None takes the recipe's.
+
+    Returns:
+        A session; `cook.session` shows the loop around it. Used as a context manager it removes its
+        hooks whatever happens.
+
+    Raises:
+        CookError: the config is wrong, or a pass cannot be attached to this model.
+    """
+    recipe = load_recipe(config, partial=True)
+    _refuse_integers(model)
+    return Session(
+        make_passes(recipe),
+        model,
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+        teacher=teacher if teacher is not None else _named_teacher(recipe),
+    )
+
+
+def _refuse_integers(model: PreTrainedModel) -> None:
+    if any(edit.op == "integer" for edit in blueprint_of(model).edits):
+        raise CookError(
+            "the model holds integers, which no pass can change",
+            hint="model = model.dequantize() gives a float model; its passes can go on from there",
+        )
+
+
+def _named_teacher(recipe: Recipe) -> Teacher:
+    if recipe.teacher is None:
+        return None
+    if recipe.teacher.path != "self":
+        raise recipe.error(
+            "teacher", "a teacher's path is for `cook run`", "load the model and give it as `teacher=`"
+        )
+    return "self"
+
+
+def _data(recipe: Recipe, model: PreTrainedModel, data: Mapping[str, Rows] | None) -> Data | None:
+    """The recipe's data, with the given rows in the place of what it names; None without any."""
+    if data is None and recipe.data is None:
+        return None
+    value = thaw(recipe.value)
+    value["model"] = {"path": "memory", "task": (value.get("model") or {}).get("task") or _task_of(model)}
+    if data is not None:
+        value["data"] = {
+            **(value.get("data") or {}),
+            "path": "memory",
+            "train": "train",
+            "validation": "validation",
+        }
+    whole = load_recipe(value, partial=True)
+    splits = [split for split in ("train", "validation") if data is None or split in data]
+    raw = None if data is None else {split: _dataset(data[split]) for split in splits}
+    return read_data(whole, _silent, splits, raw=raw)
+
+
+def _dataset(rows: Rows) -> Dataset:
+    return rows if isinstance(rows, Dataset) else Dataset.from_list([dict(row) for row in rows])
+
+
+def _task_of(model: PreTrainedModel) -> str:
+    """The task that a model's class is made for."""
+    ending = type(model).__name__.rpartition("For")[2]
+    for name, task in TASKS.items():
+        if task.auto_class.rpartition("For")[2] == ending:
+            return name
+    raise CookError(
+        f"no task fits a {type(model).__name__}", hint=f"name one in model.task: {', '.join(TASKS)}"
+    )
+
+
+def _silent(line: str) -> None:
+    """Say nothing."""

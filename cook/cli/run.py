@@ -1,0 +1,38 @@
+"""`cook run RECIPE`: train, compress, save, verify, report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from cook.cli import arguments, screen
+
+NAME = "run"
+
+
+def add(subparsers: Any) -> None:
+    """Add the verb to the command."""
+    parser = arguments.verb(subparsers, NAME, "do what a recipe says and write the output folder")
+    arguments.recipe(parser)
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    parser.add_argument("--force", action="store_true", help="replace an output that is already there")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def call(args: argparse.Namespace) -> int:
+    """Run the recipe and print its report. Of several processes only the first speaks."""
+    from cook.pipeline import run
+    from cook.recipe import load_recipe
+    from cook.report import terminal
+
+    quiet = args.quiet or os.environ.get("RANK", "0") != "0"
+    say = _silent if quiet else screen.say
+    recipe = load_recipe(args.recipe, args.overrides)
+    report = run(recipe, resume=args.resume, force=args.force, say=say, progress=not quiet)
+    say(f"\n{terminal(report)}")
+    return 0
+
+
+def _silent(text: str) -> None:
+    """Say nothing."""

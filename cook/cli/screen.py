@@ -1,0 +1,69 @@
+"""What the command prints: results on stdout, one screen of error on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+import traceback
+from typing import Any
+
+from cook.errors import CookError, RecipeErrors
+
+MOST = 12
+"""Mistakes of one recipe that are shown: more would not fit on one screen."""
+
+
+def prepare() -> None:
+    """Make stdout and stderr take every character; what the terminal cannot show becomes `?`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def say(text: str) -> None:
+    """Print to stdout at once. When its reader has gone (`cook run | head`) the work goes on unheard."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit, which must not fail either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say_json(value: Any) -> None:
+    """Print a JSON value."""
+    say(json.dumps(value, indent=2))
+
+
+def fail(error: BaseException, *, debug: bool) -> int:
+    """Print `error` to stderr, with its traceback when `debug`, and give the exit code."""
+    if debug:
+        _complain("".join(traceback.format_exception(error)).rstrip())
+    if isinstance(error, CookError):
+        _complain(f"error: {_message(error)}")
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        _complain("error: interrupted")
+        return 1
+    _complain(f"error: {type(error).__name__}: {error}".rstrip(": "))
+    if not debug:
+        _complain("  run again with --debug for the traceback")
+    return 1
+
+
+def _message(error: CookError) -> str:
+    if not isinstance(error, RecipeErrors):
+        return str(error)
+    if len(error.problems) == 1:
+        return str(error.problems[0])
+    lines = [error.message, *map(str, error.problems[:MOST])]
+    if len(error.problems) > MOST:
+        lines.append(f"and {len(error.problems) - MOST} more")
+    return "\n".join(lines)
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(text, file=sys.stderr, flush=True)

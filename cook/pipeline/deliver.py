@@ -1,0 +1,117 @@
+"""Save, verify, report: the finished model becomes a folder that is whole or not there at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cook.errors import RunError
+from cook.model import folder, measure
+from cook.model.integer import IntLinear
+from cook.model.quiet import quiet
+from cook.model.verify import verify
+from cook.pipeline.inputs import Data, load_model
+from cook.pipeline.output import work_folder
+from cook.pipeline.train import outputs
+from cook.recipe import Recipe
+from cook.report import Reload, Report, card
+
+INTEGERS_MAY_DIFFER = 1e-3
+"""Relative to the largest output: integer models may sum in another order after reloading."""
+
+
+def deliver(
+    recipe: Recipe,
+    data: Data,
+    report: Report,
+    model: PreTrainedModel,
+    processor: Any,
+    sample: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype | None,
+    force: bool,
+) -> Report:
+    """Save the model, load it back as a stranger would, time it, and write everything into the output.
+
+    Args:
+        report: all but what is found here: `reload`, `model.latency`.
+        sample: one example without its label.
+        dtype: of the floats that are written.
+        force: replace a model folder that is there already.
+
+    Raises:
+        RunError: the disk refuses, or the reloaded model gives something else. No output is left then.
+    """
+    target = Path(recipe.output.path)
+    draft = work_folder(target) / "result"
+    device = next(model.parameters()).device
+    stored = folder.cast(model.to("cpu"), dtype)
+    batch = {name: _as(value.cpu(), stored.dtype) for name, value in sample.items()}
+    folder.save(stored, draft, processor=processor, shard_size=recipe.output.shard_size, force=True)
+    found = verify(
+        draft,
+        batch,
+        outputs(stored, batch),
+        auto_class=data.task.auto_class,
+        trust_remote_code=recipe.model.trust_remote_code,
+        attention=recipe.model.attention,
+    )
+    _check(model, found)
+    report.reload = Reload(**found)
+    report.model.extra["weight_bytes"] = folder.weight_bytes(draft)
+    if recipe.eval.latency:
+        report.model.latency = _latency(recipe, data, draft, batch, device)
+    texts = {
+        "recipe.yaml": recipe.to_yaml(target),
+        f"recipe.source{Path(recipe.name).suffix or '.yaml'}": recipe.text,
+        "README.md": card(report, recipe.text, name=target.name, base_model=recipe.model.path),
+    }
+    for name, text in texts.items():
+        folder.write(draft, name, text)
+    report.write(draft / "report.json")
+    folder.publish(draft, target, force=force)
+    return report
+
+
+def _as(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if value.is_floating_point() else value
+
+
+def _check(model: PreTrainedModel, found: Mapping[str, Any]) -> None:
+    integers = any(isinstance(module, IntLinear) for module in model.modules())
+    allowed = INTEGERS_MAY_DIFFER if integers else 0.0
+    if not found["max_rel_difference"] <= allowed:
+        raise RunError(
+            f"the saved model, loaded again, differs by {found['max_rel_difference']:.2g} (relative)",
+            hint="this is a fault of cook: please report it with the recipe",
+        )
+
+
+def _latency(
+    recipe: Recipe, data: Data, draft: Path, batch: Mapping[str, Tensor], device: torch.device
+) -> dict[str, Any]:
+    """The source and the result in float32, timed in alternation on the device at hand."""
+    auto = getattr(transformers, data.task.auto_class)
+    trusted = recipe.model.trust_remote_code
+    with quiet():
+        after = auto.from_pretrained(draft, dtype=torch.float32, trust_remote_code=trusted)
+    models = {"before": load_model(recipe, data, lambda line: None), "after": after}
+    moved = {name: _as(value, torch.float32).to(device) for name, value in batch.items()}
+    times = measure.latency({name: one.to(device).eval() for name, one in models.items()}, moved)
+    was, now = times["before"]["median"], times["after"]["median"]
+    return {
+        "batch": 1,
+        "shape": {name: list(value.shape) for name, value in batch.items()},
+        "device": device.type,
+        "before_ms": was,
+        "after_ms": now,
+        "ratio": was / now,
+        "spread": max((row["high"] - row["low"]) / row["median"] / 2 for row in times.values()),
+        "rounds": measure.ROUNDS,
+    }

@@ -1,0 +1,96 @@
+"""The output folder and the work folder beside it: what is there already, and what a resume continues."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cook.errors import CookError
+from cook.recipe import Recipe, load_recipe
+from cook.report import Report
+from cook.train import checkpoint
+
+Say = Callable[[str], None]
+
+
+def work_folder(output: Path) -> Path:
+    """Where a run keeps its checkpoints: a hidden folder beside the output, gone when the run is done."""
+    return output.parent / f".{output.name}.cook"
+
+
+def finished(recipe: Recipe) -> Report | None:
+    """The report of a finished run of this very recipe in its output folder, or None."""
+    file = Path(recipe.output.path) / "report.json"
+    if not file.is_file():
+        return None
+    report = Report.read(file)
+    return report if report.recipe.get("digest") == recipe.digest else None
+
+
+def guard(recipe: Recipe, *, resume: bool, force: bool, say: Say) -> Path:
+    """Refuse to write over anything without being told to; returns the folder for checkpoints.
+
+    Raises:
+        CookError: the output exists, or an interrupted run waits to be resumed, and nothing was said of it.
+    """
+    output = Path(recipe.output.path)
+    if output.exists() and not force:
+        what = "a file" if output.is_file() else "an output"
+        if output.is_file() or any(output.iterdir()):
+            raise recipe.error(
+                "output.path", f"there is {what} at {output} already", "choose another path, or give --force"
+            )
+    folder = work_folder(output) / "checkpoints"
+    if resume:
+        return folder
+    waiting = checkpoint.newest(folder, say)
+    if waiting is not None and not force:
+        step = checkpoint.step_of(waiting)
+        raise CookError(
+            f"an interrupted run waits at step {step}",
+            where=str(folder),
+            hint="give --resume to go on from there, or --force to start afresh",
+        )
+    shutil.rmtree(folder.parent, ignore_errors=True)
+    return folder
+
+
+def restore(folder: Path, recipe: Recipe, processes: int, say: Say) -> dict[str, Any] | None:
+    """The newest whole checkpoint of this recipe; None, and said, when there is none.
+
+    Raises:
+        CookError: it belongs to another recipe, or to another number of processes; says the difference.
+    """
+    path = checkpoint.newest(folder, say)
+    if path is None:
+        say("there is nothing to resume: starting afresh")
+        return None
+    state = checkpoint.load(path)
+    before = state["run"]["identity"]
+    if before["digest"] != recipe.digest:
+        then = load_recipe(json.loads(before["recipe"]))
+        changes = then.difference(recipe) or ["the recipe"]
+        listed = "\n  ".join(changes)
+        raise CookError(
+            f"the recipe has changed since that checkpoint:\n  {listed}",
+            where=str(path),
+            hint="put the recipe back, or give --force without --resume to start afresh",
+        )
+    if before["processes"] != processes:
+        raise CookError(
+            f"the run had {before['processes']} processes, and now there are {processes}",
+            where=str(path),
+            hint="start as many as before: seeds and shares of the data depend on it",
+        )
+    say(f"resuming after step {state['run']['done']}")
+    return state
+
+
+def identity(recipe: Recipe, processes: int) -> dict[str, Any]:
+    """What a checkpoint must agree with to be resumed."""
+    from cook.recipe import thaw
+
+    return {"digest": recipe.digest, "recipe": json.dumps(thaw(recipe.value)), "processes": processes}

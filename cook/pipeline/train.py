@@ -1,0 +1,201 @@
+"""What `cook run` and `cook.apply` share: attach, train, finish, and account for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cook.errors import RunError
+from cook.model import measure
+from cook.model.integer import IntLinear
+from cook.passes import Pass
+from cook.session import Session
+from cook.train.accounting import Accounting, State
+from cook.train.batches import fetch
+from cook.train.evaluate import evaluate, evaluating
+from cook.train.loop import Loop, steps_of
+from cook.train.tasks import Task
+
+SAMPLED = 64
+"""Rows among which the longest is the example that multiply-accumulates and latency are told for."""
+
+FOLDED = 1e-3
+"""How far finishing may move an output, relative to the largest one."""
+
+
+@dataclass
+class Work:
+    """Everything that one run works on.
+
+    Attributes:
+        rows: prepared splits; `train` may be missing when nothing trains.
+        folder: for checkpoints; None keeps none.
+        dtype: what floating-point weights are stored in.
+        restore: called with the loop before it runs, to continue a run.
+    """
+
+    model: PreTrainedModel
+    passes: Sequence[Pass]
+    task: Task | None
+    rows: Mapping[str, Dataset]
+    train: Any
+    evaluation: Any
+    accelerator: Accelerator
+    teacher: PreTrainedModel | Literal["self"] | None = None
+    folder: Path | None = None
+    dtype: torch.dtype | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    restore: Callable[[Loop], None] | None = None
+    say: Callable[[str], None] = print
+    progress: bool = True
+
+
+@dataclass
+class Outcome:
+    """What came of it: the model as it was and is, and how the passes and the training went."""
+
+    before: State
+    after: State
+    states: dict[str, list[State]]
+    facts: dict[str, dict[str, Any]]
+    train: dict[str, Any] | None
+    sample: dict[str, Tensor] | None
+
+
+def carry_out(work: Work) -> Outcome:
+    """Attach the passes, train if there is something to train on, finish; the model is changed in place.
+
+    Raises:
+        CookError: a pass cannot do what it is asked to.
+        RunError: training failed, or the finished model does not give what the trained one gave.
+    """
+    work.model.to(work.accelerator.device)
+    sample = example(work)
+    accounting = Accounting(
+        work.model,
+        work.passes,
+        evaluate=lambda: _metrics(work),
+        macs=lambda: measure.macs(work.model, sample) if sample else None,
+        dtype=work.dtype,
+    )
+    before = accounting.state(0)
+    total, per_epoch = steps_of(work.train, len(work.rows["train"])) if work.train else (0, 1)
+    loop = None
+    with Session(
+        work.passes,
+        work.model,
+        total_steps=total,
+        steps_per_epoch=per_epoch,
+        teacher=work.teacher,
+        before_attach=accounting.attaching,
+    ) as session:
+        if total:
+            loop = _loop(work, session, accounting)
+            loop.run()
+        trained = outputs(work.model, sample) if sample else None
+        session.finish()
+    _round_to(work.model, work.dtype)
+    if sample and trained is not None:
+        _check_folded(trained, outputs(work.model, sample), work.dtype)
+    after = accounting.finished(total)
+    told = _told(work, loop, total / per_epoch) if loop else None
+    return Outcome(before, after, accounting.states, session.facts, told, sample)
+
+
+def example(work: Work) -> dict[str, Tensor] | None:
+    """One example, without its label: the longest of the first rows of the validation split."""
+    if work.task is None or not (rows := work.rows.get("validation", work.rows.get("train"))):
+        return None
+    first = list(range(min(SAMPLED, len(rows))))
+    if "length" in rows.column_names:
+        lengths = rows[first]["length"]
+        first = [max(first, key=lambda index: lengths[index])]
+    batch = work.task.collate(fetch(rows, first[:1]))
+    return {name: value.to(work.accelerator.device) for name, value in batch.items() if name != "labels"}
+
+
+@torch.no_grad()
+def outputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that a model gives for a batch, in eval mode, by name."""
+    with evaluating(model):
+        found = model(**batch)
+    return {name: value.detach() for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def _loop(work: Work, session: Session, accounting: Accounting) -> Loop:
+    assert work.task is not None
+    loop = Loop(
+        session,
+        work.task,
+        work.rows["train"],
+        work.train,
+        accelerator=work.accelerator,
+        accounting=accounting,
+        folder=work.folder,
+        identity=work.identity,
+        bar=work.progress,
+    )
+    if work.restore is not None:
+        work.restore(loop)
+    return loop
+
+
+def _metrics(work: Work) -> dict[str, float]:
+    if work.task is None or "validation" not in work.rows:
+        return {}
+    return evaluate(
+        work.model,
+        work.rows["validation"],
+        work.task,
+        batch_size=work.evaluation.batch_size,
+        limit=work.evaluation.limit,
+        device=work.accelerator.device,
+    )
+
+
+def _told(work: Work, loop: Loop, epochs: float) -> dict[str, Any]:
+    assert work.task is not None
+    best = loop.best if work.train.select == "best" else None
+    return {
+        "steps": loop.total,
+        "epochs": round(epochs, 3),
+        "seconds": round(loop.seconds, 1),
+        "selected": "best" if best else "last",
+        "selected_step": best[1] if best else loop.total,
+        "metric": work.train.metric or work.task.metric,
+        "history": loop.history,
+    }
+
+
+@torch.no_grad()
+def _round_to(model: PreTrainedModel, dtype: torch.dtype | None) -> None:
+    """Round float32 weights to what the file will hold, so that what is measured is what is saved."""
+    if dtype in (None, torch.float32):
+        return
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            scale = isinstance(module, IntLinear) and "scale" in name
+            if parameter.is_floating_point() and not scale:
+                parameter.copy_(parameter.to(dtype))
+
+
+def _check_folded(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], dtype: torch.dtype | None
+) -> None:
+    """Finishing must not change what the model gives."""
+    allowed = FOLDED if dtype in (None, torch.float32) else 50 * torch.finfo(dtype).eps
+    for name, was in before.items():
+        moved = float((after[name].float() - was.float()).abs().max()) if was.numel() else 0.0
+        if not moved <= allowed * max(1.0, float(was.abs().max())):
+            raise RunError(
+                f"finishing moved the output {name!r} by {moved:.2g}, more than {allowed:g} of its size",
+                hint="a pass did not fold what it trained; please report it with the recipe",
+            )

@@ -1,0 +1,79 @@
+"""The model card: the README.md of the output folder, in the form that the Hugging Face hub reads."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from cook.report import table
+from cook.report.draw import clean
+from cook.report.report import Report
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+"""`owner/name`, or a bare `name` such as gpt2: no absolute and no relative path."""
+
+
+def card(report: Report, recipe_text: str, *, name: str, base_model: str | None = None) -> str:
+    """The text of a model card.
+
+    Args:
+        report: what the tables are drawn from.
+        recipe_text: the recipe as written, shown at the end.
+        name: what the model is called: the heading, and the argument of `from_pretrained`.
+        base_model: what was compressed; named in the front matter when it is a hub id.
+    """
+    import yaml
+
+    front: dict[str, object] = {"library_name": "transformers"}
+    if base_model is not None and HUB_ID.fullmatch(base_model):
+        front["base_model"] = base_model
+    front["tags"] = ["cook", "compression"]
+    if metrics := [metric for metric in report.model.after.metrics if metric != "loss"]:
+        front["metrics"] = metrics
+    fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", recipe_text)), default=0))
+    sections = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
+        f"# {clean(name)}",
+        _introduction(report, base_model),
+        f"## Use\n\n{_use(report, name)}",
+        f"## What changed\n\n{table.markdown(report)}",
+        _measured(report),
+        f"## Recipe\n\n{fence}yaml\n{recipe_text.rstrip()}\n{fence}",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _introduction(report: Report, base_model: str | None) -> str:
+    """One sentence: what was made smaller, and with what. Of a local path only the last part is shown."""
+    name = base_model or ""
+    if not HUB_ID.fullmatch(name):
+        name = clean(name).replace("`", "").rstrip("/").rpartition("/")[2]
+    source = f"`{name}`" if name else "A model"
+    passes = ", ".join(f"`{clean(row.name)}`" for row in report.passes)
+    return f"{source} compressed with cook" + (f" ({passes})." if passes else ", without a pass.")
+
+
+def _measured(report: Report) -> str:
+    """Where the figures for size and speed come from."""
+    text = "Sizes on disk are those of weights as they are written"
+    if report.model.latency:
+        text += ", and latencies were timed, before and after side by side in one process"
+    return f"{text}; nothing is estimated from the number of zeros."
+
+
+def _use(report: Report, name: str) -> str:
+    plain = report.reload is not None and report.reload.plain
+    auto_class = report.model.auto_class or "AutoModel"
+    lines = [
+        *([] if plain else ["import cook  # teaches transformers to rebuild this model"]),
+        f"from transformers import {auto_class}",
+        "",
+        f"model = {auto_class}.from_pretrained({json.dumps(name, ensure_ascii=False)})",
+    ]
+    needs = (
+        "The folder is an ordinary one: transformers alone loads it."
+        if plain
+        else "Install cook with `pip install cook-compress`; without it, loading fails."
+    )
+    code = "\n".join(lines)
+    return f"{needs}\n\n```python\n{code}\n```"

@@ -1,0 +1,73 @@
+"""The model card: front matter that the hub reads, how to load, the tables, the recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from cook.report import card
+from tests.report.example import report
+
+
+def front(text: str) -> dict[str, Any]:
+    """The YAML between the first two rules."""
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def test_card() -> None:
+    text = card(report(), "version: 1\npasses: []\n", name="digits-small", base_model="google/vit-base")
+    assert text.startswith("---\n")
+    assert front(text) == {
+        "library_name": "transformers",
+        "base_model": "google/vit-base",
+        "tags": ["cook", "compression"],
+        "metrics": ["accuracy"],
+    }
+    assert "# digits-small\n" in text
+    assert "import cook  # teaches" in text
+    assert 'AutoModelForImageClassification.from_pretrained("digits-small")' in text
+    assert "| size on disk | 1.63 MB | 453 kB | 3.61x smaller |" in text
+    assert "Zeros are stored still and do not make dense kernels faster" in text
+    assert "latencies were timed" in text
+    assert text.endswith("```yaml\nversion: 1\npasses: []\n```\n")
+
+
+def test_a_plain_folder_needs_no_cook() -> None:
+    built = report()
+    assert built.reload is not None
+    built.reload.plain = True
+    text = card(built, "version: 1", name="small")
+    assert "import cook" not in text
+    assert "transformers alone loads it" in text
+
+
+@pytest.mark.parametrize(
+    "path", ["/data/model", "./model", "../model", "~/model", "a/b/c", "", None, "a b/c"]
+)
+def test_only_a_hub_id_is_a_base_model(path: str | None) -> None:
+    assert "base_model" not in front(card(report(), "", name="small", base_model=path))
+
+
+def test_a_local_path_is_not_published() -> None:
+    text = card(report(), "", name="small", base_model="/home/someone/models/minilm/")
+    assert "`minilm` compressed with cook" in text
+    assert "someone" not in text
+
+
+def test_what_was_not_measured_is_not_spoken_of() -> None:
+    built = report()
+    built.model.latency = built.model.auto_class = built.reload = None
+    built.passes = []
+    text = card(built, "", name="small", base_model="gpt2")
+    assert "latenc" not in text
+    assert "AutoModel.from_pretrained" in text
+    assert "`gpt2` compressed with cook, without a pass." in text
+
+
+def test_a_recipe_with_fences_stays_inside_its_own() -> None:
+    text = card(report(), "# ```\n# ````\nversion: 1", name='a"b\nc')
+    assert "`````yaml\n# ```\n# ````\nversion: 1\n`````" in text
+    assert 'from_pretrained("a\\"b\\nc")' in text
+    assert '# a"b c\n' in text
