@@ -22,13 +22,13 @@ ROUNDS = 60
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as long as another one takes: the median over `pairs`, its 95 % interval.
+    """How many times as long as another one takes: the middle over `pairs`, its 95 % interval.
 
     Attributes:
         spread: the interquartile range of the single ratios: the noise of the machine.
     """
 
-    median: float
+    middle: float
     low: float
     high: float
     spread: float
@@ -40,7 +40,7 @@ class Ratio:
 
     def __str__(self) -> str:
         interval = f"[{self.low:.3f}, {self.high:.3f}]"
-        return f"{self.median:.3f} {interval}, spread {self.spread:.3f}, {self.pairs} pairs"
+        return f"{self.middle:.3f} {interval}, spread {self.spread:.3f}, {self.pairs} pairs"
 
 
 def measure(
@@ -65,18 +65,31 @@ def measure(
 
 
 def ratio(
-    seconds: Sequence[float], against: Sequence[float], *, resamples: int = 10_000, seed: int = 0
+    seconds: Sequence[float],
+    against: Sequence[float],
+    *,
+    mean: bool = False,
+    resamples: int = 10_000,
+    seed: int = 0,
 ) -> Ratio:
     """The ratio of two rivals of one `measure`, round by round.
 
-    The interval is the percentile bootstrap of the median (Efron 1979) over whole rounds.
+    The interval is the percentile bootstrap (Efron 1979) over whole rounds.
+
+    Args:
+        mean: tell the ratio of the two sums instead of the median ratio, for a rival whose rare rounds are
+            dear and belong to its cost.
     """
-    ratios = numpy.asarray(seconds) / numpy.asarray(against)
-    source = numpy.random.default_rng(seed)
-    medians = numpy.median(source.choice(ratios, (resamples, len(ratios))), axis=1)
-    low, high = numpy.percentile(medians, [2.5, 97.5])
+    mine, theirs = numpy.asarray(seconds), numpy.asarray(against)
+    ratios = mine / theirs
+    rounds = numpy.random.default_rng(seed).integers(0, len(ratios), (resamples, len(ratios)))
+    if mean:
+        middle, drawn = mine.sum() / theirs.sum(), mine[rounds].sum(1) / theirs[rounds].sum(1)
+    else:
+        middle, drawn = numpy.median(ratios), numpy.median(ratios[rounds], axis=1)
+    low, high = numpy.percentile(drawn, [2.5, 97.5])
     first, third = numpy.percentile(ratios, [25, 75])
-    return Ratio(float(numpy.median(ratios)), float(low), float(high), float(third - first), len(ratios))
+    return Ratio(float(middle), float(low), float(high), float(third - first), len(ratios))
 
 
 def table(seconds: Mapping[str, Sequence[float]]) -> str:

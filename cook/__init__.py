@@ -20,7 +20,7 @@ from cook import _hook
 if TYPE_CHECKING:
     from cook.api import apply, attach
     from cook.errors import CookError
-    from cook.pipeline import run
+    from cook.pipeline import run  # type: ignore[no-redef]
     from cook.recipe import Recipe, load_recipe
     from cook.report import Report
 

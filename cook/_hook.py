@@ -1,8 +1,9 @@
 """Registers cook's quantizer when transformers loads, and not a moment before.
 
 Importing transformers takes seconds, so `import cook` must not do it. A finder on `sys.meta_path`
-waits for the one module that keeps the list of quantizers, lets it load as it would have, and then
-imports `cook.model.quantizer`, which registers itself.
+waits for the one module that keeps the list of quantizers, lets it load as it would have, and enters
+two names there. They import `cook.model.quantizer` when a model asks for it: importing it earlier,
+inside of somebody's import, could make two importing threads wait for each other.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 AWAITED = "transformers.quantizers.auto"
+METHOD = "cook"
+"""The `quant_method` in config.json."""
 
 
 class _Finder(MetaPathFinder):
@@ -48,7 +52,7 @@ class _Loader(Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self.inner
         self.inner.exec_module(module)
-        _register()
+        _register(module)
 
     def __getattr__(self, name: str) -> object:
         if name == "inner":
@@ -61,8 +65,23 @@ def install() -> None:
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
     if AWAITED in sys.modules:
-        _register()
+        _register(import_module(AWAITED))
 
 
-def _register() -> None:
-    import_module("cook.model.quantizer")
+class Config:
+    """Stands for `CookConfig` in transformers' list."""
+
+    @staticmethod
+    def from_dict(value: Any, **options: Any) -> Any:
+        """What `CookConfig.from_dict` gives."""
+        return import_module("cook.model.quantizer").CookConfig.from_dict(value, **options)
+
+
+def quantizer(config: Any, **options: Any) -> Any:
+    """Stands for `CookQuantizer` in transformers' list."""
+    return import_module("cook.model.quantizer").CookQuantizer(config, **options)
+
+
+def _register(module: Any) -> None:
+    module.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = Config
+    module.AUTO_QUANTIZER_MAPPING[METHOD] = quantizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from datasets import Dataset
 from transformers import PreTrainedModel
@@ -24,7 +24,7 @@ from cook.train.tasks import TASKS
 
 Config = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 Teacher = PreTrainedModel | Literal["self"] | None
-Rows = Dataset | Sequence[Mapping[str, Any]]
+Rows: TypeAlias = Dataset | Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def apply(
             rows=rows,
             train=recipe.train if trains else None,
             evaluation=recipe.eval,
-            accelerator=environment.accelerator(recipe.train, device=model.device),
+            accelerator=environment.accelerator(recipe, device=model.device),
             teacher=teacher if teacher is not None else _named_teacher(recipe),
             progress=False,
         )

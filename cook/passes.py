@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 PHASES = ("observe", "structure", "weights", "precision")
 """The order of `finish`: structure leaves before weights are folded, integers come last."""
 
-NEEDS = frozenset({"training", "calibration", "teacher", "weights"})
+NEEDS = frozenset({"training", "teacher"})
 """What a pass can need besides the model."""
+
+FEATURES = frozenset({"ddp", "checkpointing"})
+"""What a run can have that a pass must work with: several processes, gradient checkpointing."""
 
 BUILT_IN = ("cook.distill.logits", "cook.prune.weights", "cook.quant.qat")
 """The modules that register the passes shipped here, imported at the first look-up."""
@@ -111,9 +114,11 @@ class Pass:
     options: ClassVar[dict[str, Any]]
     """JSON Schema properties: each with a type, a range, a default and a one-line description."""
     required: ClassVar[tuple[str, ...]] = ()
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+    """Options that show the pass at work; the shared tests run each, and the first beside other passes."""
     phase: ClassVar[str] = "observe"
     needs: ClassVar[frozenset[str]] = frozenset()
-    supports: ClassVar[frozenset[str]] = frozenset({"ddp"})
+    supports: ClassVar[frozenset[str]] = FEATURES
 
     window: Window
 
@@ -187,6 +192,8 @@ def register(cls: P) -> P:
         raise ValueError(f"{cls.name}: phase {cls.phase!r} is none of {PHASES}")
     if unknown := cls.needs - NEEDS:
         raise ValueError(f"{cls.name}: needs {sorted(unknown)} are none of {sorted(NEEDS)}")
+    if any(set(cls.required) - set(example) for example in cls.examples):
+        raise ValueError(f"{cls.name}: an example lacks some of the required {sorted(cls.required)}")
     if _registry.get(cls.name, cls) is not cls:
         raise ValueError(f"two passes are called {cls.name!r}")
     _registry[cls.name] = cls

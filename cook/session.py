@@ -44,11 +44,11 @@ class SessionModule(nn.Module):
         super().__init__()
         self.model = session.model
         self.trained = nn.ModuleDict()
-        # In a tuple: the session, and with it the teacher, is no submodule.
-        self._session = (session,)
+        # No module, so neither it nor its teacher is trained or saved.
+        self._session = session
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return self._session[0].terms(batch)
+        return self._session.terms(batch)
 
 
 class Session:
@@ -80,7 +80,7 @@ class Session:
         self.model = model
         self.total_steps = total_steps
         self.steps_per_epoch = max(1, steps_per_epoch)
-        self._teacher = (_frozen(copy.deepcopy(model) if teacher == "self" else teacher),) if teacher else ()
+        self._teacher = _frozen(model, teacher)
         self._check_needs()
         self.anatomy = Anatomy(model)
         self.masks = Masks(model)
@@ -88,9 +88,9 @@ class Session:
         self.blueprint: Blueprint = blueprint_of(model)
         self.step = 0
         self.batch: Mapping[str, Tensor] = {}
-        self.outputs = ModelOutput()
+        self.outputs: Any = ModelOutput()
         self.unweighted: dict[str, Tensor] = {}
-        self._teacher_outputs: ModelOutput | None = None
+        self._teacher_outputs: Any = None
         self.facts: dict[str, dict[str, Any]] = {}
         self.module = SessionModule(self)
         try:
@@ -120,8 +120,15 @@ class Session:
             raise owner.error(error.message, option=option, hint=error.hint) from error
 
     def train_also(self, owner: Pass, module: nn.Module) -> nn.Module:
-        """Train a module of a pass (a projection, gates) with the model; dropped at finish."""
-        self.module.trained[owner.id.replace(".", "_")] = module
+        """Train a module of a pass (projections, gates) with the model; it never becomes part of it.
+
+        Raises:
+            ValueError: when the pass has one already.
+        """
+        name = owner.id.replace(".", "_")
+        if name in self.module.trained:
+            raise ValueError(f"{owner.id} trains a module already; put both into one")
+        self.module.trained[name] = module
         return module
 
     def bind(self, optimizer: Optimizer) -> None:
@@ -131,8 +138,8 @@ class Session:
 
     def place(self, device: torch.device | str) -> None:
         """Move the teacher to the device of the student."""
-        for teacher in self._teacher:
-            teacher.to(device)
+        if self._teacher is not None:
+            self._teacher.to(device)
 
     def before_step(self, step: int) -> None:
         """Move every schedule to `step`, counted from 0."""
@@ -163,7 +170,9 @@ class Session:
         for each in self.active():
             task_weight *= each.task_weight()
             for name, term in each.losses(self).items():
-                unique = name if name not in terms else f"{name} ({each.id})"
+                # A pass used twice keeps its two names apart whether or not both act at this step.
+                plain = each.id == each.name and name not in self.unweighted
+                unique = name if plain else f"{name} ({each.id})"
                 terms[unique] = term.weight * term.value
                 self.unweighted[unique] = term.value.detach()
         terms = {"task": task_weight * self.outputs.loss, **terms}
@@ -172,14 +181,13 @@ class Session:
             terms["task"] = terms["task"] + sum(0.0 * parameter.sum() for parameter in idle)
         return terms
 
-    def teacher_outputs(self) -> ModelOutput:
+    def teacher_outputs(self) -> Any:
         """The teacher's outputs for the batch of this forward; run once, whoever asks."""
         if self._teacher_outputs is None:
-            (teacher,) = self._teacher
-            labels = () if teacher.config.is_encoder_decoder else ("labels",)
+            labels = () if self._teacher.config.is_encoder_decoder else ("labels",)
             with torch.no_grad():
                 inputs = {name: value for name, value in self.batch.items() if name not in labels}
-                self._teacher_outputs = teacher(**inputs)
+                self._teacher_outputs = self._teacher(**inputs)
         return self._teacher_outputs
 
     def edit(self, edit: Edit) -> None:
@@ -192,11 +200,11 @@ class Session:
         `facts` holds what each pass reached, by its id.
         """
         try:
-            self.facts = {each.id: each.facts(self) for each in self.passes}
             for phase in PHASES:
                 for each in self.passes:
                     if each.phase == phase:
                         each.finish(self)
+                        self.facts[each.id] = each.facts(self)
             attach_quantizer(self.model, self.blueprint)
         finally:
             self.close()
@@ -211,7 +219,7 @@ class Session:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ):
+    ) -> None:
         self.close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -240,11 +248,14 @@ class Session:
         for each in self.passes:
             if "training" in each.needs and not self.trains:
                 raise each.error("needs training, and there is none", hint="give it data and a train section")
-            if "teacher" in each.needs and not self._teacher:
+            if "teacher" in each.needs and self._teacher is None:
                 raise each.error("needs a teacher", hint="add `teacher: self`, or the teacher's path")
 
 
-def _frozen(teacher: Any) -> PreTrainedModel:
-    teacher.eval()
-    teacher.requires_grad_(False)
-    return teacher
+def _frozen(model: PreTrainedModel, teacher: PreTrainedModel | Literal["self"] | None) -> Any:
+    """The teacher, if any, in eval mode and without gradients."""
+    if teacher is None:
+        return None
+    # A model that is given as its own teacher is meant as it is now, too.
+    made: Any = copy.deepcopy(model) if teacher == "self" or teacher is model else teacher
+    return made.eval().requires_grad_(False)

@@ -24,10 +24,9 @@ def add(subparsers: Any) -> None:
 def call(args: argparse.Namespace) -> int:
     """Print a line a metric."""
     from cook.pipeline import evaluate
-    from cook.recipe import load_recipe
     from cook.report import units
 
-    metrics = evaluate(Path(args.folder), load_recipe(_recipe(args), args.overrides))
+    metrics = evaluate(args.folder, _recipe(args), args.overrides)
     if args.json:
         screen.say_json(metrics)
     else:

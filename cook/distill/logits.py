@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 from torch.nn import functional
@@ -65,7 +65,7 @@ class DistillLogits(Pass):
     summary = "learn the teacher's output distribution (cross-entropy with temperature, or squared error)"
     phase = "observe"
     needs = frozenset({"training", "teacher"})
-    options = {
+    options: ClassVar[dict[str, Any]] = {
         "loss": {
             "enum": sorted(LOSSES),
             "default": "ce",
@@ -86,6 +86,7 @@ class DistillLogits(Pass):
         },
         **WINDOW,
     }
+    examples = ({"temperature": 2}, {"loss": "mse", "weight": 0.5})
 
     def plan(self, anatomy: Anatomy) -> Effect:
         return Effect(note=f"{self.given['loss']}, temperature {self.given['temperature']:g}")
@@ -98,5 +99,10 @@ class DistillLogits(Pass):
         causal = type(session.model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
         student = valid_rows(session.outputs.logits, labels, causal=causal)
         teacher = valid_rows(session.teacher_outputs().logits, labels, causal=causal)
+        if student.shape != teacher.shape:
+            raise self.error(
+                f"the student's logits are {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}",
+                hint="the teacher needs the student's labels, or its vocabulary",
+            )
         distance = LOSSES[self.given["loss"]](student, teacher, self.given["temperature"])
         return {"logits": Term(distance, float(self.given["weight"]))}

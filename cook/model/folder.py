@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
+from cook._hook import METHOD
 from cook.errors import CookError, RunError
 from cook.model.blueprint import Blueprint
-from cook.model.quantizer import METHOD, CookConfig
+from cook.model.quantizer import CookConfig
 from cook.model.quiet import quiet
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def save(
         partial.mkdir(parents=True)
         with quiet():
             cast(model, dtype).save_pretrained(partial, max_shard_size=shard_size)
+        for file in partial.glob("*.safetensors"):  # some versions write them for their owner alone
+            shutil.copymode(partial / "config.json", file)
         if processor is not None:
             processor.save_pretrained(partial)
         for name, content in (extra or {}).items():
@@ -130,7 +133,8 @@ def check_free(path: str | Path, *, force: bool = False) -> None:
     if not final.is_dir():
         raise CookError("there is a file where the folder should go", where=str(path))
     if not force:
-        raise CookError("the folder exists already", where=str(path), hint="--force replaces it")
+        hint = "choose another path; --force replaces it"
+        raise CookError("the folder exists already", where=str(path), hint=hint)
     if not (final / "config.json").is_file():
         hint = "only a model folder is replaced; choose another path, or remove it yourself"
         raise CookError("the folder exists and holds no model", where=str(path), hint=hint)

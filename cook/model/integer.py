@@ -111,8 +111,13 @@ def quantize_activation(x: Tensor, bits: int, scale: Tensor | None = None) -> Te
     """
     edge = limit(bits)
     wide = x.float()
-    step = _defined(wide.abs().amax(dim=-1, keepdim=True).div_(edge)) if scale is None else scale.float()
-    return (wide / step).round_().clamp_(-edge, edge).mul_(step).to(x.dtype)
+    if scale is not None:
+        step = scale.float()
+        return (wide / step).round_().clamp_(-edge, edge).mul_(step).to(x.dtype)
+    # The largest magnitude meets the limit, so nothing has to be clipped; a row of zeros stays zero.
+    tiny = torch.finfo(torch.float32).tiny
+    step = wide.abs().amax(dim=-1, keepdim=True).div_(edge).clamp_(min=tiny)
+    return (wide / step).round_().mul_(step).to(x.dtype)
 
 
 def _defined(scale: Tensor) -> Tensor:

@@ -30,6 +30,13 @@ def is_transposed(module: nn.Module) -> bool:
     return is_conv1d(module) or bool(getattr(module, "transposed", False))
 
 
+def stands_for(module: nn.Module) -> str:
+    """The class of a module in the model as it was loaded: a linear of cook is the layer it replaced."""
+    if not getattr(module, "cook_linear", False):
+        return type(module).__name__
+    return "Conv1D" if is_transposed(module) or getattr(module, "conv1d", False) else "Linear"
+
+
 def shape(module: nn.Module) -> tuple[int, int]:
     """(out, in) of a linear layer.
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cook._hook import METHOD
 from cook.errors import CookError
 from cook.model import folder, source
 from cook.model.blueprint import Blueprint
-from cook.model.quantizer import METHOD, CookConfig, attach_quantizer, blueprint_of
+from cook.model.quantizer import CookConfig, attach_quantizer, blueprint_of
 from cook.model.quiet import quiet
 from cook.model.source import FAILURES, Refuse
 
@@ -50,6 +51,7 @@ def load(
     labels: Sequence[str] | None = None,
     dtype: torch.dtype = torch.float32,
     meta: bool = False,
+    integers: bool = False,
     error: Refuse,
 ) -> PreTrainedModel:
     """The model that a section asks for.
@@ -62,11 +64,13 @@ def load(
             checkpoint brings keeps its own.
         dtype: of the weights in memory.
         meta: build on the meta device, Blueprint applied, and load no weights.
+        integers: leave the integer layers of a folder of cook as they are, for use but not for training.
         error: error(key, message, hint) makes the CookError; `key` is relative to the section.
 
     Returns:
         The model in eval mode with an `Origin` as `model.cook_origin`. A folder of cook comes back with
-        its integers as floats, and with the rest of its Blueprint (`quantizer.blueprint_of`).
+        its integers as floats unless `integers`, and with the rest of its Blueprint
+        (`quantizer.blueprint_of`).
 
     Raises:
         CookError: for a source that is missing, unreachable, damaged, not a model, refused, or that
@@ -76,12 +80,18 @@ def load(
     label = "config" if path is None else str(path)
     try:
         with quiet():
-            return _load(section, auto_class, labels, dtype, meta, error)
+            return _load(section, auto_class, labels, dtype, meta, integers, error)
     except CookError:
         raise
     except FAILURES as failure:
         message, hint = source.explain(failure, label, auto_class)
         raise error("config" if path is None else "path", message, hint) from failure
+
+
+def origin_of(model: PreTrainedModel) -> Origin:
+    """Where a model that `load` gave comes from."""
+    origin = vars(model).get("cook_origin")
+    return origin if isinstance(origin, Origin) else Origin()
 
 
 def load_processor(section: Any, kind: str) -> Any | None:
@@ -133,6 +143,7 @@ def _load(
     labels: Sequence[str] | None,
     dtype: torch.dtype,
     meta: bool,
+    integers: bool,
     error: Refuse,
 ) -> PreTrainedModel:
     import transformers
@@ -178,10 +189,11 @@ def _load(
         name, config=config, output_loading_info=True, **{**options, **hub, **more}
     )
     _check_keys(model, info, path, fresh, origin, error)
-    if any(edit.op == "integer" for edit in blueprint_of(model).edits):
+    if not integers and any(edit.op == "integer" for edit in blueprint_of(model).edits):
         model = model.dequantize(dtype)
         origin.notes.append(f"the integers of {path} were turned into floats; activations are not rounded")
     origin.bytes = _stored_bytes(name, hub)
+    _own_memory(model)
     return _described(model, origin)
 
 
@@ -194,6 +206,15 @@ def _option(section: Any, name: str) -> Any:
 def _described(model: Any, origin: Origin) -> PreTrainedModel:
     model.cook_origin = origin
     return model.eval()
+
+
+def _own_memory(model: PreTrainedModel) -> None:
+    """Move weights that are mapped from their file into memory of their own.
+
+    Mapped ones can lie unaligned, where kernels sum in another order: a copy would give other last digits.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def _new_config(section: Any, error: Refuse) -> PreTrainedConfig:

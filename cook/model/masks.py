@@ -60,7 +60,8 @@ class Masks:
             raise ValueError(
                 f"{name}: a mask of {tuple(keep.shape)} over a weight of {tuple(parameter.shape)}"
             )
-        owners = self._masks.setdefault(self._first_name(parameter), {})
+        name = self._first_name(parameter)
+        owners = self._masks.setdefault(name, {})
         owners[owner] = keep
         joint = torch.stack(list(owners.values())).all(0) if len(owners) > 1 else keep
         # In the weight's dtype: multiplying by bool would convert the mask at every step.

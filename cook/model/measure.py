@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from cook.model.integer import IntLinear, packed_columns, unpack
 from cook.model.transformed import TransformedLinear
 
 SCALE_BYTES = 4
-"""A float32 scale an output row."""
+"""A float32 scale: of an output row, or of a layer's inputs."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,14 @@ def tally(model: nn.Module, dtype: torch.dtype | None = None) -> Tally:
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    """Every parameter once, with the module that holds it."""
+    """Every parameter once, with the module that holds it; as integers a weight is tied no more."""
     seen: set[int] = set()
-    for module in model.modules():
+    # Stand-ins first: what they do to a weight holds for all that share it.
+    for module in sorted(model.modules(), key=lambda each: not isinstance(each, TransformedLinear)):
         for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in seen:
+            if name == "weight" and isinstance(module, TransformedLinear) and module.stored_bits:
+                yield module, name, parameter
+            elif id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield module, name, parameter
 
@@ -63,7 +67,8 @@ def _weigh(module: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype | No
         values = module.effective()
         if bits := module.stored_bits:
             rows, columns = values.shape
-            size = rows * (packed_columns(columns, bits) + SCALE_BYTES)
+            fixed = sum(hasattr(each, "scale") for each in module.input_transforms.values())
+            size = rows * packed_columns(columns, bits) + (rows + fixed) * SCALE_BYTES
             return values.numel(), _zeros(values), size
         return values.numel(), _zeros(values), _bytes(tensor, dtype)
     return tensor.numel(), _zeros(tensor), _bytes(tensor, dtype)
@@ -80,16 +85,32 @@ def _bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
 
 
 def _buffer_bytes(model: nn.Module, dtype: torch.dtype | None) -> int:
+    """The persistent buffers, without those of transforms, which finish takes away."""
+    standing = [module for module in model.modules() if isinstance(module, TransformedLinear)]
+    passing = {id(inner) for module in standing for inner in module.modules()}
     total = 0
     for module in model.modules():
-        if not isinstance(module, TransformedLinear) and getattr(module, "order", None) is None:
+        if id(module) not in passing:
             hidden = module._non_persistent_buffers_set
             buffers = module.named_buffers(recurse=False)
             total += sum(_bytes(tensor, dtype) for name, tensor in buffers if name not in hidden)
     return total
 
 
-@torch.no_grad()
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode inside; afterwards each in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+# The counter trips over a transposed weight under no_grad: it requires a gradient and has no function.
+@torch.enable_grad()
 def macs(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
     """Multiply-accumulates of one forward: matrix products, attention products and convolutions.
 
@@ -98,13 +119,8 @@ def macs(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    training = model.training
-    model.eval()
-    try:
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model(**batch)
-    finally:
-        model.train(training)
+    with evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(**batch)
     return int(counter.get_total_flops()) // 2
 
 

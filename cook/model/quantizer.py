@@ -5,8 +5,8 @@ the loading of its weights. Ours applies the Blueprint there. One parameter, the
 with an extra leading axis: a process without cook stops at that shape instead of misreading integers
 as floats or re-initialising layers that it does not know.
 
-Importing this module registers it; transformers may be half imported then, so nothing here needs more
-of it at the top than the two base classes.
+`cook._hook` registers it. transformers may be half imported when this module is, so nothing here needs
+more of it at the top than the two base classes.
 """
 
 from __future__ import annotations
@@ -20,13 +20,11 @@ from torch import Tensor, nn
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from cook._hook import METHOD
 from cook.errors import CookError
 from cook.model import surgery
 from cook.model.blueprint import Blueprint
 from cook.model.integer import IntLinear
-
-METHOD = "cook"
-"""The `quant_method` in config.json."""
 
 
 class CookConfig(QuantizationConfigMixin):
@@ -140,14 +138,6 @@ class CookQuantizer(HfQuantizer):
                 hint="model = model.dequantize() gives a float model that can; compress that one again",
             )
         return True
-
-
-def register() -> None:
-    """Make transformers know `quant_method: cook`. Doing it again changes nothing."""
-    from transformers.quantizers import auto
-
-    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = CookConfig
-    auto.AUTO_QUANTIZER_MAPPING[METHOD] = CookQuantizer
 
 
 def attach_quantizer(model: Any, blueprint: Blueprint) -> Blueprint:
@@ -274,6 +264,3 @@ def _check_loaded(name: str, module: IntLinear) -> None:
     if module.weight.dtype is not torch.int8:
         found = f"{name}.weight is stored as {module.weight.dtype}, it must be int8"
         raise CookError(found, where="blueprint", hint=hint)
-
-
-register()

@@ -19,7 +19,7 @@ FAILURES = (
     OSError,
     ValueError,
     RuntimeError,
-    KeyError,
+    LookupError,
     TypeError,
     AttributeError,
     ImportError,

@@ -10,7 +10,7 @@ from torch import nn
 
 from cook.errors import CookError, nearest
 from cook.model.anatomy import WORDS, Anatomy
-from cook.model.linear import is_linear
+from cook.model.linear import is_linear, stands_for
 
 
 def matching(anatomy: Anatomy, pattern: str) -> list[str]:
@@ -37,7 +37,7 @@ def matching(anatomy: Anatomy, pattern: str) -> list[str]:
         found = [
             name
             for name, module in named
-            if fnmatch.fnmatchcase(name, pattern) or type(module).__name__ == pattern
+            if fnmatch.fnmatchcase(name, pattern) or pattern in (type(module).__name__, stands_for(module))
         ]
     if not found:
         classes = {type(module).__name__ for _, module in named}
@@ -86,7 +86,7 @@ def select(
 
 
 def default(anatomy: Anatomy) -> list[str]:
-    """What a pass acts on when the recipe does not say: the layers; without a known family, all but the head."""
+    """What a pass acts on when not told: the layers; in an unknown family all of the base model."""
     if anatomy.family is not None:
         return ["layers"]
     return [f"{anatomy.prefix}*"]

@@ -6,7 +6,7 @@ first, quantisation last, and a weight that a mask zeroes is zero after quantisa
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class StraightThroughMask(torch.autograd.Function):
         return weight * keep
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 
@@ -53,6 +53,8 @@ class TransformedLinear(nn.Module):
     """
 
     cook_linear: ClassVar[bool] = True
+    weight: nn.Parameter
+    bias: nn.Parameter | None
 
     def __init__(self, source: nn.Module):
         super().__init__()
@@ -60,18 +62,21 @@ class TransformedLinear(nn.Module):
         self._source = (source,)
         self.transposed = is_transposed(source)
         self.out_features, self.in_features = shape(source)
-        self.weight = source.weight
-        self.bias = getattr(source, "bias", None)
+        self.register_parameter("weight", source.get_parameter("weight"))
+        self.register_parameter("bias", getattr(source, "bias", None))
         self.weight_transforms = nn.ModuleDict()
         self.input_transforms = nn.ModuleDict()
+        self.train(source.training)
 
     def add_weight_transform(self, name: str, transform: nn.Module) -> None:
         """Add one under a name of its own and keep all sorted by their `order`."""
-        items = [*self.weight_transforms.items(), (_key(name), transform)]
-        self.weight_transforms = nn.ModuleDict(sorted(items, key=lambda item: item[1].order))
+        self.weight_transforms[_key(name)] = transform.train(self.training)
+        items: list[tuple[str, Any]] = list(self.weight_transforms.items())
+        items.sort(key=lambda item: item[1].order)
+        self.weight_transforms = nn.ModuleDict(dict(items))
 
     def add_input_transform(self, name: str, transform: nn.Module) -> None:
-        self.input_transforms[_key(name)] = transform
+        self.input_transforms[_key(name)] = transform.train(self.training)
 
     def weight_transform(self, name: str) -> nn.Module:
         return self.weight_transforms[_key(name)]
@@ -115,9 +120,9 @@ class TransformedLinear(nn.Module):
 
     def source(self) -> nn.Module:
         """The layer that this one stands in for, with the parameters as they are now."""
-        (source,) = self._source
+        source: Any = self._source[0]
         source.weight, source.bias = self.weight, self.bias
-        return source
+        return source.train(self.training)
 
     def extra_repr(self) -> str:
         return (

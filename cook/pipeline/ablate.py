@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 from cook.errors import CookError
 from cook.pipeline.output import finished
 from cook.pipeline.run import run
-from cook.recipe import Recipe, load_recipe, thaw
+from cook.recipe import Recipe, load_recipe
 
 
 def ablate(
-    recipe: Recipe, *, force: bool = False, say: Callable[[str], None] = print
+    recipe: Recipe, *, force: bool = False, say: Callable[[str], None] = print, progress: bool = True
 ) -> list[dict[str, Any]]:
     """Run the recipe whole and once without each of its passes, each into a folder of its own.
 
@@ -34,18 +35,15 @@ def ablate(
         name = None if left_out is None else recipe.passes[left_out].id
         say(f"without {name}" if name else "with every pass")
         report = None if force else finished(one)
-        after = (report or run(one, force=force, say=say)).model.after
+        after = (report or run(one, force=force, say=say, progress=progress)).model.after
         row = {"left_out": name, "metrics": after.metrics, "bytes": after.bytes}
         rows.append({**row, "zeros": after.zeros, "sparsity": after.sparsity})
     return rows
 
 
 def _without(recipe: Recipe, left_out: int | None) -> Recipe:
-    value = thaw(recipe.value)
-    folder = Path(value["output"]["path"])
-    name = "all"
-    if left_out is not None:
-        name = f"without-{recipe.passes[left_out].id}"
-        del value["passes"][left_out]
-    value["output"]["path"] = str(folder.with_name(f"{folder.name}-ablation") / name)
-    return load_recipe(value)
+    folder = Path(recipe.output.path)
+    name = "all" if left_out is None else f"without-{recipe.passes[left_out].id}"
+    place = json.dumps(str(folder.with_name(f"{folder.name}-ablation") / name), ensure_ascii=False)
+    fewer = [] if left_out is None else [f"passes[{left_out}]=null"]
+    return load_recipe(recipe, [*fewer, f"output.path={place}"])

@@ -17,7 +17,7 @@ from cook.model.integer import IntLinear
 from cook.model.quiet import quiet
 from cook.model.verify import verify
 from cook.pipeline.inputs import Data, load_model
-from cook.pipeline.output import work_folder
+from cook.pipeline.output import LOGS, work_folder
 from cook.pipeline.train import outputs
 from cook.recipe import Recipe
 from cook.report import Reload, Report, card
@@ -28,6 +28,7 @@ INTEGERS_MAY_DIFFER = 1e-3
 
 def deliver(
     recipe: Recipe,
+    asked: Recipe,
     data: Data,
     report: Report,
     model: PreTrainedModel,
@@ -40,6 +41,8 @@ def deliver(
     """Save the model, load it back as a stranger would, time it, and write everything into the output.
 
     Args:
+        recipe: with the model that was really loaded.
+        asked: the same as its author wrote it, for what is kept in the folder.
         report: all but what is found here: `reload`, `model.latency`.
         sample: one example without its label.
         dtype: of the floats that are written.
@@ -51,7 +54,7 @@ def deliver(
     target = Path(recipe.output.path)
     draft = work_folder(target) / "result"
     device = next(model.parameters()).device
-    stored = folder.cast(model.to("cpu"), dtype)
+    stored = folder.cast(model.cpu(), dtype)
     batch = {name: _as(value.cpu(), stored.dtype) for name, value in sample.items()}
     folder.save(stored, draft, processor=processor, shard_size=recipe.output.shard_size, force=True)
     found = verify(
@@ -67,14 +70,17 @@ def deliver(
     report.model.extra["weight_bytes"] = folder.weight_bytes(draft)
     if recipe.eval.latency:
         report.model.latency = _latency(recipe, data, draft, batch, device)
+    base = recipe.model.path
     texts = {
-        "recipe.yaml": recipe.to_yaml(target),
-        f"recipe.source{Path(recipe.name).suffix or '.yaml'}": recipe.text,
-        "README.md": card(report, recipe.text, name=target.name, base_model=recipe.model.path),
+        "recipe.yaml": asked.to_yaml(target),
+        f"recipe.source{Path(asked.name).suffix or '.yaml'}": asked.text,
+        "README.md": card(report, asked.text, asked.overrides, name=target.name, base_model=base),
     }
     for name, text in texts.items():
         folder.write(draft, name, text)
     report.write(draft / "report.json")
+    if (logs := draft.with_name(LOGS)).exists():
+        logs.rename(draft / LOGS)
     folder.publish(draft, target, force=force)
     return report
 

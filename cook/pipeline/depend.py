@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -9,58 +10,79 @@ from typing import Any
 
 from cook.pipeline.output import finished
 from cook.recipe import Recipe, load_recipe
+from cook.report import Report
 
 
 def built(recipe: Recipe, run: Callable[[Recipe], Any], say: Callable[[str], None]) -> Recipe:
     """The recipe with `model.recipe` replaced by the folder that it gives, which `run` builds if need be.
 
     Raises:
-        CookError: recipes depend on each other in a circle.
+        CookError: recipes need each other in a circle.
     """
-    return _built(recipe, run, say, ())
+    *needed, _ = chain(recipe)
+    for each in needed:
+        if reason := stale(each):
+            say(f"building {each.output.path} from {each.name} first: {reason}")
+            run(each)
+    return using(recipe, needed[-1]) if needed else recipe
 
 
-def _built(
-    recipe: Recipe, run: Callable[[Recipe], Any], say: Callable[[str], None], above: tuple[Path, ...]
-) -> Recipe:
-    source = recipe.model.recipe
-    if source is None:
-        return recipe
-    file = Path(source).resolve()
-    if file in above:
-        circle = " -> ".join(path.name for path in (*above, file))
-        raise recipe.error("model.recipe", f"recipes need each other in a circle: {circle}")
-    needed = _built(load_recipe(file), run, say, (*above, file))
-    folder = Path(needed.output.path)
-    if reason := stale(needed):
-        say(f"building {folder} from {file.name} first: {reason}")
-        run(needed)
-    task = recipe.model.task or needed.model.task
-    return load_recipe(recipe, ["model.recipe=null", f"model.path={folder}", f"model.task={task}"])
+def chain(recipe: Recipe) -> list[Recipe]:
+    """All recipes that `recipe` rests on through `model.recipe`, what comes first first, and itself last.
+
+    Raises:
+        CookError: they need each other in a circle.
+    """
+    found, files = [recipe], list[Path]()
+    while (source := found[-1].model.recipe) is not None:
+        file = Path(source).resolve()
+        if file in files:
+            circle = " -> ".join(path.name for path in (*files, file))
+            raise recipe.error("model.recipe", f"recipes need each other in a circle: {circle}")
+        files.append(file)
+        found.append(load_recipe(file))
+    return found[::-1]
+
+
+def using(recipe: Recipe, needed: Recipe) -> Recipe:
+    """The recipe with the output of `needed` as its model."""
+    place = json.dumps(needed.output.path, ensure_ascii=False)
+    return load_recipe(recipe, ["model.recipe=null", f"model.path={place}"])
 
 
 def stale(recipe: Recipe) -> str | None:
     """Why the output of a recipe must be built, or None when it is up to date.
 
-    It is stale when another recipe made it, or when a local input is newer than it.
+    It is stale when another recipe made it, or when a local input, or a model that it rests on, is newer.
     """
-    folder = Path(recipe.output.path)
-    if not folder.exists():
+    if not Path(recipe.output.path).exists():
         return "it is missing"
     report = finished(recipe)
     if report is None:
         return "it was not made by this recipe"
-    made = datetime.fromisoformat(report.created).timestamp()
     for path in _inputs(recipe):
-        if path.stat().st_mtime > made:
+        if path.stat().st_mtime > _made(report):
             return f"{path.name} is newer"
+    if recipe.model.recipe is not None:
+        below = load_recipe(recipe.model.recipe)
+        made = finished(below)
+        if made is None or _made(made) > _made(report):
+            return f"{below.output.path} is newer"
     return None
+
+
+def _made(report: Report) -> float:
+    return datetime.fromisoformat(report.created).timestamp()
 
 
 def _inputs(recipe: Recipe) -> Iterator[Path]:
     """The local files that a recipe reads."""
-    data = recipe.data
-    named = [recipe.model.path, *((data.path, data.train, data.validation) if data else ())]
+    data, teacher = recipe.data, recipe.teacher
+    named = [
+        *(recipe.model.path, recipe.model.tokenizer),
+        *((data.path, data.train, data.validation) if data else ()),
+        *((teacher.path,) if teacher else ()),
+    ]
     for value in named:
         for item in value if isinstance(value, tuple) else (value,):
             path = Path(item) if item else None

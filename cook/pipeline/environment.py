@@ -10,34 +10,59 @@ from typing import Any
 import accelerate
 import torch
 import transformers
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
+from accelerate.utils import is_tensorboard_available
 
 import cook
+from cook.errors import CookError
+from cook.recipe import Recipe
+
+ENGINES = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+"""What parameters stay whole under: FSDP and DeepSpeed keep shards or copies that a mask does not reach."""
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def accelerator(
-    train: Any, log_folder: Path | None = None, *, device: torch.device | None = None
+    recipe: Recipe, log_folder: Path | None = None, *, device: torch.device | None = None
 ) -> Accelerator:
     """accelerate's view of device, precision and processes.
 
     Args:
-        train: the recipe's section, or None.
+        recipe: its train section counts, if it has one.
         log_folder: where trackers write.
         device: where a model is already; None takes the recipe's, or the best one there is.
+
+    Raises:
+        CookError: the recipe asks for what this machine has not.
     """
     # accelerate keeps the first precision of a process for good; a process may cook several recipes.
     AcceleratorState._reset_state()
+    train, on_cpu = recipe.train, device is not None and device.type == "cpu"
     if train is None:
-        return Accelerator(cpu=device is not None and device.type == "cpu")
-    return Accelerator(
+        return Accelerator(cpu=on_cpu)
+    if train.device == "cuda" and (on_cpu or not torch.cuda.is_available()):
+        found = "the model is on the CPU" if on_cpu else "torch finds no CUDA device here"
+        raise recipe.error("train.device", found, "leave it out to take what there is")
+    if train.track == "tensorboard" and not is_tensorboard_available():
+        hint = "pip install 'cook-compress[track]'"
+        raise recipe.error("train.track", "tensorboard is not installed", hint)
+    made = Accelerator(
         mixed_precision=PRECISIONS[train.precision],
-        cpu=train.device == "cpu" or (device is not None and device.type == "cpu"),
+        cpu=train.device == "cpu" or on_cpu,
         log_with=train.track,
         project_dir=str(log_folder) if log_folder else None,
     )
+    if made.distributed_type not in ENGINES:
+        raise CookError(
+            f"this run was launched with {made.distributed_type.value}, where masks would not hold",
+            hint="launch plain data-parallel processes: accelerate launch --multi_gpu, or torchrun",
+        )
+    if train.precision == "fp16" and made.device.type == "cpu":
+        # accelerate would train in float32 and say nothing.
+        raise recipe.error("train.precision", "the CPU does not train in fp16", "use bf16 or fp32")
+    return made
 
 
 def describe(device: torch.device, *, seed: int | None, precision: str, processes: int = 1) -> dict[str, Any]:

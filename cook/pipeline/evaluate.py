@@ -2,39 +2,85 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from transformers import PreTrainedModel
 
 from cook.model import load
-from cook.pipeline.environment import accelerator
 from cook.pipeline.inputs import load_model, read_data
 from cook.recipe import Recipe, load_recipe
 from cook.train.evaluate import evaluate as measure
+from cook.train.failures import evaluation_memory_errors
+from cook.train.tasks import Task
 
 
-def evaluate(folder: str | Path, recipe: Recipe) -> dict[str, float]:
-    """Load `folder` as the recipe's model and evaluate it on the recipe's validation split.
+@dataclass(frozen=True)
+class Opened:
+    """A folder and the validation data that a recipe evaluates it on.
 
-    Integer weights stay integers: what is measured is what a user of the folder gets.
+    Attributes:
+        rows: of the validation split, prepared.
+        recipe: with the folder as its model.
+    """
+
+    model: PreTrainedModel
+    rows: Dataset
+    task: Task
+    recipe: Recipe
+    device: torch.device
+
+
+def evaluate(
+    folder: str | PathLike[str],
+    recipe: str | PathLike[str] | Mapping[str, Any] | Recipe,
+    overrides: Iterable[str] = (),
+) -> dict[str, float]:
+    """Load `folder` as a user of it would, and evaluate it on the recipe's validation split.
+
+    Integer weights stay integers and activations are rounded; everything else is computed in float32, as
+    in the report of the run.
+
+    Args:
+        folder: of a model, from cook or not.
+        recipe: for the task, the validation data and the eval section; what else it names need not be there.
+        overrides: as after `--set`.
 
     Raises:
         CookError: the folder is no model, or the data are not there.
     """
-    changed = [
-        "model.config=null",
-        "model.recipe=null",
-        "model.tokenizer=null",
-        f"model.path={Path(folder).absolute()}",
-    ]
-    recipe = load_recipe(recipe, changed)
+    opened = open_folder(folder, recipe, overrides)
+    size, limit = opened.recipe.eval.batch_size, opened.recipe.eval.limit
+    with evaluation_memory_errors(size):
+        return measure(
+            opened.model, opened.rows, opened.task, batch_size=size, limit=limit, device=opened.device
+        )
+
+
+def open_folder(
+    folder: str | PathLike[str],
+    recipe: str | PathLike[str] | Mapping[str, Any] | Recipe,
+    overrides: Iterable[str] = (),
+) -> Opened:
+    """The model in `folder` and the recipe's validation data, ready for evaluation; as for `evaluate`."""
+    place = json.dumps(str(Path(folder).absolute()), ensure_ascii=False)
+    unused = ("model.config", "model.recipe", "model.revision", "teacher", "train", "data.train", "passes")
+    ours = [*(f"{key}=null" for key in unused), f"model.path={place}"]
+    recipe = load_recipe(recipe, ["model.tokenizer=null", *overrides, *ours])
     data = read_data(recipe, _silent, splits=("validation",))
-    model = load_model(recipe, data, _silent)
+    model = load_model(recipe, data, _silent, integers=True)
     processor = load.load_processor(recipe.model, data.task.processor) or data.task.plain_processor()
     rows = data.task.prepare(data.raw["validation"], processor)
-    device = accelerator(recipe.train).device
+    device = Accelerator().device
     model.to(device)
-    return measure(
-        model, rows, data.task, batch_size=recipe.eval.batch_size, limit=recipe.eval.limit, device=device
-    )
+    return Opened(model, rows, data.task, recipe, device)
 
 
 def _silent(line: str) -> None:

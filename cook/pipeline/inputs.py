@@ -64,23 +64,37 @@ def read_data(
     return Data(task, raw, labels)
 
 
-def load_model(recipe: Recipe, data: Data | None, say: Say, *, meta: bool = False) -> PreTrainedModel:
-    """The recipe's model in float32, or without weights on the meta device; the task is bound to it.
+def load_model(
+    recipe: Recipe, data: Data | None, say: Say, *, meta: bool = False, integers: bool = False
+) -> PreTrainedModel:
+    """The recipe's model in float32, the task bound to it. Its `cook_origin` says where it came from.
 
-    Its `cook_origin` says where it came from.
+    Args:
+        meta: without weights, on the meta device.
+        integers: keep the integer layers of a folder of cook, for evaluation.
     """
     model = load.load(
         recipe.model,
         auto_class=data.task.auto_class if data else "AutoModel",
         labels=data.labels if data else None,
         meta=meta,
-        error=lambda key, message, hint=None: recipe.error(f"model.{key}", message, hint),
+        integers=integers,
+        error=_within(recipe, "model"),
     )
-    for note in model.cook_origin.notes:
+    origin = load.origin_of(model)
+    for note in origin.notes:
         say(note)
     if data is not None:
-        data.task.bind(model.config, data.labels, building=model.cook_origin.new_head)
+        data.task.bind(model.config, data.labels, building=origin.new_head)
     return model
+
+
+def stored_dtype(recipe: Recipe, model: PreTrainedModel) -> torch.dtype:
+    """What floating-point weights are written in: as the recipe says, else as the source has them."""
+    asked = recipe.output.dtype if recipe.output is not None else None
+    origin: Any = model.cook_origin
+    found: torch.dtype = getattr(torch, asked) if asked else origin.dtype or torch.float32
+    return found
 
 
 def load_teacher(
@@ -89,19 +103,27 @@ def load_teacher(
     """The teacher of a recipe: a model, `"self"`, or None.
 
     Raises:
-        CookError: its labels or its tokenizer are not the student's.
+        CookError: its labels or its tokenizer are not the student's, or it was never trained.
     """
     section = recipe.teacher
-    if section is None or section.path == "self":
-        return None if section is None else "self"
+    if section is None:
+        return None
+    if section.path == "self":
+        origin: Any = model.cook_origin
+        if origin.new_head:
+            hint = "train it by a recipe without passes, and name that one in model.recipe"
+            raise recipe.error(
+                "teacher", "the model starts from random weights: it has nothing to teach", hint
+            )
+        return "self"
     teacher = load.load(
         section,
         auto_class=data.task.auto_class,
         labels=data.labels,
         dtype=getattr(torch, section.dtype or "float32"),
-        error=lambda key, message, hint=None: recipe.error(f"teacher.{key}", message, hint),
+        error=_within(recipe, "teacher"),
     )
-    if teacher.cook_origin.new_head:
+    if load.origin_of(teacher).new_head:
         raise recipe.error(
             "teacher", f"{section.path} has no head for {data.task.name}", "fine-tune the teacher first"
         )
@@ -114,6 +136,11 @@ def load_teacher(
         )
     _same_vocabulary(recipe, section, processor)
     return teacher
+
+
+def _within(recipe: Recipe, section: str) -> Callable[[str, str, str | None], CookError]:
+    """Makes the errors of one section, whose keys are told without its name."""
+    return lambda key, message, hint: recipe.error(f"{section}.{key}", message, hint)
 
 
 def _same_vocabulary(recipe: Recipe, section: Any, processor: Any) -> None:

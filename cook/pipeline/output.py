@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cook.errors import CookError
+from cook.model.folder import check_free
 from cook.recipe import Recipe, load_recipe
 from cook.report import Report
 from cook.train import checkpoint
 
 Say = Callable[[str], None]
+
+LOGS = "logs"
+"""Where a tracker writes: in the work folder while the run lasts, then in the output."""
 
 
 def work_folder(output: Path) -> Path:
@@ -34,15 +39,17 @@ def guard(recipe: Recipe, *, resume: bool, force: bool, say: Say) -> Path:
     """Refuse to write over anything without being told to; returns the folder for checkpoints.
 
     Raises:
-        CookError: the output exists, or an interrupted run waits to be resumed, and nothing was said of it.
+        CookError: the output is taken or cannot be written, or an interrupted run waits to be resumed and
+            nothing was said of it.
     """
     output = Path(recipe.output.path)
-    if output.exists() and not force:
-        what = "a file" if output.is_file() else "an output"
-        if output.is_file() or any(output.iterdir()):
-            raise recipe.error(
-                "output.path", f"there is {what} at {output} already", "choose another path, or give --force"
-            )
+    try:
+        check_free(output, force=force)
+    except CookError as error:
+        raise recipe.error("output.path", f"{output}: {error.message}", error.hint) from error
+    above = next(folder for folder in output.parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise recipe.error("output.path", f"no folder can be made in {above}")
     folder = work_folder(output) / "checkpoints"
     if resume:
         return folder

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
 from cook.model.blueprint import Blueprint
 from cook.model.measure import tally
+from cook.model.quantizer import attach_quantizer
 from cook.passes import Effect, Pass
-from cook.pipeline.inputs import load_model, make_passes, read_data
+from cook.pipeline import depend
+from cook.pipeline.inputs import Data, load_model, make_passes, read_data, stored_dtype
 from cook.recipe import Recipe
 
 
@@ -39,22 +43,24 @@ def plan(recipe: Recipe) -> Plan:
         CookError: a target matches nothing, or passes conflict.
     """
     data = read_data(recipe, _silent) if recipe.data is not None else None
-    model = load_model(recipe, data, _silent, meta=True)
-    dtype = getattr(torch, recipe.output.dtype) if recipe.output and recipe.output.dtype else None
+    model = _without_weights(recipe, data)
+    dtype = stored_dtype(recipe, model)
     passes = make_passes(recipe)
     before = _sizes(model, dtype)
     rows = []
-    for each, effect in plan_passes(model, passes):
+    for each in passes:
+        modules = dict(model.named_modules())
+        [(_, effect)] = plan_passes(model, [each])
         after = _sizes(model, dtype)
         rows.append(
             {
                 "id": each.id,
                 "modules": len({name.rpartition(".")[0] for name in effect.parameters}),
-                "parameters": _count(model, effect),
+                "parameters": _count(modules, effect),
                 "zeros": effect.zeros,
                 "parameters_after": after["parameters"],
                 "bytes_after": after["bytes"],
-                "window": [str(each.given[key]) for key in ("start", "end") if key in each.given],
+                "window": [str(each.given.get("start", "0%")), str(each.given.get("end", "100%"))],
                 "note": effect.note,
             }
         )
@@ -80,15 +86,33 @@ def plan_passes(model: nn.Module, passes: Sequence[Pass]) -> list[tuple[Pass, Ef
     return effects
 
 
+def _without_weights(recipe: Recipe, data: Data | None) -> PreTrainedModel:
+    """The recipe's model on the meta device; if another recipe has yet to make it, as that one plans it."""
+    below = depend.chain(recipe)[:-1]
+    if not below:
+        return load_model(recipe, data, _silent, meta=True)
+    needed = below[-1]
+    if depend.stale(needed) is None:
+        return load_model(depend.using(recipe, needed), data, _silent, meta=True)
+    model = _without_weights(needed, read_data(needed, _silent))
+    planned = plan_passes(copy.deepcopy(model), make_passes(needed))
+    made = Blueprint(edits=[edit for _, effect in planned for edit in effect.edits])
+    attach_quantizer(model, made.without("integer").apply(model))
+    model.cook_origin.dtype = stored_dtype(needed, model)
+    if data is not None:
+        data.task.bind(model.config, data.labels)
+    return model
+
+
 def _sizes(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Any]:
     count = tally(model, dtype)
     return {"parameters": count.parameters, "bytes": count.bytes, "macs": None}
 
 
-def _count(model: nn.Module, effect: Effect) -> int:
+def _count(modules: Mapping[str, nn.Module], effect: Effect) -> int:
     from cook.prune.weights import size_of
 
-    return sum(size_of(model.get_submodule(name.rpartition(".")[0])) for name in effect.parameters)
+    return sum(size_of(modules[name.rpartition(".")[0]]) for name in effect.parameters)
 
 
 def _silent(line: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 import cook
@@ -12,23 +14,28 @@ from cook.errors import CookError
 from cook.model import load
 from cook.pipeline import depend, environment, output
 from cook.pipeline.deliver import deliver
-from cook.pipeline.inputs import Say, load_model, load_teacher, make_passes, read_data
+from cook.pipeline.inputs import Say, load_model, load_teacher, make_passes, read_data, stored_dtype
 from cook.pipeline.plan import plan_passes
 from cook.pipeline.rows import pass_rows, state
 from cook.pipeline.train import Outcome, Work, carry_out
-from cook.recipe import Recipe
+from cook.recipe import Recipe, load_recipe
 from cook.report import Model, Report
 from cook.train.loop import Loop
 from cook.train.seeds import seed_everything
 
 
 def run(
-    recipe: Recipe, *, resume: bool = False, force: bool = False, say: Say = print, progress: bool = True
+    recipe: str | PathLike[str] | Mapping[str, Any] | Recipe,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    say: Say = print,
+    progress: bool = True,
 ) -> Report:
     """Carry out a recipe and write its output folder.
 
     Args:
-        recipe: with model, data, train and output.
+        recipe: a path, a mapping or a Recipe, with model, data, train and output.
         resume: go on from the newest checkpoint; on a finished run return its report.
         force: replace an output, or an interrupted run, that is there.
         say: takes a line for people.
@@ -41,27 +48,34 @@ def run(
         CookError: the recipe or its inputs are wrong.
         RunError: the run failed. The output folder is then as it was.
     """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe)
     _check_sections(recipe)
     if resume and (report := output.finished(recipe)) is not None:
         say(f"{recipe.output.path} is finished already")
         return report
     folder = output.guard(recipe, resume=resume, force=force, say=say)
-    recipe = depend.built(recipe, lambda needed: run(needed, force=True, say=say, progress=progress), say)
+
+    def build(needed: Recipe) -> None:
+        go_on = resume and output.finished(needed) is None
+        run(needed, resume=go_on, force=True, say=say, progress=progress)
+
+    asked = recipe
+    recipe = depend.built(asked, build, say)
     data = read_data(recipe, say)
     passes = make_passes(recipe)
     plan_passes(load_model(recipe, data, _silent, meta=True), passes)
 
-    accelerator = environment.accelerator(recipe.train, folder.parent)
+    accelerator = environment.accelerator(recipe, folder.parent)
+    accelerator.init_trackers(output.LOGS)
     processes = accelerator.num_processes
     seed_everything(recipe.train.seed)  # a head, or a whole model, that starts from random weights
     model = load_model(recipe, data, say)
     processor = load.load_processor(recipe.model, data.task.processor) or data.task.plain_processor()
-    if recipe.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    dtype = _stored(recipe, model)
+    dtype = stored_dtype(recipe, model)
 
     def restore(loop: Loop) -> None:
-        if resume and (found := output.restore(folder, recipe, processes, say)) is not None:
+        if resume and (found := output.restore(folder, asked, processes, say)) is not None:
             loop.load_state_dict(found)
 
     outcome = carry_out(
@@ -76,7 +90,7 @@ def run(
             teacher=load_teacher(recipe, model, data, processor, say),
             folder=folder,
             dtype=dtype,
-            identity=output.identity(recipe, processes),
+            identity=output.identity(asked, processes),
             restore=restore,
             progress=progress,
         )
@@ -84,7 +98,7 @@ def run(
     report = Report(
         cook=cook.__version__,
         created=environment.now(),
-        recipe={"name": recipe.name, "digest": recipe.digest},
+        recipe={"name": asked.name, "digest": asked.digest},
         model=_model(recipe, data.task.auto_class, model, outcome),
         passes=pass_rows(passes, outcome),
         train=outcome.train,
@@ -92,9 +106,12 @@ def run(
             accelerator.device, seed=recipe.train.seed, precision=recipe.train.precision, processes=processes
         ),
     )
+    for tracker in accelerator.trackers:
+        tracker.finish()
     if accelerator.is_main_process:
         assert outcome.sample is not None
-        deliver(recipe, data, report, model, processor, outcome.sample, dtype=dtype, force=force)
+        sample = outcome.sample
+        deliver(recipe, asked, data, report, model, processor, sample, dtype=dtype, force=force)
         shutil.rmtree(folder.parent, ignore_errors=True)
         say(f"written to {recipe.output.path}")
     accelerator.wait_for_everyone()
@@ -111,19 +128,12 @@ def _check_sections(recipe: Recipe) -> None:
             )
 
 
-def _stored(recipe: Recipe, model: PreTrainedModel) -> torch.dtype:
-    """What floating-point weights are written in: as asked, else as the source has them."""
-    if recipe.output.dtype:
-        return getattr(torch, recipe.output.dtype)
-    return model.cook_origin.dtype or torch.float32
-
-
 def _model(recipe: Recipe, auto_class: str, model: PreTrainedModel, outcome: Outcome) -> Model:
     return Model(
         name=recipe.model.path or f"{model.config.model_type} from a config",
         before=state(outcome.before),
         after=state(outcome.after),
-        source_bytes=model.cook_origin.bytes,
+        source_bytes=load.origin_of(model).bytes,
         float32_bytes=4 * outcome.before["parameters"],
         auto_class=auto_class,
     )

@@ -13,7 +13,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cook.errors import RunError
+from cook.errors import RunError, nearest
 from cook.model import measure
 from cook.model.integer import IntLinear
 from cook.passes import Pass
@@ -21,6 +21,7 @@ from cook.session import Session
 from cook.train.accounting import Accounting, State
 from cook.train.batches import fetch
 from cook.train.evaluate import evaluate, evaluating
+from cook.train.failures import evaluation_memory_errors
 from cook.train.loop import Loop, steps_of
 from cook.train.tasks import Task
 
@@ -54,7 +55,6 @@ class Work:
     dtype: torch.dtype | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     restore: Callable[[Loop], None] | None = None
-    say: Callable[[str], None] = print
     progress: bool = True
 
 
@@ -77,6 +77,7 @@ def carry_out(work: Work) -> Outcome:
         CookError: a pass cannot do what it is asked to.
         RunError: training failed, or the finished model does not give what the trained one gave.
     """
+    _check_supported(work)
     work.model.to(work.accelerator.device)
     sample = example(work)
     accounting = Accounting(
@@ -87,6 +88,7 @@ def carry_out(work: Work) -> Outcome:
         dtype=work.dtype,
     )
     before = accounting.state(0)
+    _check_metric(work, before["metrics"])
     total, per_epoch = steps_of(work.train, len(work.rows["train"])) if work.train else (0, 1)
     loop = None
     with Session(
@@ -100,6 +102,8 @@ def carry_out(work: Work) -> Outcome:
         if total:
             loop = _loop(work, session, accounting)
             loop.run()
+            # A pass whose last step the fp16 scaler skipped is still to reach its end.
+            session.before_step(total)
         trained = outputs(work.model, sample) if sample else None
         session.finish()
     _round_to(work.model, work.dtype)
@@ -108,6 +112,19 @@ def carry_out(work: Work) -> Outcome:
     after = accounting.finished(total)
     told = _told(work, loop, total / per_epoch) if loop else None
     return Outcome(before, after, accounting.states, session.facts, told, sample)
+
+
+def _check_supported(work: Work) -> None:
+    """Refuse a pass that cannot work in several processes, or with recomputed layers, if it would have to."""
+    asked = {
+        "ddp": work.accelerator.num_processes > 1,
+        "checkpointing": bool(work.train and work.train.gradient_checkpointing),
+    }
+    for each in work.passes:
+        if missing := [name for name, wanted in asked.items() if wanted and name not in each.supports]:
+            raise each.error(
+                f"does not work with {' and '.join(missing)} yet", hint="leave out one of the two"
+            )
 
 
 def example(work: Work) -> dict[str, Tensor] | None:
@@ -151,14 +168,28 @@ def _loop(work: Work, session: Session, accounting: Accounting) -> Loop:
 def _metrics(work: Work) -> dict[str, float]:
     if work.task is None or "validation" not in work.rows:
         return {}
-    return evaluate(
-        work.model,
-        work.rows["validation"],
-        work.task,
-        batch_size=work.evaluation.batch_size,
-        limit=work.evaluation.limit,
-        device=work.accelerator.device,
-    )
+    batch_size = work.evaluation.batch_size
+    with evaluation_memory_errors(batch_size):
+        return evaluate(
+            work.model,
+            work.rows["validation"],
+            work.task,
+            batch_size=batch_size,
+            limit=work.evaluation.limit,
+            device=work.accelerator.device,
+        )
+
+
+def _check_metric(work: Work, metrics: Mapping[str, float]) -> None:
+    """Whether what selects the checkpoint is measured at all: not to be found out after training."""
+    if work.train is None or work.task is None or work.train.select != "best":
+        return
+    name = work.train.metric or work.task.metric
+    if not metrics:
+        raise work.task.error("train.select", "without validation data there is no best checkpoint")
+    if name not in metrics:
+        known = f"there are {', '.join(metrics)}"
+        raise work.task.error("train.metric", f"there is no metric {name!r}", nearest(name, metrics) or known)
 
 
 def _told(work: Work, loop: Loop, epochs: float) -> dict[str, Any]:

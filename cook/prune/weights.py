@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ def has_matrix(module: nn.Module) -> bool:
 
 def size_of(module: nn.Module) -> int:
     """How many weights a linear layer or embedding has, however it packs them."""
-    rows, columns = shape(module) if is_linear(module) else module.weight.shape
+    rows, columns = shape(module) if is_linear(module) else module.get_parameter("weight").shape
     return rows * columns
 
 
@@ -59,7 +59,7 @@ class PruneWeights(Pass):
     name = "prune.weights"
     summary = "set the smallest weights to zero, under a schedule, and keep them there"
     phase = "weights"
-    options = {
+    options: ClassVar[dict[str, Any]] = {
         "sparsity": {
             "type": "number",
             "minimum": 0,
@@ -88,14 +88,16 @@ class PruneWeights(Pass):
         "end": {**WINDOW["end"], "default": "70%"},
     }
     required = ("sparsity",)
+    examples = ({"sparsity": 0.5}, {"sparsity": 0.6, "scope": "layer", "schedule": "linear", "every": 2})
 
     def plan(self, anatomy: Anatomy) -> Effect:
         parameters = self._parameters(anatomy)
-        count = sum(size_of(anatomy.model.get_submodule(name.removesuffix(".weight"))) for name in parameters)
-        zeros = round(self.given["sparsity"] * count)
+        sizes = [size_of(anatomy.model.get_submodule(name.removesuffix(".weight"))) for name in parameters]
+        count = sum(sizes)
+        together = [count] if self.given["scope"] == "global" else sizes
         return Effect(
             parameters=parameters,
-            zeros=zeros,
+            zeros=sum(round(self.given["sparsity"] * size) for size in together),
             note=f"{self.given['sparsity']:.1%} of {count:,} weights in {len(parameters)} matrices to zero",
         )
 
@@ -144,8 +146,10 @@ class PruneWeights(Pass):
         what = "linear layer or embedding"
         modules = select(anatomy, self.given["include"], self.given["exclude"], kind=has_matrix, what=what)
         # A matrix that is tied under two names is pruned once.
-        named = {id(anatomy.model.get_submodule(name).weight): f"{name}.weight" for name in reversed(modules)}
-        return list(reversed(named.values()))
+        named: dict[int, str] = {}
+        for name in modules:
+            named.setdefault(id(anatomy.model.get_submodule(name).weight), f"{name}.weight")
+        return list(named.values())
 
     def _prune(self, session: Session, sparsity: float) -> None:
         if sparsity == self.reached:

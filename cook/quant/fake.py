@@ -26,7 +26,7 @@ class RoundRows(torch.autograd.Function):
         return quantize_activation(values, bits)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 
@@ -39,7 +39,7 @@ class RoundClipped(torch.autograd.Function):
         return quantize_activation(values, bits, scale)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (inside,) = ctx.saved_tensors
         return gradient * inside, None, None
 
@@ -74,16 +74,17 @@ class FakeQuantToken(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         return RoundRows.apply(inputs, self.bits) if self.enabled else inputs
 
-    def options(self) -> dict[str, Any]:
-        """What `IntLinear` needs to do the same."""
-        return {"bits": self.bits, "kind": "token"}
+
+def _in_backward() -> bool:
+    """Whether this forward is one that gradient checkpointing computes again."""
+    return torch._C._current_graph_task_id() != -1
 
 
 class FakeQuantMoving(nn.Module):
     """An input transform [..., in]: one scale, from a moving average of the largest magnitude.
 
-    While it observes (in training, enabled, not frozen) the average follows `decay`; before the first
-    observation inputs pass through untouched.
+    While it observes (in training, enabled, not frozen) the average follows `decay`, from the first
+    magnitude that is not zero; before any observation inputs pass through untouched.
     """
 
     largest: Tensor
@@ -98,17 +99,18 @@ class FakeQuantMoving(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        return self.largest / limit(self.bits)
+        """Of one step; 1 while only zeros were seen, so that dividing by it is always defined."""
+        return torch.where(self.largest > 0, self.largest / limit(self.bits), 1.0)
 
     def observe(self, inputs: Tensor) -> None:
-        """Move the average towards the largest magnitude of `inputs`; the first one sets it."""
+        """Move the average towards the largest magnitude of `inputs`."""
         now = inputs.detach().abs().amax().float()
         average = self.decay * self.largest + (1 - self.decay) * now
-        self.largest.copy_(average if self.observed else now)
+        self.largest.copy_(torch.where(self.largest > 0, average, now))
         self.observed = True
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if self.enabled and self.training and not self.frozen:
+        if self.enabled and self.training and not self.frozen and not _in_backward():
             self.observe(inputs)
         if not (self.enabled and self.observed):
             return inputs
@@ -117,7 +119,3 @@ class FakeQuantMoving(nn.Module):
     def _load_from_state_dict(self, state: Mapping[str, Tensor], prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state, prefix, *rest)
         self.observed = bool(self.largest > 0)
-
-    def options(self) -> dict[str, Any]:
-        """What `IntLinear` needs to do the same, besides its `input_scale`."""
-        return {"bits": self.bits, "kind": "static"}

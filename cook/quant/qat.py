@@ -6,7 +6,8 @@ Symmetric, a scale an output row for weights; a scale a token, or one moving ave
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cook.model import surgery
 from cook.model.blueprint import Edit
@@ -20,6 +21,8 @@ from cook.quant.fake import FakeQuantMoving, FakeQuantToken, FakeQuantWeight
 if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy
     from cook.session import Session
+
+Rounding = FakeQuantWeight | FakeQuantToken | FakeQuantMoving
 
 WIDTHS = [f"int{bits}" for bits in range(8, 1, -1)]
 
@@ -36,7 +39,7 @@ class QuantAwareTraining(Pass):
     name = "quant.qat"
     summary = "train with rounded weights and activations, store the weights as integers"
     phase = "precision"
-    options = {
+    options: ClassVar[dict[str, Any]] = {
         "weights": {"enum": WIDTHS, "default": "int8", "description": "width of the weights, a scale a row"},
         "activations": {
             "enum": [*WIDTHS, None],
@@ -62,8 +65,9 @@ class QuantAwareTraining(Pass):
         },
         "include": {**TARGETS, "default": None, "type": ["array", "null"]},
         "exclude": {**TARGETS, "default": None, "type": ["array", "null"]},
-        **WINDOW,
+        "start": WINDOW["start"],
     }
+    examples = ({}, {"weights": "int4", "observer": "moving"})
 
     def plan(self, anatomy: Anatomy) -> Effect:
         layers = self._layers(anatomy)
@@ -79,6 +83,8 @@ class QuantAwareTraining(Pass):
     def attach(self, session: Session) -> None:
         self.layers = self._layers(session.anatomy)
         self.bits = bits_of(self.given["weights"])
+        self.enabled = False
+        self.rounding: list[Rounding] = []
         moving = self.given["activations"] and self.given["observer"] == "moving"
         if moving and not session.trains:
             raise self.error(
@@ -91,21 +97,26 @@ class QuantAwareTraining(Pass):
         )
         if moving and self.frozen_from <= self.window.start:
             raise self.error(
-                f"freezes at step {self.frozen_from}, before anything was observed: the window starts at step "
-                f"{self.window.start}",
+                f"freezes at step {self.frozen_from}, before anything was observed: the window starts at "
+                f"step {self.window.start}",
                 option="freeze",
             )
         for name in self.layers:
             layer = transform(session.model, name)
-            layer.add_weight_transform(self.id, FakeQuantWeight(self.bits))
+            self.rounding.append(weight := FakeQuantWeight(self.bits))
+            layer.add_weight_transform(self.id, weight)
             if self.given["activations"]:
-                layer.add_input_transform(self.id, self._input_transform(layer))
+                self.rounding.append(inputs := self._input_transform(layer))
+                layer.add_input_transform(self.id, inputs)
         if not session.trains:
-            self._enable(session, True)
+            self._enable(True)
 
     def before_step(self, session: Session) -> None:
-        # The window's end is the run's: a layer that learned to be rounded stays so.
-        self._enable(session, session.step >= self.window.start)
+        # There is no `end`: a layer that learned to be rounded stays so.
+        self._enable(session.step >= self.window.start)
+        for each in self.rounding:
+            if isinstance(each, FakeQuantMoving):
+                each.frozen = session.step >= self.frozen_from
 
     def finish(self, session: Session) -> None:
         for name in self.layers:
@@ -130,6 +141,12 @@ class QuantAwareTraining(Pass):
             found["activation_bits"] = bits_of(self.given["activations"])
         return found
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"enabled": self.enabled}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._enable(state["enabled"])
+
     def _layers(self, anatomy: Anatomy) -> list[str]:
         layers = select(anatomy, self.given["include"], self.given["exclude"])
         for name in layers:
@@ -147,17 +164,13 @@ class QuantAwareTraining(Pass):
             return FakeQuantToken(bits)
         return FakeQuantMoving(bits, self.given["decay"], layer.weight.device)
 
-    def _enable(self, session: Session, on: bool) -> None:
-        for name in self.layers:
-            layer = session.model.get_submodule(name)
-            assert isinstance(layer, TransformedLinear)
-            layer.weight_transform(self.id).enabled = on
-            if self.given["activations"]:
-                inputs = layer.input_transform(self.id)
-                inputs.enabled = on
-                inputs.frozen = session.step >= self.frozen_from
+    def _enable(self, on: bool) -> None:
+        self.enabled = on
+        for each in self.rounding:
+            each.enabled = on
 
     def _activation(self) -> dict[str, Any] | None:
+        """What `IntLinear` does with its inputs."""
         if not self.given["activations"]:
             return None
         kind = {"token": "token", "moving": "static"}[self.given["observer"]]

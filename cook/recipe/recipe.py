@@ -51,6 +51,7 @@ class Recipe:
         name: the file's name, or `<dict>`.
         marks: the places of its values in the text.
         folder: what its relative paths were relative to.
+        overrides: what was changed in it since it was written, as after `--set`.
     """
 
     value: Section
@@ -58,29 +59,30 @@ class Recipe:
     name: str = field(compare=False)
     marks: Marks = field(compare=False, repr=False, hash=False)
     folder: FilePath = field(compare=False)
+    overrides: tuple[str, ...] = field(compare=False, default=())
 
     @property
-    def model(self) -> Section | None:
+    def model(self) -> Any:
         return self.value.get("model")
 
     @property
-    def teacher(self) -> Section | None:
+    def teacher(self) -> Any:
         return self.value.get("teacher")
 
     @property
-    def data(self) -> Section | None:
+    def data(self) -> Any:
         return self.value.get("data")
 
     @property
-    def train(self) -> Section | None:
+    def train(self) -> Any:
         return self.value.get("train")
 
     @property
-    def eval(self) -> Section:
+    def eval(self) -> Any:
         return self.value["eval"]
 
     @property
-    def output(self) -> Section | None:
+    def output(self) -> Any:
         return self.value.get("output")
 
     @cached_property
@@ -184,6 +186,7 @@ def load_recipe(
         CookError: for a mistake; RecipeErrors, with every mistake, for several.
     """
     document, folder = _document(source)
+    overrides = list(overrides)
     value, marks = normal(document.value), document.marks
     value, marks = override.apply(value, marks, overrides)
     value, passes = normal(value), registered()
@@ -193,8 +196,10 @@ def load_recipe(
     missing = [item for item in missing if not any(item[0][: len(path)] == path for path, _ in wrong)]
     raise_all(wrong + missing)
     value = fill(whole, value)
-    raise_all(list(_splits(value, marks, document.name)))
-    return Recipe(Section(value), document.text, document.name, marks, folder)
+    if not partial:
+        raise_all(list(_splits(value, marks, document.name)))
+    before = source.overrides if isinstance(source, Recipe) else ()
+    return Recipe(Section(value), document.text, document.name, marks, folder, (*before, *overrides))
 
 
 def _document(source: Any) -> tuple[Document, FilePath]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 
 from cook.report import table
 from cook.report.draw import clean
@@ -13,12 +14,20 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 """`owner/name`, or a bare `name` such as gpt2: no absolute and no relative path."""
 
 
-def card(report: Report, recipe_text: str, *, name: str, base_model: str | None = None) -> str:
+def card(
+    report: Report,
+    recipe_text: str,
+    overrides: Sequence[str] = (),
+    *,
+    name: str,
+    base_model: str | None = None,
+) -> str:
     """The text of a model card.
 
     Args:
         report: what the tables are drawn from.
         recipe_text: the recipe as written, shown at the end.
+        overrides: what was changed in it on the command line.
         name: what the model is called: the heading, and the argument of `from_pretrained`.
         base_model: what was compressed; named in the front matter when it is a hub id.
     """
@@ -40,6 +49,8 @@ def card(report: Report, recipe_text: str, *, name: str, base_model: str | None 
         _measured(report),
         f"## Recipe\n\n{fence}yaml\n{recipe_text.rstrip()}\n{fence}",
     ]
+    if overrides:
+        sections.append("changed by " + ", ".join(f"`--set {clean(override)}`" for override in overrides))
     return "\n\n".join(sections) + "\n"
 
 

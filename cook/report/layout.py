@@ -31,7 +31,7 @@ STATE = _record(
         "macs": _MAYBE_COUNT,
         "metrics": _NUMBERS,
     },
-    {"removed": {"type": "integer"}, "masked": _COUNT, "when": _TEXT, "step": _COUNT},
+    {"removed": {"type": "integer"}, "when": _TEXT, "step": _COUNT},
 )
 _TIME = {"type": "number", "exclusiveMinimum": 0, "description": "the median, in milliseconds"}
 _SPREAD = {**_MAYBE_NUMBER, "description": "the spread of the ratio over the rounds, as a share: 0.04 is 4 %"}

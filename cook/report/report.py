@@ -35,7 +35,6 @@ class State:
         macs: multiply-accumulates of one example, or None.
         metrics: by name; shares of one, or numbers; None for one that is not finite.
         removed: parameters physically gone since the start of the run.
-        masked: zeros that are only masked still.
         when: "attached", "start", "end" or "finished" in the states of a pass.
         step: the optimizer step, counted from 0.
     """
@@ -47,7 +46,6 @@ class State:
     macs: int | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     removed: int = 0
-    masked: int = 0
     when: str | None = None
     step: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)

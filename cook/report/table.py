@@ -61,7 +61,8 @@ def setting(report: Report) -> str:
     parts = []
     if train.get("steps") is not None:
         epochs = train.get("epochs")
-        parts.append(f"{train['steps']} steps" + (f" ({epochs:g} epochs)" if epochs is not None else ""))
+        told = f" ({units.several(epochs, 'epoch')})" if epochs is not None else ""
+        parts.append(units.several(train["steps"], "step") + told)
         if train.get("seconds") is not None:
             parts[-1] += f" in {units.duration(train['seconds'])}"
     if train.get("selected") == "best":
@@ -69,7 +70,10 @@ def setting(report: Report) -> str:
     elif train.get("selected"):
         parts.append(f"{train['selected']} checkpoint")
     parts += [str(environment[key]) for key in ("device", "precision") if environment.get(key)]
-    parts += [f"{environment[key]} {key}" for key in ("threads", "processes") if environment.get(key)]
+    if threads := environment.get("threads"):
+        parts.append(units.several(threads, "thread"))
+    if (processes := environment.get("processes") or 1) > 1:
+        parts.append(f"{processes} processes")
     parts += [f"{key} {environment[key]}" for key in ("seed", "torch", "transformers") if key in environment]
     return ", ".join([*parts, f"cook {report.cook}"])
 
@@ -220,7 +224,7 @@ def _size_rows(model: Model) -> list[list[str]]:
     rows = [_measure("size on disk", model.before.bytes, after, units.size, SIZE)]
     others = (("  against the source", model.source_bytes), ("  against float32", model.float32_bytes))
     for name, size in others:
-        if size and units.size(size) != rows[0][1]:
+        if size and units.size(size) not in [row[1] for row in rows]:
             rows.append(_measure(name, size, after, units.size, SIZE))
     return rows
 

@@ -44,6 +44,12 @@ def duration(seconds: Number) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
+def several(number: int | float, one: str) -> str:
+    """A number of things: "1 epoch", "2.5 epochs"."""
+    text = f"{number:g}" if isinstance(number, float) else str(number)
+    return f"{text} {one}" + ("" if number == 1 else "s")
+
+
 def is_share(name: str) -> bool:
     """Whether the metric called `name` is a share of one."""
     return name.startswith(SHARES)

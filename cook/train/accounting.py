@@ -58,9 +58,9 @@ class Accounting:
                 self._record("end", each, done)
 
     def finished(self, done: int) -> State:
-        """Record, for every pass, the finished model: nothing in it is only masked any more."""
+        """Record, for every pass, the finished model."""
         self._last = None
-        state = {**self.state(done), "masked": 0}
+        state = self.state(done)
         for each in self.passes:
             self.states[each.id].append({**state, "when": "finished", "step": done})
         return state
@@ -88,7 +88,6 @@ class Accounting:
             "macs": self._macs(),
             "metrics": self._evaluate(),
             "removed": self.whole - count.parameters,
-            "masked": count.zeros,
         }
 
     def _record(self, when: str, each: Pass, step: int) -> None:

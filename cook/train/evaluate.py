@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
 
+from cook.model.measure import evaluating
 from cook.train import batches
 from cook.train.data import sample
 from cook.train.tasks.task import IGNORE, Task
@@ -75,18 +76,6 @@ def predict(
     back[torch.tensor(order, dtype=torch.long)] = torch.arange(len(order))
     joined = {name: _joined([part[name] for part in parts])[back] for name in parts[0]}
     return joined, total / max(items, 1)
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Every module in eval mode inside; afterwards each in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:

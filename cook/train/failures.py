@@ -17,8 +17,10 @@ def not_finite(term: str, value: float, step: int, total: int) -> RunError:
     what = "the gradient's norm" if term == "gradient norm" else f"the loss term {term!r}"
     kind = "NaN" if math.isnan(value) else "infinite"
     return RunError(
-        f"{what} is {kind} at step {step} of {total}; the run stopped before the step was made, nothing is saved over",
-        hint="lower train.learning_rate, or use train.precision: fp32 or bf16; a checkpoint before it is kept",
+        f"{what} is {kind} at step {step} of {total}; the run stopped before the step was made, "
+        "nothing is saved over",
+        hint="lower train.learning_rate, or use train.precision: fp32 or bf16; "
+        "a checkpoint before it is kept",
     )
 
 
@@ -47,8 +49,23 @@ def memory_errors(train: Any) -> Iterator[None]:
         raise RunError(f"out of memory with micro-batches of {micro} examples", hint=hint) from error
 
 
+@contextmanager
+def evaluation_memory_errors(batch_size: int) -> Iterator[None]:
+    """Turn running out of memory in an evaluation into a RunError that says what to lower."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not _is_memory(error):
+            raise
+        message = f"out of memory while evaluating {batch_size} examples at a time"
+        hint = "lower eval.batch_size: it changes how long evaluation takes, not its result"
+        raise RunError(message, hint=hint) from error
+
+
 def _is_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error)
-    return "can't allocate memory" in text or "out of memory" in text
+    # The last is oneDNN's word for a scratch space that it could not have.
+    known = "can't allocate memory" in text or "out of memory" in text
+    return known or text == "could not create a primitive"

@@ -17,8 +17,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,11 @@ from tqdm import tqdm
 from cook.errors import Interrupted, RunError
 from cook.recipe.moment import Moment
 from cook.session import Session
-from cook.train import batches, checkpoint
+from cook.train import batches, checkpoint, processes
 from cook.train.accounting import Accounting
 from cook.train.failures import memory_errors, not_finite
 from cook.train.optimizer import adamw, scheduler
+from cook.train.recompute import recomputing
 from cook.train.seeds import seed_everything
 from cook.train.signals import Signals
 from cook.train.tasks import Task
@@ -57,7 +59,6 @@ class Loop:
         accounting: records states and evaluations.
         folder: for checkpoints; None keeps none.
         identity: what a checkpoint must agree with to be resumed.
-        say: takes a line for people.
         bar: whether to draw a progress bar.
     """
 
@@ -72,15 +73,15 @@ class Loop:
         accounting: Accounting,
         folder: Path | None,
         identity: Mapping[str, Any],
-        say: Callable[[str], None] = print,
         bar: bool = True,
     ):
         self.session, self.task, self.data, self.train = session, task, data, train
-        self.accelerator, self.accounting, self.folder, self.say = accelerator, accounting, folder, say
+        self.accelerator, self.accounting, self.folder = accelerator, accounting, folder
         self.identity = dict(identity)
         self.total, self.per_epoch = session.total_steps, session.steps_per_epoch
         self.bar = bar and accelerator.is_main_process
         self.history: list[dict[str, Any]] = []
+        self.recent: list[dict[str, float]] = []
         self.done = 0
         self.best: tuple[float, int] | None = None
         self._best_state: dict[str, Any] = {}
@@ -110,22 +111,25 @@ class Loop:
             Interrupted: at a signal, after a checkpoint was written.
         """
         started = time.monotonic()
-        recent: list[dict[str, float]] = []
         self.module.train()
-        with Signals() as signals, memory_errors(self.train), self._progress() as progress:
+        with (
+            Signals() as signals,
+            memory_errors(self.train),
+            recomputing(self.session.model, self.train.gradient_checkpointing),
+            self._progress() as progress,
+        ):
             for step, micro_batches in zip(range(self.done, self.total), self._updates(), strict=False):
                 self.accounting.window_opens(step)
                 self.session.before_step(step)
-                recent.append(self._update(step, micro_batches))
+                self.recent.append(self._update(step, micro_batches))
                 self.done = step + 1
                 self.accounting.window_closes(self.done)
                 if self._due(self.log_every):
-                    self._log(recent, progress)
-                    recent = []
+                    self._log(progress)
                 if self._due(self.eval_every) or (self.done == self.total):
                     self._evaluate()
                 progress.update()
-                stop = self._agree(signals.received)
+                stop = processes.any_of(self.accelerator, signals.received)
                 if stop or (self._due(self.save_every) and self.done < self.total):
                     self.seconds += time.monotonic() - started
                     started = time.monotonic()
@@ -134,12 +138,12 @@ class Loop:
                     raise self._interrupted()
         self.seconds += time.monotonic() - started
         if self.train.select == "best" and self.best is not None:
-            self._take_best()
+            self.session.load_state_dict(self._best_state)
 
     def _update(self, step: int, micro_batches: list[tuple[batches.Batch, bool]]) -> dict[str, float]:
         """One optimizer update; returns the loss terms, weighted and not, as means over its items."""
         counts = [0 if empty else self.task.count(batch) for batch, empty in micro_batches]
-        total = self._sum_over_processes(sum(counts))
+        total = processes.total(self.accelerator, sum(counts))
         world = self.accelerator.num_processes
         sums: dict[str, Tensor] = {}
         for index, ((batch, _), count) in enumerate(zip(micro_batches, counts, strict=True)):
@@ -168,9 +172,12 @@ class Loop:
     def _finite(self, step: int, sums: dict[str, Tensor], norm: Tensor | None) -> dict[str, float]:
         """All terms as numbers, in one transfer; a RunError when one is not finite."""
         if norm is not None:
-            sums = {**sums, "gradient norm": norm.detach().float()}
-        values = torch.stack([value.reshape(()) for value in sums.values()]).tolist()
-        found = dict(zip(sums, values, strict=True))
+            # The same in every process, so that each has an equal share of it.
+            sums = {**sums, "gradient norm": norm.detach().float() / self.accelerator.num_processes}
+        values = torch.stack([value.reshape(()) for value in sums.values()])
+        # Each process has its share of a term; all must see, and stop at, a NaN that one of them has.
+        values = processes.summed(self.accelerator, values)
+        found = dict(zip(sums, values.tolist(), strict=True))
         for name, value in found.items():
             # Under fp16 the scaler meets infinite gradients and skips the step itself.
             scaled = name == "gradient norm" and self.accelerator.scaler is not None
@@ -209,22 +216,7 @@ class Loop:
             value = -metrics[name] if name in self.task.lower_is_better else metrics[name]
             if self.best is None or value > self.best[0]:
                 self.best = (value, self.done)
-                self._keep_best()
-
-    def _keep_best(self) -> None:
-        if self.folder is None:
-            self._best_state = copy.deepcopy(self.session.state_dict())
-        elif self.accelerator.is_main_process:
-            checkpoint.save(self.folder / "best", self.done, {"session": self.session.state_dict()}, keep=1)
-
-    def _take_best(self) -> None:
-        if self.folder is None:
-            self.session.load_state_dict(self._best_state)
-            return
-        self.accelerator.wait_for_everyone()
-        if (path := checkpoint.newest(self.folder / "best", self.say)) is None:
-            raise RunError("the best checkpoint cannot be read", where=str(self.folder / "best"))
-        self.session.load_state_dict(checkpoint.load(path, self.accelerator.device)["session"])
+                self._best_state = copy.deepcopy(self.session.state_dict())
 
     def _interrupted(self) -> Interrupted:
         done = f"stopped after step {self.done} of {self.total}"
@@ -234,8 +226,10 @@ class Loop:
             f"{done}; a checkpoint is written", hint="run again with --resume to go on from there"
         )
 
-    def _log(self, recent: list[dict[str, float]], progress: Any) -> None:
-        means = {name: sum(row[name] for row in recent if name in row) / len(recent) for name in recent[-1]}
+    def _log(self, progress: Any) -> None:
+        rows, self.recent = self.recent, []
+        names = dict.fromkeys(name for row in rows for name in row)
+        means = {name: statistics.fmean(row[name] for row in rows if name in row) for name in names}
         rate = self.rate.get_last_lr()[0]
         self.history.append({"step": self.done, "loss": means, "learning_rate": rate})
         self.accelerator.log(
@@ -261,12 +255,14 @@ class Loop:
         return {
             "session": self.session.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "best": self._best_state,
             "run": {
                 "identity": self.identity,
                 "done": self.done,
                 "rate": {k: v for k, v in self.rate.state_dict().items() if k != "lr_lambdas"},
                 "scaler": scaler.state_dict() if scaler is not None else None,
                 "history": self.history,
+                "recent": self.recent,
                 "accounting": self.accounting.state_dict(),
                 "best": self.best,
                 "seconds": self.seconds,
@@ -282,7 +278,8 @@ class Loop:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(run["scaler"])
         self.done, self.history, self.seconds = run["done"], list(run["history"]), run["seconds"]
-        self.best = tuple(run["best"]) if run["best"] else None
+        self.recent = list(run["recent"])
+        self.best, self._best_state = tuple(run["best"]) if run["best"] else None, state["best"]
         self.accounting.load_state_dict(run["accounting"])
         self.session.step = self.done
 
@@ -297,16 +294,3 @@ class Loop:
         return tqdm(
             total=self.total, initial=self.done, disable=not self.bar, unit="step", dynamic_ncols=True
         )
-
-    def _sum_over_processes(self, count: int) -> int:
-        if self.accelerator.num_processes == 1:
-            return count
-        return int(self.accelerator.reduce(torch.tensor(count, device=self.accelerator.device), "sum"))
-
-    def _agree(self, stop: bool) -> bool:
-        """Whether any process was told to stop."""
-        if self.accelerator.num_processes == 1:
-            return stop
-        if stop:
-            self.accelerator.set_trigger()
-        return bool(self.accelerator.check_trigger())

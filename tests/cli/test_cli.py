@@ -114,12 +114,9 @@ def test_eval(calls: Calls, capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     (tmp_path / "recipe.yaml").touch()
     assert main(["eval", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "accuracy  90.14 %\nloss      0.25\n"
-    assert calls == [
-        ("load_recipe", ((tmp_path / "recipe.yaml", []), {})),
-        ("evaluate", ((tmp_path, RECIPE), {})),
-    ]
+    assert calls == [("evaluate", ((str(tmp_path), tmp_path / "recipe.yaml", []), {}))]
     assert main(["eval", str(tmp_path), "--recipe", "other.yaml", "--set", "eval.limit=5", "--json"]) == 0
-    assert calls[2] == ("load_recipe", ((Path("other.yaml"), ["eval.limit=5"]), {}))
+    assert calls[1] == ("evaluate", ((str(tmp_path), Path("other.yaml"), ["eval.limit=5"]), {}))
     assert json.loads(capsys.readouterr().out) == {"accuracy": 0.9014, "loss": 0.25}
     assert main(["eval", str(tmp_path / "absent")]) == 2
 

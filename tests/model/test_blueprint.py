@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tests import tiny
 from tests.model.reshaped import FFN, make
 
 INTEGER = {"bits": 4, "activation": {"bits": 8, "kind": "token"}, "in": 16, "out": 16, "bias": True}
-GOOD = {
+GOOD: dict[str, Any] = {
     "version": 1,
     "edits": [
         {"op": "integer", "module": "bert.pooler.dense", "options": INTEGER},
@@ -113,12 +114,15 @@ def test_apply_gives_the_structure_back_on_meta(family):
     model = make(family, "both")
     blueprint = model.hf_quantizer.blueprint
     with torch.device("meta"):
-        fresh = type(model)(model.config)
+        fresh: Any = type(model)(model.config)
     assert blueprint.apply(fresh) == blueprint
     assert {n: (p.shape, p.dtype) for n, p in fresh.named_parameters()} == {
         n: (p.shape, p.dtype) for n, p in model.named_parameters()
     }
     assert all(each.is_meta for each in fresh.parameters())
+
+
+GPT2: Any = tiny.model("gpt2")
 
 
 def base_model(family="bert"):
@@ -163,7 +167,7 @@ def test_an_unknown_lock_is_an_error():
     [
         (nn.Linear(4, 6), "in_features"),
         (nn.Embedding(4, 6), "num_embeddings"),
-        (tiny.model("gpt2").transformer.h[0].mlp.c_fc, "nx"),
+        (GPT2.transformer.h[0].mlp.c_fc, "nx"),
     ],
 )
 def test_resize_keeps_what_fits(module, name):

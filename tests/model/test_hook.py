@@ -5,12 +5,16 @@ import subprocess
 import sys
 
 import pytest
+from transformers.quantizers import auto
+
+from cook import _hook
 
 PROLOGUE = "import sys, time\nsys.path.insert(0, sys.argv[1])\n"
 KNOWN = """
-from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AUTO_QUANTIZATION_CONFIG_MAPPING
-assert AUTO_QUANTIZER_MAPPING["cook"].__name__ == "CookQuantizer"
-assert AUTO_QUANTIZATION_CONFIG_MAPPING["cook"].__name__ == "CookConfig"
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AutoQuantizationConfig, AutoHfQuantizer
+config = AutoQuantizationConfig.from_dict({"quant_method": "cook", "blueprint": {"version": 1, "edits": []}})
+assert type(config).__name__ == "CookConfig"
+assert type(AutoHfQuantizer.from_config(config)).__name__ == "CookQuantizer"
 """
 LIGHT = """
 import os, importlib.util
@@ -25,17 +29,11 @@ module = sys.modules["transformers.quantizers.auto"]
 assert type(module.__loader__).__name__ == type(module.__spec__.loader).__name__ == "SourceFileLoader"
 import inspect, importlib
 assert "AUTO_QUANTIZER_MAPPING" in inspect.getsource(module)
-from cook import _hook
-finders = len(sys.meta_path)
-_hook.install()
-assert len(sys.meta_path) == finders
+found = importlib.util.find_spec("transformers.quantizers.auto")
+assert found.loader.is_package("transformers.quantizers.auto") is False
 importlib.reload(module)
 """
-ORDERS = {
-    "cook first": LIGHT + KNOWN + WHOLE + KNOWN,
-    "transformers first": "import transformers.quantizers.auto\nimport cook\n" + KNOWN + WHOLE + KNOWN,
-    "quantizer first": "import cook.model.quantizer\n" + KNOWN,
-    "threads": """
+THREADS = """
 import threading
 import cook
 failures = []
@@ -44,14 +42,13 @@ def load(name):
         __import__(name)
     except BaseException as failure:
         failures.append(failure)
-names = ["transformers.quantizers.auto", "cook.model.quantizer", "cook.model.blueprint", "transformers.modeling_utils"]
+names = ["transformers.quantizers.auto", "cook.model.quantizer", "cook.model.load"]
 threads = [threading.Thread(target=load, args=(name,)) for name in names]
 [each.start() for each in threads]
 [each.join() for each in threads]
 assert not failures, failures
 """
-    + KNOWN,
-}
+ORDERS = {"cook first": LIGHT + KNOWN + WHOLE + KNOWN, "threads": THREADS + KNOWN}
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -64,3 +61,14 @@ def test_transformers_learns_of_cook(order):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_install_again_and_after_transformers(monkeypatch):
+    monkeypatch.setattr(
+        sys, "meta_path", [each for each in sys.meta_path if not isinstance(each, _hook._Finder)]
+    )
+    monkeypatch.setattr(auto, "AUTO_QUANTIZER_MAPPING", {})
+    for _ in range(2):
+        _hook.install()
+        assert list(auto.AUTO_QUANTIZER_MAPPING) == ["cook"]
+    assert sum(isinstance(each, _hook._Finder) for each in sys.meta_path) == 1

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -99,11 +100,11 @@ def test_forward_is_the_fake_quantised_layer(bits, index):
 
 @pytest.mark.parametrize("bits", [3, 8])
 def test_slice_keeps_integers_and_scales(bits):
-    layer = IntLinear.from_linear(
+    layer: Any = IntLinear.from_linear(
         sources()[0], bits, {"bits": 8, "kind": "static"}, input_scale=torch.tensor(0.1)
     )
     rows, columns = torch.tensor([4, 1]), torch.tensor([0, 2, 6])
-    part = layer.slice(rows, columns)
+    part: Any = layer.slice(rows, columns)
     assert torch.equal(part.dequantise(), layer.dequantise()[rows][:, columns])
     assert torch.equal(part.bias, layer.bias[rows])
     assert (part.in_features, part.out_features, part.input_scale) == (3, 2, layer.input_scale)
@@ -119,7 +120,7 @@ def test_integers_and_scales_are_frozen_parameters():
 
 
 def test_casting_keeps_scales_in_float32():
-    layer = IntLinear.from_linear(sources()[0], 8, TOKEN).to(torch.bfloat16)
+    layer: Any = IntLinear.from_linear(sources()[0], 8, TOKEN).to(torch.bfloat16)
     assert (layer.weight.dtype, layer.scale.dtype, layer.bias.dtype) == (
         torch.int8,
         torch.float32,

@@ -3,10 +3,11 @@
 import json
 import os
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, BertForMaskedLM, BertModel
+from transformers import AutoModelForMaskedLM, BertForMaskedLM, BertModel, ViTImageProcessorPil
 
 from cook.errors import CookError
 from cook.model.integer import IntLinear
@@ -20,7 +21,9 @@ def error(key, message, hint=None):
     return CookError(message, where=f"recipe.yaml:1:1: model.{key}", hint=hint)
 
 
-def read(path=None, family="bert", labels=None, meta=False, **options):
+def read(
+    path: Any = None, family: str = "bert", labels: Any = None, meta: bool = False, **options: Any
+) -> Any:
     section = SimpleNamespace(path=None if path is None else str(path), **options)
     return load(section, auto_class=auto_class(family), labels=labels, meta=meta, error=error)
 
@@ -28,7 +31,7 @@ def read(path=None, family="bert", labels=None, meta=False, **options):
 def fails(words, path=None, **options):
     with pytest.raises(CookError, match=words) as found:
         read(path, **options)
-    assert found.value.where.startswith("recipe.yaml:1:1: model.")
+    assert str(found.value.where).startswith("recipe.yaml:1:1: model.")
     return found.value
 
 
@@ -42,7 +45,8 @@ def test_a_folder_comes_back_in_float32(tmp_path, family):
     assert found.cook_origin.bytes == 2 * model.num_parameters()
     assert not found.cook_origin.notes
     assert not found.cook_origin.new_head
-    assert torch.equal(logits(found, family), logits(model.float(), family))
+    state = model.state_dict()
+    assert all(torch.equal(value, state[name].float()) for name, value in found.state_dict().items())
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -91,7 +95,8 @@ def test_a_head_keeps_its_labels_unless_renamed(tmp_path):
     assert read(tmp_path, labels=["a", "b", "c"]).config.id2label == {0: "negative", 1: "positive"}
     assert read(tmp_path, labels=None, **{}).num_labels == 2
     section = SimpleNamespace(path=str(tmp_path), labels=["bad", "good"])
-    assert load(section, auto_class=auto_class("bert"), error=error).config.id2label[1] == "good"
+    named: Any = load(section, auto_class=auto_class("bert"), error=error)
+    assert named.config.id2label[1] == "good"
     section.labels = ["one"]
     with pytest.raises(CookError, match="1 labels are given"):
         load(section, auto_class=auto_class("bert"), error=error)
@@ -173,28 +178,29 @@ def test_another_head_of_the_same_checkpoint_is_not_random_in_silence(tmp_path):
     fails("does not know", tmp_path)
     tiny.model("bert").save_pretrained(tmp_path / "bert")
     section = SimpleNamespace(path=str(tmp_path / "bert"))
-    found = load(section, auto_class=AutoModelForMaskedLM.__name__, error=error)
+    found: Any = load(section, auto_class=AutoModelForMaskedLM.__name__, error=error)
     assert "cls" in found.cook_origin.notes[0]
 
 
 def test_processors(tmp_path):
     tiny.folder(tmp_path / "text")
     tiny.model("vit").save_pretrained(tmp_path / "bare")
-    from transformers import ViTImageProcessorPil
-
     ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "image")
+
+    def processor(section: Any, kind: str) -> Any:
+        return load_processor(section, kind)
 
     def section(path=None, tokenizer=None):
         return SimpleNamespace(path=path and str(tmp_path / path), tokenizer=tokenizer)
 
-    assert load_processor(section("text"), "tokenizer")("good film")["input_ids"][0] == 2
-    assert load_processor(section("bare", str(tmp_path / "text")), "tokenizer").pad_token_id == 0
-    assert load_processor(section("image"), "image").size["height"] == 8
-    assert load_processor(section("bare"), "image") is None
-    assert load_processor(section("bare"), "tokenizer") is None
-    assert load_processor(section(), "image") is None
+    assert processor(section("text"), "tokenizer")("good film")["input_ids"][0] == 2
+    assert processor(section("bare", str(tmp_path / "text")), "tokenizer").pad_token_id == 0
+    assert processor(section("image"), "image").size["height"] == 8
+    assert processor(section("bare"), "image") is None
+    assert processor(section("bare"), "tokenizer") is None
+    assert processor(section(), "image") is None
     with pytest.raises(CookError, match="holds no tokenizer"):
-        load_processor(section("text", str(tmp_path / "bare")), "tokenizer")
+        processor(section("text", str(tmp_path / "bare")), "tokenizer")
     (tmp_path / "text" / "tokenizer.json").write_text("{")
     with pytest.raises(CookError, match="cannot be loaded"):
-        load_processor(section("text"), "tokenizer")
+        processor(section("text"), "tokenizer")

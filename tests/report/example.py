@@ -19,7 +19,7 @@ def state(zeros: int, size: int, accuracy: float | None, **more: Any) -> State:
 def report() -> Report:
     """A new one at each call, so that tests may change it."""
     start, end = state(128, 1_634_312, 0.9694), state(238_080, 452_780, 0.9528)
-    pruned = state(238_080, 1_634_312, 0.9556, masked=238_080)
+    pruned = state(238_080, 1_634_312, 0.9556)
     return Report(
         cook="0.1.0",
         created="2026-01-02T03:04:05+00:00",
@@ -60,7 +60,7 @@ def report() -> Report:
                 states=[
                     state(128, 1_634_312, 0.9694, when="attached", step=0),
                     state(128, 1_634_312, 0.9611, when="start", step=90),
-                    state(238_080, 1_634_312, 0.9556, when="end", step=540, masked=238_080),
+                    state(238_080, 1_634_312, 0.9556, when="end", step=540),
                 ],
                 facts={"note": "60 % of 396,800 weights in 24 linear layers, one threshold"},
             ),

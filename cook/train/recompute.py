@@ -1,0 +1,31 @@
+"""Gradient checkpointing: forwards that are computed again in the backward, to save memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from transformers import PreTrainedModel
+
+from cook.errors import CookError
+
+
+@contextmanager
+def recomputing(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
+    """Each layer of `model` is computed twice inside, if `wanted`; afterwards as before.
+
+    Raises:
+        CookError: the model cannot.
+    """
+    if not wanted:
+        yield
+        return
+    if not model.supports_gradient_checkpointing:
+        message = f"{type(model).__name__} cannot compute its layers again in the backward"
+        raise CookError(message, where="train.gradient_checkpointing", hint="leave it out")
+    # The reentrant kind would lose the gradients of what passes capture inside of a layer.
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        model.gradient_checkpointing_disable()

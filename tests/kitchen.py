@@ -1,0 +1,272 @@
+"""Passes taken through whole runs in small: what the shared test checks for every one of them.
+
+A case is a family of tiny models and a few passes with one of their examples. It is run once without a
+break, and once stopped twice and continued each time in a new session and loop.
+"""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from datasets import Dataset, Features, Image, Value
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from cook.errors import Interrupted
+from cook.model import folder
+from cook.passes import Effect, Pass, registered
+from cook.pipeline import output
+from cook.pipeline.inputs import load_model, make_passes, read_data
+from cook.pipeline.plan import plan_passes
+from cook.pipeline.train import Outcome, Work, carry_out, outputs
+from cook.recipe import Recipe, load_recipe
+from cook.train import checkpoint
+from cook.train.loop import Loop
+from tests import tiny
+from tests.traces import hooks, hooks_of
+
+ROWS, BATCH, STEPS = 32, 8, 6
+"""An epoch and a half."""
+STOPS = (3, 5)
+"""Steps after which a run is interrupted: in mid-epoch, inside the windows and behind the ends of some."""
+KEPT = 5
+"""The step whose checkpoints are compared: masks and states of passes are gone when a run has finished."""
+TASKS = {"vit": "image-classification"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family, and passes by name, each with the number of one of its examples."""
+
+    family: str
+    passes: tuple[tuple[str, int], ...]
+
+    def __str__(self) -> str:
+        names = [f"{name}.{number}" if number else name for name, number in self.passes]
+        return "-".join([self.family, *names])
+
+
+def cases(*, whole: bool = False) -> list[Case]:
+    """Every example of every pass over every family, and every ordered pair over one family in rotation.
+
+    Args:
+        whole: every pair over every family.
+    """
+    known = registered()
+    alone = [
+        Case(family, ((name, number),))
+        for name, cls in known.items()
+        for number in range(len(cls.examples))
+        for family in tiny.FAMILIES
+    ]
+    rotation = itertools.cycle(tiny.FAMILIES)
+    pairs = [
+        Case(family, ((first, 0), (second, 0)))
+        for first, second in itertools.product(known, repeat=2)
+        for family in (tiny.FAMILIES if whole else [next(rotation)])
+    ]
+    return alone + pairs
+
+
+def steps(case: Case, *, trains: bool = True) -> list[dict[str, Any]]:
+    """The passes as a recipe writes them; in a run they begin late, so that the start is seen too."""
+    known = registered()
+    late = {name: {"start": 1} if trains and "start" in cls.options else {} for name, cls in known.items()}
+    return [{name: {**late[name], **known[name].examples[number]}} for name, number in case.passes]
+
+
+class Pantry:
+    """Model folders and data files, made once each.
+
+    Args:
+        root: an empty folder.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._models: dict[str, Path] = {}
+
+    @cached_property
+    def texts(self) -> tuple[Path, Path]:
+        """Tables to train and to validate on."""
+        return (
+            tiny.table(self.root / "train.tsv", ROWS),
+            tiny.table(self.root / "validation.tsv", BATCH, seed=1),
+        )
+
+    @cached_property
+    def images(self) -> tuple[Path, Path]:
+        """The same of random images, 8x8 in greys."""
+        source = np.random.RandomState(0)
+        features = Features({"image": Image(), "label": Value("string")})
+        files = self.root / "train.parquet", self.root / "validation.parquet"
+        for file, rows in zip(files, (ROWS, BATCH), strict=True):
+            pixels = source.randint(0, 256, (rows, 8, 8)).astype(np.uint8)
+            labels = [("negative", "positive")[row % 2] for row in range(rows)]
+            table = Dataset.from_dict({"image": list(pixels), "label": labels}, features=features)
+            table.to_parquet(file)
+        return files
+
+    def model(self, family: str) -> Path:
+        """The folder of a tiny model."""
+        if family not in self._models:
+            self._models[family] = tiny.folder(self.root / family, family)
+        return self._models[family]
+
+    def recipe(self, case: Case) -> Recipe:
+        """A recipe for the case; checkpoints are written at KEPT, whatever else happens."""
+        train, validation = self.images if case.family == "vit" else self.texts
+        task = TASKS.get(case.family, "text-classification")
+        teacher = any("teacher" in registered()[name].needs for name, _ in case.passes)
+        return load_recipe(
+            {
+                "version": 1,
+                "model": {"path": str(self.model(case.family)), "task": task},
+                **({"teacher": "self"} if teacher else {}),
+                "data": {"train": str(train), "validation": str(validation)},
+                "train": {
+                    "steps": STEPS,
+                    "batch_size": BATCH,
+                    "accumulate": 2,
+                    "learning_rate": 0.01,
+                    "save_every": KEPT,
+                    "log_every": 2,
+                    "device": "cpu",
+                },
+                "passes": steps(case),
+                "output": {"path": str(self.root / "out")},
+            }
+        )
+
+
+@dataclass
+class Run:
+    """One run that has ended."""
+
+    model: PreTrainedModel
+    passes: list[Pass]
+    outcome: Outcome
+    loop: Loop
+
+
+def run(recipe: Recipe, checkpoints: Path, *, stop: int | None = None) -> Run:
+    """Load everything, go on from the newest checkpoint if there is one, and finish.
+
+    Args:
+        stop: a signal comes in this step, counted from where the run goes on.
+
+    Raises:
+        Interrupted: with `stop`; no hook is left then (asserted).
+    """
+    data = read_data(recipe, _silent)
+    model = load_model(recipe, data, _silent)
+    processor = data.task.plain_processor() if data.task.processor == "image" else tiny.tokenizer()
+    passes = make_passes(recipe)
+    loops: list[Loop] = []
+    before = hooks(model)
+
+    def restore(loop: Loop) -> None:
+        loops.append(loop)
+        if (state := output.restore(checkpoints, recipe, 1, _silent)) is not None:
+            loop.load_state_dict(state)
+        if stop is not None:
+            _signal_in(loop.optimizer, stop)
+
+    try:
+        outcome = carry_out(
+            Work(
+                model=model,
+                passes=passes,
+                task=data.task,
+                rows={split: data.task.prepare(raw, processor) for split, raw in data.raw.items()},
+                train=recipe.train,
+                evaluation=recipe.eval,
+                accelerator=Accelerator(cpu=True),
+                teacher="self" if recipe.teacher else None,
+                folder=checkpoints,
+                identity=output.identity(recipe, 1),
+                restore=restore,
+                progress=False,
+            )
+        )
+    finally:
+        if loops:
+            assert hooks(model) == before
+            assert hooks(loops[0].session.module) == before
+            assert not hooks_of(loops[0].optimizer)
+            assert not len(loops[0].session.hooks)
+    return Run(model, passes, outcome, loops[0])
+
+
+def _signal_in(optimizer: Optimizer, step: int) -> None:
+    """Ctrl-C while the optimizer makes its `step`th step."""
+    count = itertools.count(1)
+
+    def hook(*_: Any) -> None:
+        if next(count) == step:
+            handle.remove()
+            signal.raise_signal(signal.SIGINT)
+
+    handle = optimizer.register_step_post_hook(hook)
+
+
+@dataclass
+class Dish:
+    """What came of a case.
+
+    Attributes:
+        planned: what each pass said that it would do, and the model that the edits made, on meta.
+        whole, resumed: the run without a break, and the last part of the one that was stopped.
+        kept: of both, the checkpoint at KEPT.
+        folder: the resumed model, saved.
+        batch, expected: inputs, and what the model in memory gives for them.
+    """
+
+    case: Case
+    planned: list[tuple[Pass, Effect]]
+    meta: PreTrainedModel
+    whole: Run
+    resumed: Run
+    kept: tuple[dict[str, Any], dict[str, Any]]
+    folder: Path
+    batch: dict[str, Tensor]
+    expected: dict[str, Tensor]
+
+
+def cook(case: Case, pantry: Pantry, scratch: Path) -> Dish:
+    """Take a case through everything.
+
+    Raises:
+        CookError: the plan refuses it.
+    """
+    recipe = pantry.recipe(case)
+    meta = load_model(recipe, read_data(recipe, _silent), _silent, meta=True)
+    planned = plan_passes(meta, make_passes(recipe))
+    whole = run(recipe, scratch / "whole")
+    done = 0
+    for step in STOPS:
+        try:
+            run(recipe, scratch / "stopped", stop=step - done)
+        except Interrupted:
+            done = step
+            assert (scratch / "stopped" / f"step-{step}").is_dir()
+        else:
+            raise AssertionError("the signal did not stop the run")
+    resumed = run(recipe, scratch / "stopped")
+    first, second = (checkpoint.load(scratch / name / f"step-{KEPT}") for name in ("whole", "stopped"))
+    batch = {name: value for name, value in tiny.batch(case.family).items() if name != "labels"}
+    folder.save(resumed.model, scratch / "model")
+    expected = outputs(resumed.model, batch)
+    return Dish(case, planned, meta, whole, resumed, (first, second), scratch / "model", batch, expected)
+
+
+def _silent(line: str) -> None:
+    """Say nothing."""

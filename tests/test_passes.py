@@ -1,0 +1,152 @@
+"""The registry, the windows, and what every registered pass promises by its class attributes."""
+
+from importlib.metadata import EntryPoint
+from inspect import getdoc
+
+import jsonschema
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cook import passes
+from cook.errors import CookError
+from cook.model.anatomy import Anatomy
+from cook.passes import NEEDS, PHASES, Pass, Window, find, register, registered
+from tests import bound, tiny
+
+ALL = registered()
+
+
+@pytest.fixture(autouse=True)
+def _own_registry(monkeypatch):
+    monkeypatch.setattr(passes, "_registry", dict(passes._registry))
+
+
+def made(**attributes) -> type[Pass]:
+    return type("Made", (Pass,), {"name": "test.made", "summary": "", "options": {}, **attributes})
+
+
+def test_what_is_shipped_is_found():
+    assert list(ALL) == sorted(ALL)
+    assert {"distill.logits", "prune.weights", "quant.qat"} <= set(ALL)
+    assert all(find(name) is cls for name, cls in ALL.items())
+
+
+def test_an_unknown_name_is_told_with_the_nearest():
+    with pytest.raises(CookError, match=r"no pass 'prune\.weight'") as caught:
+        find("prune.weight", where="r.yaml:3")
+    assert caught.value.where == "r.yaml:3"
+    assert caught.value.hint == "did you mean 'prune.weights'?"
+    with pytest.raises(CookError) as caught:
+        find("zzz")
+    assert all(name in caught.value.hint for name in ALL)
+
+
+def test_registering_makes_a_pass_known():
+    cls = register(made())
+    assert find("test.made") is cls
+    assert register(cls) is cls
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"phase": "late"}, "phase 'late' is none of"),
+        ({"needs": frozenset({"training", "luck"})}, r"needs \['luck'\] are none of"),
+        ({"name": "prune.weights"}, "two passes are called 'prune.weights'"),
+        ({"required": ("share",)}, "an example lacks"),
+    ],
+)
+def test_a_wrong_pass_is_not_registered(attributes, message):
+    before = dict(passes._registry)
+    with pytest.raises(ValueError, match=message):
+        register(made(**attributes))
+    assert passes._registry == before
+
+
+class Elsewhere(Pass):
+    """A pass of another package."""
+
+    name, summary, options = "test.elsewhere", "", {}
+
+
+def test_other_packages_add_passes(monkeypatch):
+    point = EntryPoint("elsewhere", f"{__name__}:Elsewhere", "cook.passes")
+    monkeypatch.setattr(passes, "entry_points", lambda group: [point] if group == "cook.passes" else [])
+    assert find("test.elsewhere") is Elsewhere
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_pass_says_what_it_is(name):
+    cls = ALL[name]
+    family, _, method = name.partition(".")
+    assert family
+    assert method
+    assert name == name.lower()
+    assert cls.__module__.split(".")[:2] == ["cook", family] or not cls.__module__.startswith("cook.")
+    assert 10 < len(cls.summary) < 100
+    assert not cls.summary.endswith(".")
+    assert getdoc(cls)
+    assert cls.phase in PHASES
+    assert cls.needs <= NEEDS
+    assert set(cls.required) <= set(cls.options)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_options_are_schemas_whose_defaults_are_valid(name):
+    cls = ALL[name]
+    for option, schema in cls.options.items():
+        jsonschema.Draft202012Validator.check_schema(schema)
+        assert schema.get("description"), option
+        assert "type" in schema or "enum" in schema, option
+        if option in cls.required:
+            assert "default" not in schema, option
+        else:
+            jsonschema.validate(schema["default"], schema)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_pass_plans_without_weights_and_changes_nothing_there(name):
+    for example in ALL[name].examples:
+        (planned,) = bound.passes({name: dict(example)})
+        with torch.device("meta"):
+            model = tiny.model()
+        before = [(key, type(module)) for key, module in model.named_modules()]
+        effect = planned.plan(Anatomy(model))
+        assert [(key, type(module)) for key, module in model.named_modules()] == before
+        assert effect.note
+        for parameter in effect.parameters:
+            model.get_parameter(parameter)
+        for edit in effect.edits:
+            edit.check()
+
+
+def test_the_contract_asks_for_nothing():
+    plain = made()({})
+    assert (plain.id, plain.where) == ("test.made", "test.made")
+    assert plain.plan(None).parameters == []
+    assert (plain.losses(None), plain.facts(None), plain.state_dict()) == ({}, {}, {})
+    assert plain.task_weight() == 1
+    assert plain.status() == ""
+
+
+def test_errors_point_at_the_option():
+    error = made()({}, id="test.made#2", where="r.yaml:4: passes[1]").error("no", option="share", hint="do")
+    assert str(error) == "r.yaml:4: passes[1].share: no\n  do"
+
+
+STEPS = st.integers(0, 30)
+
+
+@given(start=STEPS, end=STEPS, step=STEPS)
+def test_a_window_holds_its_start_and_not_its_end(start, end, step):
+    window = Window(start, end)
+    assert (step in window) == (step in range(start, end))
+    assert "1" not in window
+    assert 0 <= window.progress(step) <= window.progress(step + 1) <= 1
+    assert window.progress(max(start, end)) == 1
+    if step < start:
+        assert window.progress(step) == 0
+    elif step < end:
+        assert window.progress(step) == (step - start) / (end - start)

@@ -1,0 +1,289 @@
+"""The verbs and the doors, end to end, on tiny models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForSequenceClassification
+
+from cook.cli import main
+from cook.errors import CookError
+from cook.model.folder import weight_bytes
+from cook.model.integer import IntLinear
+from cook.pipeline import ablate, depend, evaluate, plan, run
+from cook.pipeline.output import work_folder
+from cook.recipe import load_recipe
+from cook.report import Report
+from tests import tiny
+
+PASSES: list[Any] = [
+    {"distill.logits": {"temperature": 2}},
+    {"prune.weights": {"sparsity": 0.3, "include": ["ffn"], "end": "60%"}},
+    {"prune.weights": {"sparsity": 0.6, "include": ["attention"], "end": "60%"}},
+    {"quant.qat": {"activations": "int4", "start": "50%"}},
+]
+STATE = {"parameters", "zeros", "sparsity", "bytes", "macs", "metrics", "removed", "masked"}
+UNTOUCHED = {"max_abs_difference": 0.0, "max_rel_difference": 0.0, "exact": True, "plain": True}
+
+
+def silent(line: str) -> None:
+    """Say nothing."""
+
+
+def write(path: Path, **sections: Any) -> Path:
+    """A recipe over the tables beside it; `sections` replace the ones here."""
+    value = {
+        "version": 1,
+        "model": {"path": "./bert", "task": "text-classification"},
+        "data": {"train": "train.tsv", "validation": "val.tsv", "text": "sentence"},
+        "train": {"steps": 40, "batch_size": 16, "learning_rate": 1e-2},
+        "output": {"path": f"out/{path.stem}"},
+        **sections,
+    }
+    path.write_text(yaml.safe_dump(value, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model and two tables."""
+    root = tmp_path_factory.mktemp("kitchen")
+    tiny.folder(root / "bert")
+    # Weights as large as trained ones have: rounding can be seen in what they give.
+    model = tiny.model()
+    for parameter in model.parameters():
+        parameter.data.mul_(10 if parameter.ndim == 2 else 1)
+    model.save_pretrained(root / "bert")
+    tiny.table(root / "train.tsv", 128)
+    tiny.table(root / "val.tsv", 48, seed=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def small(kitchen: Path) -> Path:
+    """The output of a run with passes of each kind, two of them of one name."""
+    recipe = write(kitchen / "small.yaml", teacher="self", passes=PASSES)
+    assert main(["run", str(recipe), "--quiet", "--set", "passes[0].temperature=3"]) == 0
+    return kitchen / "out" / "small"
+
+
+@pytest.fixture(scope="module")
+def report(small: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((small / "report.json").read_text())
+    return value
+
+
+@pytest.fixture
+def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the process that loads a result back: seconds a run, and tested by itself."""
+    monkeypatch.setattr("cook.pipeline.deliver.verify", lambda *_, **__: UNTOUCHED)
+
+
+def test_the_output_is_whole(small: Path) -> None:
+    names = {path.name for path in small.iterdir()}
+    weights = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert names == weights | {"README.md", "recipe.yaml", "recipe.source.yaml", "report.json"}
+    assert not work_folder(small).exists()
+    assert small.joinpath("model.safetensors").stat().st_mode == small.joinpath("config.json").stat().st_mode
+
+
+def test_the_report_says_what_the_issue_asks_for(report: dict[str, Any]) -> None:
+    for state in (report["model"]["before"], report["model"]["after"]):
+        assert state.keys() >= STATE
+    ids = ["distill.logits", "prune.weights", "prune.weights#2", "quant.qat"]
+    assert [row["id"] for row in report["passes"]] == ids
+    assert [row["name"] for row in report["passes"]] == [id.removesuffix("#2") for id in ids]
+    assert [row["window"] for row in report["passes"]] == [[0, 39], [0, 23], [0, 23], [20, 39]]
+    for row in report["passes"]:
+        assert [state["when"] for state in row["states"]] == ["attached", "start", "end", "finished"]
+        assert all(state.keys() >= STATE | {"when", "step"} for state in row["states"])
+        assert row["before"] == {k: row["states"][0][k] for k in row["before"]}
+        assert row["after"] == {k: row["states"][-1][k] for k in row["after"]}
+        assert row["after"]["metrics"] == report["model"]["after"]["metrics"]
+    assert report["passes"][0]["options"]["temperature"] == 3
+    assert report["passes"][2]["facts"]["sparsity"] == pytest.approx(0.6, abs=1e-3)
+    assert report["reload"]["max_abs_difference"] <= 1e-3
+    assert report["reload"]["plain"] is False
+    assert {"python", "torch", "transformers", "cook", "device", "threads", "seed"} <= report[
+        "environment"
+    ].keys()
+    assert report["train"]["steps"] == 40
+    terms = next(entry["loss"] for entry in report["train"]["history"] if "loss" in entry)
+    assert {"task", "task (unweighted)", "logits", "logits (unweighted)"} <= terms.keys()
+    latency = report["model"]["latency"]
+    assert latency["ratio"] == pytest.approx(latency["before_ms"] / latency["after_ms"])
+
+
+def test_nothing_is_only_masked_in_the_end(report: dict[str, Any]) -> None:
+    after = report["passes"][1]
+    masked = [(state["zeros"], state["masked"]) for state in after["states"]]
+    assert masked[-2][0] == masked[-2][1] > 0
+    assert masked[-1][1] == 0 < masked[-1][0]
+
+
+def test_the_recipe_in_the_folder_is_the_one_that_ran(
+    kitchen: Path, small: Path, report: dict[str, Any]
+) -> None:
+    asked = load_recipe(kitchen / "small.yaml", ["passes[0].temperature=3"])
+    kept = load_recipe(small / "recipe.yaml")
+    assert kept.digest == asked.digest == report["recipe"]["digest"]
+    assert asked.difference(kept) == []
+    assert (small / "recipe.source.yaml").read_text() == (kitchen / "small.yaml").read_text()
+
+
+def test_the_model_card(small: Path) -> None:
+    text = (small / "README.md").read_text()
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["metrics"] == ["accuracy", "f1"]
+    for words in ("# small\n", "import cook", "AutoModelForSequenceClassification", "| prune.weights#2 |"):
+        assert words in text
+    assert "changed by `--set passes[0].temperature=3`" in text
+    assert "temperature: 2" in text
+
+
+def test_eval_measures_what_a_user_gets(
+    kitchen: Path, small: Path, report: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", str(small), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == pytest.approx(report["model"]["after"]["metrics"], rel=1e-6)
+    # Floats with the same weights, activations not rounded, would have given something else.
+    model = AutoModelForSequenceClassification.from_pretrained(small)
+    assert isinstance(model.bert.encoder.layer[0].output.dense, IntLinear)
+    model.dequantize().save_pretrained(kitchen / "floats")
+    tiny.tokenizer().save_pretrained(kitchen / "floats")
+    floats = evaluate(kitchen / "floats", small / "recipe.yaml")
+    assert abs(floats["loss"] - found["loss"]) > 1e-4
+
+
+def test_eval_needs_only_what_it_uses(kitchen: Path, small: Path) -> None:
+    value = yaml.safe_load((small / "recipe.yaml").read_text())
+    value["teacher"]["path"], value["data"]["train"] = "./gone", "./gone.tsv"
+    value["model"]["path"] = "./gone"
+    (kitchen / "moved.yaml").write_text(yaml.safe_dump(value))
+    found = evaluate(
+        small, kitchen / "moved.yaml", [f"data.validation={kitchen / 'val.tsv'}", "eval.limit=8"]
+    )
+    assert found["accuracy"] in {index / 8 for index in range(9)}
+
+
+def test_a_second_run_is_refused_resumed_or_forced(kitchen: Path, small: Path) -> None:
+    recipe = load_recipe(kitchen / "small.yaml", ["passes[0].temperature=3"])
+    with pytest.raises(CookError, match="exists already"):
+        run(recipe, say=silent, progress=False)
+    said: list[str] = []
+    finished = run(recipe, resume=True, say=said.append, progress=False)
+    assert finished == Report.read(small)
+    assert said == [f"{small} is finished already"]
+
+
+def test_plan_says_what_the_run_writes(kitchen: Path, small: Path, report: dict[str, Any]) -> None:
+    planned = plan(load_recipe(kitchen / "small.yaml"))
+    assert planned.after["bytes"] == report["model"]["after"]["bytes"] == weight_bytes(small)
+    assert planned.before["bytes"] == report["model"]["before"]["bytes"] == weight_bytes(kitchen / "bert")
+    assert planned.after["parameters"] == report["model"]["after"]["parameters"]
+    sizes = [row["bytes_after"] for row in planned.rows]
+    assert sizes == [planned.before["bytes"]] * 3 + [planned.after["bytes"]]
+    assert [row["zeros"] for row in planned.rows[1:3]] == [
+        row["facts"]["zeros"] for row in report["passes"][1:3]
+    ]
+    assert [row["window"] for row in planned.rows][1:] == [["0%", "60%"], ["0%", "60%"], ["50%", "100%"]]
+
+
+def test_a_result_is_compressed_again(kitchen: Path, small: Path) -> None:
+    """From a folder of cook, into shards of half the width, by a pass that leaves a plain folder."""
+    output = {"path": "out/again", "dtype": "bfloat16", "shard_size": "5KB"}
+    model = {"path": "./out/small", "task": "text-classification"}
+    train = {"steps": 4, "learning_rate": 1e-3}
+    recipe = load_recipe(
+        write(kitchen / "again.yaml", model=model, output=output, train=train, passes=[PASSES[2]])
+    )
+    planned = plan(recipe)
+    made = run(recipe, say=silent, progress=False)
+    folder = kitchen / "out" / "again"
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    assert planned.after["bytes"] == made.model.after.bytes == weight_bytes(folder)
+    assert made.reload is not None
+    assert made.reload.exact
+    assert made.reload.plain
+    assert made.model.source_bytes == weight_bytes(small)
+    assert evaluate(folder, recipe) == pytest.approx(made.model.after.metrics, rel=1e-6)
+    assert AutoModelForSequenceClassification.from_pretrained(folder).dtype is torch.bfloat16
+
+
+@pytest.mark.usefixtures("unverified")
+def test_a_recipe_builds_the_model_that_it_needs(kitchen: Path) -> None:
+    sizes = (
+        "hidden_size",
+        "num_attention_heads",
+        "intermediate_size",
+        "vocab_size",
+        "max_position_embeddings",
+    )
+    known = tiny.model().config.to_dict()
+    scratch = {"model_type": "bert", "num_hidden_layers": 1, **{name: known[name] for name in sizes}}
+    train, evaluation = {"steps": 2}, {"latency": False}
+    first = write(
+        kitchen / "first.yaml",
+        model={"config": scratch, "tokenizer": "./bert", "task": "text-classification"},
+        train=train,
+        eval=evaluation,
+        passes=["quant.qat"],
+        output={"path": "out/first # 1"},
+    )
+    model = {"recipe": "first.yaml", "task": "text-classification"}
+    second = load_recipe(
+        write(kitchen / "second.yaml", model=model, train=train, eval=evaluation, passes=[PASSES[1]])
+    )
+    # A plan needs nothing to be built, and says the same once it is.
+    planned = plan(second)
+    assert not (kitchen / "out" / "first # 1").exists()
+    said: list[str] = []
+    made = run(second, say=said.append, progress=False)
+    assert [line for line in said if line.startswith("building")] == [
+        f"building {kitchen / 'out' / 'first # 1'} from first.yaml first: it is missing"
+    ]
+    assert planned == plan(second)
+    assert planned.after["bytes"] == made.model.after.bytes
+    assert load_recipe(kitchen / "out" / "second" / "recipe.yaml").digest == second.digest
+    needed = load_recipe(first)
+    assert depend.stale(needed) is None
+    write(first, **{**yaml.safe_load(first.read_text()), "train": {"steps": 3}})
+    assert depend.stale(load_recipe(first)) == "it was not made by this recipe"
+    assert depend.stale(second) == f"{needed.output.path} is newer"
+
+
+@pytest.mark.usefixtures("unverified")
+def test_what_a_tracker_wrote_is_kept(kitchen: Path) -> None:
+    pytest.importorskip("tensorboard")
+    train = {"steps": 2, "track": "tensorboard"}
+    run(write(kitchen / "tracked.yaml", train=train, eval={"latency": False}), say=silent, progress=False)
+    assert list((kitchen / "out" / "tracked" / "logs").iterdir())
+
+
+@pytest.mark.usefixtures("unverified")
+def test_ablation(kitchen: Path) -> None:
+    recipe = load_recipe(
+        write(
+            kitchen / "ablated.yaml",
+            train={"steps": 2},
+            eval={"latency": False},
+            passes=[PASSES[1], PASSES[2]],
+        )
+    )
+    rows = ablate(recipe, say=silent, progress=False)
+    assert [row["left_out"] for row in rows] == [None, "prune.weights", "prune.weights#2"]
+    whole, *others = [row["zeros"] for row in rows]
+    assert all(zeros < whole for zeros in others)
+    folders = {path.name for path in (kitchen / "out" / "ablated-ablation").iterdir()}
+    assert folders == {"all", "without-prune.weights", "without-prune.weights#2"}
+    said: list[str] = []
+    assert ablate(recipe, say=said.append, progress=False) == rows
+    assert not any("written" in line for line in said)
+    with pytest.raises(CookError, match="no pass to leave out"):
+        ablate(load_recipe(kitchen / "ablated.yaml", ["passes=[]"]), say=silent)

@@ -1,0 +1,72 @@
+"""What the README shows works: its recipes run, its Python runs, its commands are understood."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cook.cli import VERBS, main, parser
+from cook.passes import registered
+from cook.recipe import load_recipe
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of a language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the README's recipes, whole and cut short: these train for a moment only."""
+    root = tmp_path_factory.mktemp("readme")
+    for recipe in blocks("yaml"):
+        name = recipe.splitlines()[0].removeprefix("# ")
+        (root / f"whole-{name}").write_text(recipe, encoding="utf-8")
+        assert "epochs: 10," in recipe
+        (root / name).write_text(recipe.replace("epochs: 10,", "steps: 12,"), encoding="utf-8")
+    return root
+
+
+def commands() -> list[list[str]]:
+    """The lines that call cook."""
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("cook ")]
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_the_commands_are_understood(kitchen: Path, command: list[str]) -> None:
+    args = parser().parse_args(command)
+    if hasattr(args, "overrides"):
+        assert load_recipe(kitchen / f"whole-{args.recipe}", args.overrides).passes
+
+
+def test_the_recipe_can_be_planned(kitchen: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(kitchen / "digits.yaml")]) == 0
+    assert main(["plan", str(kitchen / "digits.yaml")]) == 0
+    assert "quant.qat" in capsys.readouterr().out
+
+
+def test_the_python_runs(kitchen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(kitchen)
+    names: dict[str, Any] = {}
+    for index, block in enumerate(blocks("python")):
+        exec(compile(block, f"README.md, python block {index}", "exec"), names)
+    assert names["report"].passes[1].facts["sparsity"] == pytest.approx(0.6, abs=1e-3)
+    assert names["session"].facts["prune.weights"]["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    for name in ("digits", "at-once", "my-loop"):
+        assert (kitchen / "out" / name / "config.json").is_file()
+
+
+def test_every_verb_and_pass_is_told() -> None:
+    for verb in VERBS:
+        assert f"| `cook {verb}" in README
+    for name, found in registered().items():
+        row = next(line for line in README.splitlines() if line.startswith(f"| `{name}`"))
+        for option in found.options.keys() - {"start", "end"}:
+            assert f"`{option}`" in row
