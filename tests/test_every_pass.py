@@ -35,7 +35,7 @@ REFUSED = {("quant.qat", "quant.qat")}
 """Ordered pairs that the plan must refuse: both round the same weights."""
 CASES = kitchen.cases(whole="COOK_WHOLE_MATRIX" in os.environ)
 COOKED = [case for case in CASES if tuple(name for name, _ in case.passes) not in REFUSED]
-FIGURES = {"parameters", "zeros", "sparsity", "bytes", "macs", "metrics", "removed", "masked"}
+FIGURES = {"parameters", "zeros", "sparsity", "bytes", "macs", "metrics", "removed"}
 
 STRANGER = """
 import json, sys
@@ -164,7 +164,6 @@ def test_it_is_all_in_the_report(case: Case, dishes: Dishes) -> None:
             assert state["macs"] > 0
             assert {"accuracy", "loss"} <= state["metrics"].keys()
         assert (value["before"], value["after"]) == (states[0], states[-1])
-        assert states[-1]["masked"] == 0
         assert value["window"] == [each.window.start, each.window.end - 1]
         assert value["facts"] == run.outcome.facts[each.id]
     assert run.outcome.after["bytes"] == folder.weight_bytes(dish.folder)

@@ -92,6 +92,11 @@ class PassRow:
     facts: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
+    def during(self) -> tuple[State, State]:
+        """The states at the start and the end of the window; without a window, the first and the last."""
+        by_moment = {state.when: state for state in self.states}
+        return by_moment.get("start", self.before), by_moment.get("end", self.after)
+
 
 @dataclass(kw_only=True)
 class Reload:

@@ -115,11 +115,11 @@ def summary_rows(report: Report) -> list[list[str]]:
 
 
 def pass_rows(report: Report) -> list[list[str]]:
-    """A head, then a row a pass: window, sparsity, removed, size and the main metric."""
+    """A head, then a row a pass: what its window did to sparsity, size and the main metric."""
     name = main_metric(report)
     rows = [["pass", "window", "sparsity", "removed", "size on disk", name or "metric"]]
     for row in report.passes:
-        before, after = row.before, row.after
+        before, after = row.during()
         scores = (before.metrics.get(name), after.metrics.get(name)) if name else (None, None)
         rows.append(
             [
