@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 import cook
-from cook.errors import CookError
+from cook.errors import CookError, nearest
 from cook.model.quantizer import blueprint_of
 from cook.pipeline import environment
 from cook.pipeline.inputs import Data, make_passes, read_data
@@ -21,6 +21,8 @@ from cook.recipe import Recipe, load_recipe, thaw
 from cook.report import Model, Report
 from cook.session import Session
 from cook.train.tasks import TASKS
+
+SPLITS = ("train", "validation")
 
 Config = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 Teacher = PreTrainedModel | Literal["self"] | None
@@ -175,8 +177,12 @@ def _data(recipe: Recipe, model: PreTrainedModel, data: Mapping[str, Rows] | Non
             "train": "train",
             "validation": "validation",
         }
+    for split in data or ():
+        if split not in SPLITS:
+            hint = nearest(split, SPLITS) or "data={'train': rows, 'validation': rows}"
+            raise CookError(f"there is no use for a split {split!r}", where="data", hint=hint)
     whole = load_recipe(value, partial=True)
-    splits = [split for split in ("train", "validation") if data is None or split in data]
+    splits = [split for split in SPLITS if data is None or split in data]
     raw = None if data is None else {split: _dataset(data[split]) for split in splits}
     return read_data(whole, _silent, splits, raw=raw)
 

@@ -98,7 +98,7 @@ class Session:
                 each.window = self._window(each)
                 if before_attach is not None:
                     before_attach(each)
-                each.attach(self)
+                self._attach(each)
         except BaseException:
             self.close()
             raise
@@ -236,6 +236,13 @@ class Session:
         self.masks.load_state_dict(state["masks"])
         for each in self.passes:
             each.load_state_dict(state["passes"][each.id])
+
+    def _attach(self, each: Pass) -> None:
+        try:
+            each.attach(self)
+        except CookError as error:
+            error.where = error.where or each.where
+            raise
 
     def _window(self, each: Pass) -> Window:
         start = self.moment(each.given.get("start", 0), each, "start")

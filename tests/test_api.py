@@ -65,6 +65,17 @@ def test_apply_says_what_is_absent(config: dict[str, Any], words: str) -> None:
         cook.apply(tiny.model(), config)
 
 
+def test_apply_refuses_rows_of_another_name() -> None:
+    with pytest.raises(CookError, match=r"'trian'[^$]*did you mean 'train'"):
+        cook.apply(tiny.model(), {"version": 1, "passes": []}, data={"trian": examples()})
+
+
+def test_a_target_without_a_match_names_its_pass() -> None:
+    config = {"version": 1, "passes": ["quant.qat", {"prune.weights": {"sparsity": 0.5, "include": ["fnn"]}}]}
+    with pytest.raises(CookError, match=r"passes\[1\]: 'fnn' matches no module"):
+        cook.attach(tiny.model(), config, total_steps=3)
+
+
 def test_attach_serves_another_loop() -> None:
     model = tiny.model()
     config = {

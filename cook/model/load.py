@@ -209,10 +209,7 @@ def _described(model: Any, origin: Origin) -> PreTrainedModel:
 
 
 def _own_memory(model: PreTrainedModel) -> None:
-    """Move weights that are mapped from their file into memory of their own.
-
-    Mapped ones can lie unaligned, where kernels sum in another order: a copy would give other last digits.
-    """
+    """Copy weights mapped from a file: they can lie unaligned, where kernels sum in another order."""
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()
 
