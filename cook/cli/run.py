@@ -22,6 +22,8 @@ def add(subparsers: Any) -> None:
 
 def call(args: argparse.Namespace) -> int:
     """Run the recipe and print its report. Of several processes only the first speaks."""
+    from torch import distributed
+
     from cook.pipeline import run
     from cook.recipe import load_recipe
     from cook.report import terminal
@@ -31,6 +33,8 @@ def call(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.overrides)
     report = run(recipe, resume=args.resume, force=args.force, say=say, progress=not quiet)
     say(f"\n{terminal(report)}")
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
     return 0
 
 

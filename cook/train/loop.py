@@ -238,7 +238,7 @@ class Loop:
         terms = [
             f"{name} {value:.3f}"
             for name, value in means.items()
-            if "(" not in name and name != "gradient norm"
+            if not name.endswith("(unweighted)") and name != "gradient norm"
         ]
         progress.set_postfix_str(
             ", ".join([*terms, *filter(None, (p.status() for p in self.session.passes))])
