@@ -51,9 +51,9 @@ def test_only_a_hub_id_is_a_base_model(path: str | None) -> None:
 
 
 def test_a_local_path_is_not_published() -> None:
-    text = card(report(), "", name="small", base_model="/home/someone/models/minilm/")
+    text = card(report(), "", name="small", base_model="/data/models/minilm/")
     assert "`minilm` compressed with cook" in text
-    assert "someone" not in text
+    assert "/data" not in text
 
 
 def test_what_was_not_measured_is_not_spoken_of() -> None:
