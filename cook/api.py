@@ -14,7 +14,7 @@ import cook
 from cook.errors import CookError, nearest
 from cook.model.quantizer import blueprint_of
 from cook.pipeline import environment
-from cook.pipeline.inputs import Data, make_passes, read_data
+from cook.pipeline.inputs import Data, make_passes, own_teacher, read_data, silent
 from cook.pipeline.rows import pass_rows, state
 from cook.pipeline.train import Work, carry_out
 from cook.recipe import Recipe, load_recipe, thaw
@@ -52,8 +52,8 @@ def apply(
 ) -> Result:
     """Compress a model in memory.
 
-    With a `train` section and data the passes share one training run, as in `cook run`. Without, the
-    passes that need no training act at once.
+    With a `train` section, which needs data, the passes share one training run, as in `cook run`.
+    Without, the passes that need no training act at once.
 
     Args:
         model: changed in place. Float weights; they are trained in the type that they have.
@@ -69,9 +69,12 @@ def apply(
     """
     recipe = load_recipe(config, partial=True)
     passes = make_passes(recipe)
-    _refuse_integers(model)
+    _check(model)
     read = _data(recipe, model, data)
     trains = recipe.train is not None and read is not None and "train" in read.raw
+    if recipe.train is not None and not trains:
+        hint = "give data={'train': rows}, or leave the train section out to act at once"
+        raise recipe.error("train", "there is no data to train on", hint)
     rows: dict[str, Dataset] = {}
     if read is not None:
         read.task.bind(model.config, read.labels)
@@ -86,7 +89,7 @@ def apply(
             train=recipe.train if trains else None,
             evaluation=recipe.eval,
             accelerator=environment.accelerator(recipe, device=model.device),
-            teacher=teacher if teacher is not None else _named_teacher(recipe),
+            teacher=teacher if teacher is not None else _named_teacher(recipe, model),
             progress=False,
         )
     )
@@ -136,17 +139,22 @@ def attach(
         CookError: the config is wrong, or a pass cannot be attached to this model.
     """
     recipe = load_recipe(config, partial=True)
-    _refuse_integers(model)
+    _check(model)
     return Session(
         make_passes(recipe),
         model,
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
-        teacher=teacher if teacher is not None else _named_teacher(recipe),
+        teacher=teacher if teacher is not None else _named_teacher(recipe, model),
     )
 
 
-def _refuse_integers(model: PreTrainedModel) -> None:
+def _check(model: object) -> None:
+    if not isinstance(model, PreTrainedModel):
+        raise CookError(
+            f"found a {type(model).__name__}, expected a model of transformers",
+            hint="other modules have no config to rebuild them from: wrap yours in a PreTrainedModel",
+        )
     if any(edit.op == "integer" for edit in blueprint_of(model).edits):
         raise CookError(
             "the model holds integers, which no pass can change",
@@ -154,20 +162,23 @@ def _refuse_integers(model: PreTrainedModel) -> None:
         )
 
 
-def _named_teacher(recipe: Recipe) -> Teacher:
+def _named_teacher(recipe: Recipe, model: PreTrainedModel) -> Teacher:
     if recipe.teacher is None:
         return None
     if recipe.teacher.path != "self":
         raise recipe.error(
             "teacher", "a teacher's path is for `cook run`", "load the model and give it as `teacher=`"
         )
-    return "self"
+    return own_teacher(recipe.teacher, model)
 
 
-def _data(recipe: Recipe, model: PreTrainedModel, data: Mapping[str, Rows] | None) -> Data | None:
+def _data(recipe: Recipe, model: PreTrainedModel, data: Any) -> Data | None:
     """The recipe's data, with the given rows in the place of what it names; None without any."""
     if data is None and recipe.data is None:
         return None
+    if data is not None and not isinstance(data, Mapping):
+        hint = "data={'train': rows, 'validation': rows}"
+        raise CookError(f"found a {type(data).__name__}, expected rows by split", where="data", hint=hint)
     value = thaw(recipe.value)
     value["model"] = {"path": "memory", "task": (value.get("model") or {}).get("task") or _task_of(model)}
     if data is not None:
@@ -184,7 +195,7 @@ def _data(recipe: Recipe, model: PreTrainedModel, data: Mapping[str, Rows] | Non
     whole = load_recipe(value, partial=True)
     splits = [split for split in SPLITS if data is None or split in data]
     raw = None if data is None else {split: _dataset(data[split]) for split in splits}
-    return read_data(whole, _silent, splits, raw=raw)
+    return read_data(whole, silent, splits, raw=raw)
 
 
 def _dataset(rows: Rows) -> Dataset:
@@ -200,7 +211,3 @@ def _task_of(model: PreTrainedModel) -> str:
     raise CookError(
         f"no task fits a {type(model).__name__}", hint=f"name one in model.task: {', '.join(TASKS)}"
     )
-
-
-def _silent(line: str) -> None:
-    """Say nothing."""

@@ -159,6 +159,14 @@ class Pass:
     def after_step(self, session: Session) -> None:
         """Called after a real optimizer step: not when the fp16 scaler skipped it."""
 
+    def settled(self, done: int) -> bool:
+        """Whether the pass is done with the model after so many steps: only then it may be the best one.
+
+        Before, it would be less compressed than the result has to be. A pass that compresses to the end
+        of the run without an end of its own says from when on.
+        """
+        return self.window.end <= done
+
     def finish(self, session: Session) -> None:
         """Leave plain modules behind, and entries in `session.blueprint` for what is not plain."""
 

@@ -59,7 +59,8 @@ class Session:
         model: with a head that returns a loss for a batch with labels; changed in place.
         total_steps: optimizer steps of the run; 0 when nothing trains and one-shot passes act at once.
         steps_per_epoch: optimizer steps of one epoch, for moments in epochs.
-        teacher: a model, `"self"` for a copy of the model as it is now, or None.
+        teacher: a model, `"self"` for a copy of the model as it is now, or None. It is put into eval mode
+            for good, without gradients and with the padding token of `model`.
         before_attach: called with each pass just before it is attached.
 
     Raises:
@@ -259,10 +260,16 @@ class Session:
                 raise each.error("needs a teacher", hint="add `teacher: self`, or the teacher's path")
 
 
-def _frozen(model: PreTrainedModel, teacher: PreTrainedModel | Literal["self"] | None) -> Any:
-    """The teacher, if any, in eval mode and without gradients."""
+def _frozen(model: PreTrainedModel, teacher: Any) -> Any:
+    """The teacher, if any, in eval mode and without gradients, reading what is padded for the student."""
     if teacher is None:
         return None
     # A model that is given as its own teacher is meant as it is now, too.
+    if isinstance(teacher, str) and teacher != "self":
+        hint = "load the teacher and give the model itself, or 'self' for a copy of the student"
+        raise CookError(f"found {teacher!r} for a teacher, expected a model or 'self'", hint=hint)
     made: Any = copy.deepcopy(model) if teacher == "self" or teacher is model else teacher
+    if (padding := getattr(model.config, "pad_token_id", None)) is not None:
+        # A decoder that classifies looks for the last token that is not its config's padding.
+        made.config.pad_token_id = padding
     return made.eval().requires_grad_(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def test_apply_acts_at_once_without_data(tmp_path: Path) -> None:
         ({"version": 1, "passes": ["distill.logits"]}, "needs training"),
         ({"version": 1, "passes": [{"quant.qat": {"observer": "moving"}}]}, "needs training"),
         ({"version": 1, "teacher": "someone/else", "passes": []}, "give it as `teacher=`"),
+        ({"version": 1, "train": {"steps": 1}}, "train: there is no data to train on"),
     ],
 )
 def test_apply_says_what_is_absent(config: dict[str, Any], words: str) -> None:
@@ -65,15 +67,47 @@ def test_apply_says_what_is_absent(config: dict[str, Any], words: str) -> None:
         cook.apply(tiny.model(), config)
 
 
+def test_apply_refuses_a_metric_that_nothing_measures() -> None:
+    config = {"version": 1, "data": {"text": "sentence"}, "train": {"steps": 2, "metric": "acuracy"}}
+    rows = {"train": examples(), "validation": examples(16)}
+    with pytest.raises(CookError, match=r"train.metric: there is no metric 'acuracy'\n.*'accuracy'"):
+        cook.apply(tiny.model(), config, data=rows, tokenizer=tiny.tokenizer())
+
+
 def test_apply_refuses_rows_of_another_name() -> None:
     with pytest.raises(CookError, match=r"'trian'[^$]*did you mean 'train'"):
         cook.apply(tiny.model(), {"version": 1, "passes": []}, data={"trian": examples()})
+
+
+def test_apply_refuses_rows_without_their_split() -> None:
+    with pytest.raises(CookError, match=r"found a list, expected rows by split\n  data={'train'"):
+        cook.apply(tiny.model(), {"version": 1}, data=examples())  # type: ignore[arg-type]
+
+
+def test_other_modules_are_refused_by_both_doors() -> None:
+    module: Any = torch.nn.Linear(4, 4)
+    for door in (cook.apply, partial(cook.attach, total_steps=1)):
+        with pytest.raises(CookError, match="found a Linear, expected a model of transformers"):
+            door(module, {"version": 1})
 
 
 def test_a_target_without_a_match_names_its_pass() -> None:
     config = {"version": 1, "passes": ["quant.qat", {"prune.weights": {"sparsity": 0.5, "include": ["fnn"]}}]}
     with pytest.raises(CookError, match=r"passes\[1\]: 'fnn' matches no module"):
         cook.attach(tiny.model(), config, total_steps=3)
+
+
+def test_the_model_teaches_itself_in_the_type_that_the_recipe_says() -> None:
+    config = {
+        "version": 1,
+        "teacher": {"path": "self", "dtype": "bfloat16"},
+        "passes": ["distill.logits"],
+    }
+    model = tiny.model()
+    with cook.attach(model, config, total_steps=2) as session:
+        session.module(tiny.batch())
+        assert session.teacher_outputs().logits.dtype == torch.bfloat16
+    assert model.dtype == torch.float32
 
 
 def test_attach_serves_another_loop() -> None:

@@ -93,6 +93,22 @@ def test_a_model_must_give_a_loss():
         session(model=bare).module({"input_ids": tiny.batch()["input_ids"]})
 
 
+def test_a_teacher_is_no_path():
+    with pytest.raises(CookError, match=r"found './teacher' for a teacher, expected a model or 'self'"):
+        bound.session(tiny.model(), "distill.logits", teacher="./teacher")
+
+
+def test_a_teacher_reads_what_is_padded_for_the_student():
+    """GPT-2 has no padding token of its own, and refuses batches until it is told one."""
+    teacher, student = tiny.model("gpt2", seed=1), tiny.model("gpt2")
+    expected = teacher.eval()(**tiny.batch("gpt2")).logits
+    for other in (None, 5):
+        teacher.config.pad_token_id = other
+        bound_to = bound.session(student, "distill.logits", teacher=teacher)
+        bound_to.module(tiny.batch("gpt2"))
+        assert torch.equal(bound_to.teacher_outputs().logits, expected)
+
+
 # Hooks
 
 

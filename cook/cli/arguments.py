@@ -28,5 +28,5 @@ def overrides(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="overrides",
         metavar="KEY=VALUE",
-        help="change the recipe: train.epochs=1, passes[0].temperature=2; may be repeated",
+        help="change the recipe: train.epochs=1, 'passes[0].temperature=2'; may be repeated",
     )

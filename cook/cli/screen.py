@@ -60,7 +60,7 @@ def _message(error: CookError) -> str:
         return str(error.problems[0])
     lines = [error.message, *map(str, error.problems[:MOST])]
     if len(error.problems) > MOST:
-        lines.append(f"and {len(error.problems) - MOST} more")
+        lines.append(f"and {len(error.problems) - MOST} more, told when these are mended")
     return "\n".join(lines)
 
 

@@ -94,6 +94,10 @@ class DistillLogits(Pass):
     def task_weight(self) -> float:
         return float(self.given["task_weight"])
 
+    def settled(self, done: int) -> bool:
+        """At any time: the model is no larger while it learns from a teacher."""
+        return True
+
     def losses(self, session: Session) -> dict[str, Term]:
         labels = session.batch.get("labels")
         causal = type(session.model).__name__.endswith(("ForCausalLM", "LMHeadModel"))

@@ -224,6 +224,8 @@ def _integer(model: nn.Module, name: str, options: Mapping[str, Any]) -> None:
     if not linear.is_linear(old) or linear.shape(old) != size:
         found = linear.shape(old) if linear.is_linear(old) else type(old).__name__
         raise CookError(f"{name} should be a linear layer {size}, it is {found}", where="blueprint")
+    if options["bias"] != (getattr(old, "bias", None) is not None):
+        raise CookError(f"{name} and its edit do not agree whether it has a bias", where="blueprint")
     weight: Any = old.weight
     new = IntLinear(
         options["in"],

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from cook._hook import METHOD
+from cook.disk import sync
 from cook.errors import CookError, RunError
 from cook.model.blueprint import Blueprint
 from cook.model.quantizer import CookConfig
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 MAX_HEADER = 100_000_000
 """The safetensors format's own bound on its header, in bytes."""
+
+WEIGHTS = ("*.safetensors", "*.bin")
+"""What weight files are called; a folder without one is no model, whatever config.json it holds."""
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
@@ -106,7 +110,7 @@ def publish(draft: Path, final: Path, *, force: bool = False) -> None:
             if former.exists():
                 former.rename(final)
             raise
-        _sync(final.parent)
+        sync(final.parent)
         shutil.rmtree(former, ignore_errors=True)
     except OSError as failure:
         raise _cannot_write(final, failure) from failure
@@ -122,12 +126,16 @@ def check_free(path: str | Path, *, force: bool = False) -> None:
 
     Args:
         path: where a model folder is to be written.
-        force: whether a model folder (one with a config.json) may be replaced.
+        force: whether a model folder may be replaced: one with a config.json and weights, which is no
+            repository of git and holds neither the home folder nor the current one.
 
     Raises:
         CookError: when something is there and may not be replaced.
     """
     final = Path(path).expanduser()
+    if final.is_symlink():  # renaming would put a folder in the place of the link, or fail at the end
+        target = f"give the folder that it points to: {os.path.realpath(final)}"
+        raise CookError("there is a link where the folder should go", where=str(path), hint=target)
     if not final.exists() or (final.is_dir() and not any(final.iterdir())):
         return
     if not final.is_dir():
@@ -135,9 +143,14 @@ def check_free(path: str | Path, *, force: bool = False) -> None:
     if not force:
         hint = "choose another path; --force replaces it"
         raise CookError("the folder exists already", where=str(path), hint=hint)
-    if not (final / "config.json").is_file():
-        hint = "only a model folder is replaced; choose another path, or remove it yourself"
+    hint = "only a model folder is replaced; choose another path, or remove it yourself"
+    if not (final / "config.json").is_file() or not any(any(final.glob(kind)) for kind in WEIGHTS):
         raise CookError("the folder exists and holds no model", where=str(path), hint=hint)
+    if (final / ".git").exists():
+        raise CookError("the folder exists and is a git repository", where=str(path), hint=hint)
+    inside = final.resolve()
+    if any(each.is_relative_to(inside) for each in (Path.cwd(), Path.home().resolve())):
+        raise CookError("the folder holds the home or the current folder", where=str(path), hint=hint)
 
 
 def weight_bytes(folder: str | Path) -> int:
@@ -180,25 +193,24 @@ def read_blueprint(folder: str | Path) -> Blueprint | None:
 
 
 def write(root: Path, name: str, content: str | bytes) -> None:
-    """Write one more file into a folder; `name` may lie in a folder below."""
+    """Write one more file into a folder; `name` may lie in a folder below.
+
+    Raises:
+        RunError: the disk refuses.
+    """
     file = root / name
     if ".." in Path(name).parts or Path(name).is_absolute():
         raise ValueError(f"{name!r} lies outside of the folder")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+    except OSError as failure:
+        raise _cannot_write(file, failure) from failure
 
 
 def _flush(root: Path) -> None:
     for file in root.rglob("*"):
         if file.is_file():
-            _sync(file)
+            sync(file)
     for folder in [*(each for each in root.rglob("*") if each.is_dir()), root]:
-        _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(folder)

@@ -51,6 +51,12 @@ def shape(module: nn.Module) -> tuple[int, int]:
     return (columns, rows) if is_transposed(module) else (rows, columns)
 
 
+def weight_count(module: nn.Module) -> int:
+    """How many weights a linear layer or an embedding has, however it packs them."""
+    rows, columns = shape(module) if is_linear(module) else _weight(module).shape
+    return rows * columns
+
+
 def matrix(module: nn.Module) -> Tensor:
     """The weight as [out, in]: a view of the parameter, or the dequantised integers of an IntLinear.
 

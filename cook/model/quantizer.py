@@ -67,6 +67,12 @@ class CookQuantizer(HfQuantizer):
         if self.blueprint.lock is not None:
             module, name = _owner(model, self.blueprint.lock)
             _set(module, name, getattr(module, name).unsqueeze(0))
+        for module in model.modules():
+            if isinstance(module, IntLinear):
+                # What is loaded or missing gets a new Parameter; what is offloaded stays this one, and
+                # GPT-2 would draw its integers from a normal distribution.
+                for parameter in module.parameters():
+                    parameter._is_hf_initialized = True  # type: ignore[attr-defined]
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         if self.blueprint.lock is not None:

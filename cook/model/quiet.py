@@ -1,20 +1,28 @@
-"""transformers without its own progress bars: cook draws one, for the run."""
+"""transformers without its own bars and its table of absent keys: cook draws one bar, and checks the keys."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No bar of transformers inside; afterwards as before."""
-    from transformers.utils import logging
+    """No bar of transformers inside, and no load report; afterwards as before."""
+    from transformers.utils import logging as bars
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    reports = logging.getLogger("transformers.modeling_utils")
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    reports.addFilter(_no_load_report)
     try:
         yield
     finally:
+        reports.removeFilter(_no_load_report)
         if shown:
-            logging.enable_progress_bar()
+            bars.enable_progress_bar()
+
+
+def _no_load_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()

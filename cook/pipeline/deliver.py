@@ -16,7 +16,7 @@ from cook.model import folder, measure
 from cook.model.integer import IntLinear
 from cook.model.quiet import quiet
 from cook.model.verify import verify
-from cook.pipeline.inputs import Data, load_model
+from cook.pipeline.inputs import Data, load_model, silent
 from cook.pipeline.output import LOGS, work_folder
 from cook.pipeline.train import outputs
 from cook.recipe import Recipe
@@ -104,10 +104,12 @@ def _latency(
 ) -> dict[str, Any]:
     """The source and the result in float32, timed in alternation on the device at hand."""
     auto = getattr(transformers, data.task.auto_class)
-    trusted = recipe.model.trust_remote_code
+    options = {"trust_remote_code": recipe.model.trust_remote_code}
+    if recipe.model.attention is not None:
+        options["attn_implementation"] = recipe.model.attention
     with quiet():
-        after = auto.from_pretrained(draft, dtype=torch.float32, trust_remote_code=trusted)
-    models = {"before": load_model(recipe, data, lambda line: None), "after": after}
+        after = auto.from_pretrained(draft, dtype=torch.float32, **options)
+    models = {"before": load_model(recipe, data, silent), "after": after}
     moved = {name: _as(value, torch.float32).to(device) for name, value in batch.items()}
     times = measure.latency({name: one.to(device).eval() for name, one in models.items()}, moved)
     was, now = times["before"]["median"], times["after"]["median"]

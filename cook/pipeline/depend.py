@@ -17,11 +17,15 @@ def built(recipe: Recipe, run: Callable[[Recipe], Any], say: Callable[[str], Non
     """The recipe with `model.recipe` replaced by the folder that it gives, which `run` builds if need be.
 
     Raises:
-        CookError: recipes need each other in a circle.
+        CookError: recipes need each other in a circle, or a folder to build is there and not cook's.
     """
     *needed, _ = chain(recipe)
     for each in needed:
         if reason := stale(each):
+            output = Path(each.output.path)
+            if output.exists() and not (output / "report.json").is_file():
+                hint = "choose another output.path for that recipe, or move the folder away"
+                raise each.error("output.path", f"{output} was not written by cook", hint)
             say(f"building {each.output.path} from {each.name} first: {reason}")
             run(each)
     return using(recipe, needed[-1]) if needed else recipe
@@ -71,12 +75,36 @@ def stale(recipe: Recipe) -> str | None:
     return None
 
 
+def protect(recipe: Recipe) -> None:
+    """Refuse an output that is, or holds, something that the run reads: replacing it would destroy that.
+
+    Raises:
+        CookError: it would.
+    """
+    output = Path(recipe.output.path).resolve()
+    needed = [Path(each.output.path) for each in chain(recipe)[:-1]]
+    for source in (*_named(recipe), *needed):
+        if source.resolve().is_relative_to(output) and not output.is_file():
+            where = "is" if source.resolve() == output else "holds"
+            raise recipe.error(
+                "output.path",
+                f"{output} {where} {source}, which the run reads",
+                "an output never replaces its own source: choose another path",
+            )
+
+
 def _made(report: Report) -> float:
     return datetime.fromisoformat(report.created).timestamp()
 
 
 def _inputs(recipe: Recipe) -> Iterator[Path]:
     """The local files that a recipe reads."""
+    for path in _named(recipe):
+        yield from (path.rglob("*") if path.is_dir() else (path,))
+
+
+def _named(recipe: Recipe) -> Iterator[Path]:
+    """The local files and folders that a recipe names as its inputs."""
     data, teacher = recipe.data, recipe.teacher
     named = [
         *(recipe.model.path, recipe.model.tokenizer),
@@ -87,4 +115,4 @@ def _inputs(recipe: Recipe) -> Iterator[Path]:
         for item in value if isinstance(value, tuple) else (value,):
             path = Path(item) if item else None
             if path and path.is_absolute() and path.exists():
-                yield from (path.rglob("*") if path.is_dir() else (path,))
+                yield path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,8 @@ def accelerator(
     Raises:
         CookError: the recipe asks for what this machine has not.
     """
-    # accelerate keeps the first precision of a process for good; a process may cook several recipes.
-    AcceleratorState._reset_state()
+    # accelerate keeps a process's first precision and device for good; a process may cook several recipes.
+    AcceleratorState._reset_state(reset_partial_state=not _one_of_several())
     train, on_cpu = recipe.train, device is not None and device.type == "cpu"
     if train is None:
         return Accelerator(cpu=on_cpu)
@@ -50,7 +51,8 @@ def accelerator(
         raise recipe.error("train.track", "tensorboard is not installed", hint)
     made = Accelerator(
         mixed_precision=PRECISIONS[train.precision],
-        cpu=train.device == "cpu" or on_cpu,
+        # Left alone, accelerate takes processes of torchrun without a GPU for so many runs of one process.
+        cpu=train.device == "cpu" or on_cpu or (_launched() > 1 and not torch.cuda.is_available()),
         log_with=train.track,
         project_dir=str(log_folder) if log_folder else None,
     )
@@ -63,6 +65,16 @@ def accelerator(
         # accelerate would train in float32 and say nothing.
         raise recipe.error("train.precision", "the CPU does not train in fp16", "use bf16 or fp32")
     return made
+
+
+def _launched() -> int:
+    """How many processes the launcher says it started."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def _one_of_several() -> bool:
+    """Whether this process has joined a group, which lasts as long as it does."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def describe(device: torch.device, *, seed: int | None, precision: str, processes: int = 1) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from cook.model import load
-from cook.pipeline.inputs import load_model, read_data
+from cook.pipeline.inputs import load_model, read_data, silent
 from cook.recipe import Recipe, load_recipe
 from cook.train.evaluate import evaluate as measure
 from cook.train.failures import evaluation_memory_errors
@@ -74,14 +74,10 @@ def open_folder(
     unused = ("model.config", "model.recipe", "model.revision", "teacher", "train", "data.train", "passes")
     ours = [*(f"{key}=null" for key in unused), f"model.path={place}"]
     recipe = load_recipe(recipe, ["model.tokenizer=null", *overrides, *ours])
-    data = read_data(recipe, _silent, splits=("validation",))
-    model = load_model(recipe, data, _silent, integers=True)
+    data = read_data(recipe, silent, splits=("validation",))
+    model = load_model(recipe, data, silent, integers=True)
     processor = load.load_processor(recipe.model, data.task.processor) or data.task.plain_processor()
     rows = data.task.prepare(data.raw["validation"], processor)
     device = Accelerator().device
     model.to(device)
     return Opened(model, rows, data.task, recipe, device)
-
-
-def _silent(line: str) -> None:
-    """Say nothing."""

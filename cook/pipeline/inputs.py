@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +21,10 @@ from cook.train import tasks
 from cook.train.tasks import Task
 
 Say = Callable[[str], None]
+
+
+def silent(line: str) -> None:
+    """Say nothing."""
 
 
 def make_passes(recipe: Recipe) -> list[Pass]:
@@ -115,7 +120,7 @@ def load_teacher(
             raise recipe.error(
                 "teacher", "the model starts from random weights: it has nothing to teach", hint
             )
-        return "self"
+        return own_teacher(section, model)
     teacher = load.load(
         section,
         auto_class=data.task.auto_class,
@@ -136,6 +141,14 @@ def load_teacher(
         )
     _same_vocabulary(recipe, section, processor)
     return teacher
+
+
+def own_teacher(section: Any, model: PreTrainedModel) -> PreTrainedModel | Literal["self"]:
+    """`"self"`, or a copy of `model` as it is now that computes in the type that the section asks for."""
+    if section.dtype is None:
+        return "self"
+    copied: Any = copy.deepcopy(model)
+    return copied.to(getattr(torch, section.dtype))
 
 
 def _within(recipe: Recipe, section: str) -> Callable[[str, str, str | None], CookError]:

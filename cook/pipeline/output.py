@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cook.errors import CookError
+from cook.errors import CookError, RunError
 from cook.model.folder import check_free
-from cook.recipe import Recipe, load_recipe
+from cook.recipe import Recipe, load_recipe, thaw
 from cook.report import Report
 from cook.train import checkpoint
 
@@ -19,6 +22,9 @@ Say = Callable[[str], None]
 
 LOGS = "logs"
 """Where a tracker writes: in the work folder while the run lasts, then in the output."""
+
+LOCK = "lock"
+"""A file in the work folder, locked while a run lasts; the lock goes with a process that is killed."""
 
 
 def work_folder(output: Path) -> Path:
@@ -35,12 +41,15 @@ def finished(recipe: Recipe) -> Report | None:
     return report if report.recipe.get("digest") == recipe.digest else None
 
 
-def guard(recipe: Recipe, *, resume: bool, force: bool, say: Say) -> Path:
-    """Refuse to write over anything without being told to; returns the folder for checkpoints.
+@contextmanager
+def guard(recipe: Recipe, *, resume: bool, force: bool, say: Say) -> Iterator[Path]:
+    """Refuse to write over anything without being told to; gives the folder for checkpoints.
+
+    The work folder is this run's alone inside of the `with`.
 
     Raises:
-        CookError: the output is taken or cannot be written, or an interrupted run waits to be resumed and
-            nothing was said of it.
+        CookError: the output is taken or cannot be written, another run is writing it, or an interrupted
+            run waits to be resumed and nothing was said of it.
     """
     output = Path(recipe.output.path)
     try:
@@ -50,19 +59,56 @@ def guard(recipe: Recipe, *, resume: bool, force: bool, say: Say) -> Path:
     above = next(folder for folder in output.parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise recipe.error("output.path", f"no folder can be made in {above}")
-    folder = work_folder(output) / "checkpoints"
-    if resume:
-        return folder
-    waiting = checkpoint.newest(folder, say)
-    if waiting is not None and not force:
-        step = checkpoint.step_of(waiting)
-        raise CookError(
-            f"an interrupted run waits at step {step}",
-            where=str(folder),
-            hint="give --resume to go on from there, or --force to start afresh",
-        )
-    shutil.rmtree(folder.parent, ignore_errors=True)
-    return folder
+    work = work_folder(output)
+    with _alone(work, recipe):
+        folder = work / "checkpoints"
+        waiting = None if resume else checkpoint.newest(folder, say)
+        if waiting is not None and not force:
+            step = checkpoint.step_of(waiting)
+            raise CookError(
+                f"an interrupted run waits at step {step}",
+                where=str(folder),
+                hint="give --resume to go on from there, or --force to start afresh",
+            )
+        if not resume and _first():
+            for path in work.iterdir():
+                if path.name != LOCK:
+                    shutil.rmtree(path, ignore_errors=True)
+        yield folder
+
+
+def _first() -> bool:
+    """Whether this is the first of the processes of one run, or its only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def _alone(work: Path, recipe: Recipe) -> Iterator[None]:
+    """Hold the lock of a work folder, which is made if need be and goes again if it stays empty."""
+    if not _first():
+        yield
+        return
+    lock = work / LOCK
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        opened = lock.open("a")  # never cuts off a file that a link may lead to
+    except OSError as error:
+        raise RunError(f"it cannot be written: {error.strerror}", where=str(lock)) from error
+    with opened as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            hint = "wait for it to end, or choose another path"
+            raise recipe.error("output.path", f"another run is writing {recipe.output.path}", hint) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise  # those three are file systems without locks: better unguarded than not at all
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            if work.exists() and not any(work.iterdir()):
+                work.rmdir()
 
 
 def restore(folder: Path, recipe: Recipe, processes: int, say: Say) -> dict[str, Any] | None:
@@ -98,6 +144,4 @@ def restore(folder: Path, recipe: Recipe, processes: int, say: Say) -> dict[str,
 
 def identity(recipe: Recipe, processes: int) -> dict[str, Any]:
     """What a checkpoint must agree with to be resumed."""
-    from cook.recipe import thaw
-
     return {"digest": recipe.digest, "recipe": json.dumps(thaw(recipe.value)), "processes": processes}

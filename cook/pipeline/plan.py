@@ -14,11 +14,12 @@ from transformers import PreTrainedModel
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
 from cook.model.blueprint import Blueprint
+from cook.model.linear import weight_count
 from cook.model.measure import tally
 from cook.model.quantizer import attach_quantizer
 from cook.passes import Effect, Pass
 from cook.pipeline import depend
-from cook.pipeline.inputs import Data, load_model, make_passes, read_data, stored_dtype
+from cook.pipeline.inputs import Data, load_model, make_passes, read_data, silent, stored_dtype
 from cook.recipe import Recipe
 
 
@@ -42,7 +43,7 @@ def plan(recipe: Recipe) -> Plan:
     Raises:
         CookError: a target matches nothing, or passes conflict.
     """
-    data = read_data(recipe, _silent) if recipe.data is not None else None
+    data = read_data(recipe, silent) if recipe.data is not None else None
     model = _without_weights(recipe, data)
     dtype = stored_dtype(recipe, model)
     passes = make_passes(recipe)
@@ -90,11 +91,11 @@ def _without_weights(recipe: Recipe, data: Data | None) -> PreTrainedModel:
     """The recipe's model on the meta device; if another recipe has yet to make it, as that one plans it."""
     below = depend.chain(recipe)[:-1]
     if not below:
-        return load_model(recipe, data, _silent, meta=True)
+        return load_model(recipe, data, silent, meta=True)
     needed = below[-1]
     if depend.stale(needed) is None:
-        return load_model(depend.using(recipe, needed), data, _silent, meta=True)
-    model = _without_weights(needed, read_data(needed, _silent))
+        return load_model(depend.using(recipe, needed), data, silent, meta=True)
+    model = _without_weights(needed, read_data(needed, silent))
     planned = plan_passes(copy.deepcopy(model), make_passes(needed))
     made = Blueprint(edits=[edit for _, effect in planned for edit in effect.edits])
     attach_quantizer(model, made.without("integer").apply(model))
@@ -110,10 +111,4 @@ def _sizes(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Any]:
 
 
 def _count(modules: Mapping[str, nn.Module], effect: Effect) -> int:
-    from cook.prune.weights import size_of
-
-    return sum(size_of(modules[name.rpartition(".")[0]]) for name in effect.parameters)
-
-
-def _silent(line: str) -> None:
-    """Say nothing."""
+    return sum(weight_count(modules[name.rpartition(".")[0]]) for name in effect.parameters)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -14,7 +15,7 @@ from cook.errors import CookError
 from cook.model import load
 from cook.pipeline import depend, environment, output
 from cook.pipeline.deliver import deliver
-from cook.pipeline.inputs import Say, load_model, load_teacher, make_passes, read_data, stored_dtype
+from cook.pipeline.inputs import Say, load_model, load_teacher, make_passes, read_data, silent, stored_dtype
 from cook.pipeline.plan import plan_passes
 from cook.pipeline.rows import pass_rows, state
 from cook.pipeline.train import Outcome, Work, carry_out
@@ -54,7 +55,13 @@ def run(
     if resume and (report := output.finished(recipe)) is not None:
         say(f"{recipe.output.path} is finished already")
         return report
-    folder = output.guard(recipe, resume=resume, force=force, say=say)
+    depend.protect(recipe)
+    with output.guard(recipe, resume=resume, force=force, say=say) as folder:
+        return _cook(recipe, folder, resume=resume, force=force, say=say, progress=progress)
+
+
+def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, progress: bool) -> Report:
+    """The run itself, with its checkpoints in `folder`."""
 
     def build(needed: Recipe) -> None:
         go_on = resume and output.finished(needed) is None
@@ -64,7 +71,7 @@ def run(
     recipe = depend.built(asked, build, say)
     data = read_data(recipe, say)
     passes = make_passes(recipe)
-    plan_passes(load_model(recipe, data, _silent, meta=True), passes)
+    plan_passes(load_model(recipe, data, silent, meta=True), passes)
 
     accelerator = environment.accelerator(recipe, folder.parent)
     accelerator.init_trackers(output.LOGS)
@@ -75,7 +82,11 @@ def run(
     dtype = stored_dtype(recipe, model)
 
     def restore(loop: Loop) -> None:
-        if resume and (found := output.restore(folder, asked, processes, say)) is not None:
+        if not resume:
+            return
+        with accelerator.main_process_first():  # it moves damaged checkpoints aside
+            found = output.restore(folder, asked, processes, say)
+        if found is not None:
             loop.load_state_dict(found)
 
     outcome = carry_out(
@@ -137,7 +148,3 @@ def _model(recipe: Recipe, auto_class: str, model: PreTrainedModel, outcome: Out
         float32_bytes=4 * outcome.before["parameters"],
         auto_class=auto_class,
     )
-
-
-def _silent(line: str) -> None:
-    """Say nothing."""

@@ -181,12 +181,14 @@ def _metrics(work: Work) -> dict[str, float]:
 
 
 def _check_metric(work: Work, metrics: Mapping[str, float]) -> None:
-    """Whether what selects the checkpoint is measured at all: not to be found out after training."""
-    if work.train is None or work.task is None or work.train.select != "best":
+    """Whether the metric that the recipe asks for is measured at all: not to be found out after training."""
+    if work.train is None or work.task is None:
+        return
+    if not metrics:
+        if work.train.select == "best":
+            raise work.task.error("train.select", "without validation data there is no best checkpoint")
         return
     name = work.train.metric or work.task.metric
-    if not metrics:
-        raise work.task.error("train.select", "without validation data there is no best checkpoint")
     if name not in metrics:
         known = f"there are {', '.join(metrics)}"
         raise work.task.error("train.metric", f"there is no metric {name!r}", nearest(name, metrics) or known)

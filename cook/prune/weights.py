@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cook.model.linear import is_linear, shape
+from cook.model.linear import is_linear, weight_count
 from cook.model.masks import lowest
 from cook.model.targets import select
 from cook.passes import MOMENT, TARGETS, WINDOW, Effect, Pass, register
@@ -44,12 +44,6 @@ def magnitude_masks(weights: Sequence[Tensor], sparsity: float, scope: str = "gl
 def has_matrix(module: nn.Module) -> bool:
     """Linear layers and embeddings: what has a weight matrix to prune."""
     return is_linear(module) or isinstance(module, nn.Embedding)
-
-
-def size_of(module: nn.Module) -> int:
-    """How many weights a linear layer or embedding has, however it packs them."""
-    rows, columns = shape(module) if is_linear(module) else module.get_parameter("weight").shape
-    return rows * columns
 
 
 @register
@@ -92,13 +86,14 @@ class PruneWeights(Pass):
 
     def plan(self, anatomy: Anatomy) -> Effect:
         parameters = self._parameters(anatomy)
-        sizes = [size_of(anatomy.model.get_submodule(name.removesuffix(".weight"))) for name in parameters]
-        count = sum(sizes)
-        together = [count] if self.given["scope"] == "global" else sizes
+        modules = [anatomy.model.get_submodule(name.removesuffix(".weight")) for name in parameters]
+        sizes = [weight_count(module) for module in modules]
+        whole = sum(sizes)
+        together = [whole] if self.given["scope"] == "global" else sizes
         return Effect(
             parameters=parameters,
             zeros=sum(round(self.given["sparsity"] * size) for size in together),
-            note=f"{self.given['sparsity']:.1%} of {count:,} weights in {len(parameters)} matrices to zero",
+            note=f"{self.given['sparsity']:.1%} of {whole:,} weights in {len(parameters)} matrices to zero",
         )
 
     def attach(self, session: Session) -> None:
@@ -130,8 +125,8 @@ class PruneWeights(Pass):
     def facts(self, session: Session) -> dict[str, Any]:
         weights = [session.model.get_parameter(name) for name in self.parameters]
         zeros = sum(int((weight == 0).sum()) for weight in weights)
-        count = sum(weight.numel() for weight in weights)
-        return {"zeros": zeros, "of": count, "sparsity": zeros / count, "asked": self.given["sparsity"]}
+        whole = sum(weight.numel() for weight in weights)
+        return {"zeros": zeros, "of": whole, "sparsity": zeros / whole, "asked": self.given["sparsity"]}
 
     def status(self) -> str:
         return f"{self.reached:.0%} zero"

@@ -118,6 +118,10 @@ class QuantAwareTraining(Pass):
             if isinstance(each, FakeQuantMoving):
                 each.frozen = session.step >= self.frozen_from
 
+    def settled(self, done: int) -> bool:
+        """There is no end to wait for: one step in the window, and the model is what it will be stored as."""
+        return done > self.window.start
+
     def finish(self, session: Session) -> None:
         for name in self.layers:
             layer = session.model.get_submodule(name)

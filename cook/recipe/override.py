@@ -55,7 +55,7 @@ def _one(
     target, equals, text = override.partition("=")
     parts = split(target.strip())
     if not equals or not parts:
-        hint = "write it as --set train.epochs=1 or --set passes[0].temperature=2"
+        hint = "write it as --set train.epochs=1 or --set 'passes[0].temperature=2'"
         raise CookError("expected a key, '=' and a value", where=origin, hint=hint)
     if not text.strip():
         raise CookError("there is no value after '='", where=origin, hint="write null for the default")

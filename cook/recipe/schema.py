@@ -135,7 +135,7 @@ def _explained(
             continue
         if error.validator == _ALTERNATIVES and _alternatives(error, path) & meant:
             continue
-        message, hint = _words(error, path, whole)
+        message, hint = _words(error, path, whole, marks)
         if (path, message) not in told:
             told.add((path, message))
             yield path, CookError(message, where=where(marks, name, path, key=is_key), hint=hint)
@@ -161,14 +161,14 @@ def _alternatives(error: ValidationError, path: Path) -> set[Path]:
     return {(*path, key) for form in forms for key in form.get("required", ())}
 
 
-def _words(error: ValidationError, path: Path, whole: Schema) -> tuple[str, str | None]:
+def _words(error: ValidationError, path: Path, whole: Schema, marks: Marks) -> tuple[str, str | None]:
     if _is_unknown(error):
         return _unknown_key(str(path[-1]), path, _known(error), whole)
     if error.validator == "required":
         inner = properties(error.schema if isinstance(error.schema, dict) else {}).get(str(path[-1]), {})
         return f"missing; expected {expected(inner)}", f"{path[-1]}: {inner.get('description', 'required')}"
     if error.validator == _ALTERNATIVES and (keys := _alternatives(error, path)):
-        return _one_of([str(other[-1]) for other in sorted(keys, key=str)], error.instance, path)
+        return _one_of([str(other[-1]) for other in sorted(keys, key=str)], error.instance, path, marks)
     if error.validator in ("minProperties", "maxProperties") and path[:1] == ("passes",):
         return _crowd(error.instance, whole)
     if path == () and error.validator == "type":
@@ -186,10 +186,12 @@ def _unknown_key(key: str, path: Path, known: list[str], whole: Schema) -> tuple
     return message, hint or f"the {'passes' if is_pass else 'keys here'} are {', '.join(known)}"
 
 
-def _one_of(keys: list[str], instance: Any, path: Path) -> tuple[str, str | None]:
+def _one_of(keys: list[str], instance: Any, path: Path, marks: Marks) -> tuple[str, str | None]:
     given = [key for key in keys if isinstance(instance, dict) and instance.get(key) is not None]
     wanted = f"exactly one of {', '.join(keys[:-1])} and {keys[-1]}"
-    hint = f"remove one, or add --set {spell((*path, given[0]))}=null" if given else None
+    # What --set brought is what is wanted: the other one has to go.
+    written = [key for key in given if not ((mark := marks.get((*path, key))) and mark.origin)]
+    hint = f"remove one, or add --set {spell((*path, (written or given)[0]))}=null" if given else None
     return f"found {' and '.join(given) or 'none'}, expected {wanted}", hint
 
 

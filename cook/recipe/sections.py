@@ -119,7 +119,9 @@ TEACHER = {
                 "trust_remote_code": _TRUST,
                 "allow_pickle": _PICKLE,
                 "revision": _REVISION,
-                "dtype": _choice(None, "what it computes in; null: as stored", *_DTYPES, None),
+                "dtype": _choice(
+                    None, "what it computes in; null: float32; of 'self', its own", *_DTYPES, None
+                ),
             },
             required=("path",),
         ),

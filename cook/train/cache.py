@@ -83,13 +83,17 @@ def stored(key: str, build: Callable[[], Iterable[pa.Table]]) -> Dataset:
         build: gives the rows as tables of one schema.
 
     Raises:
-        RunError: the cache folder cannot be written.
+        RunError: the cache folder cannot be read or written.
     """
     root = folder()
-    for path in sorted(root.glob(f"{key}-*.arrow")):
-        if path.stem == f"{key}-{_digest(path)}":
-            return Dataset.from_file(str(path))
-        path.unlink(missing_ok=True)
+    try:
+        for path in sorted(root.glob(f"{key}-*.arrow")):
+            if path.stem == f"{key}-{_digest(path)}":
+                return Dataset.from_file(str(path))
+            path.unlink(missing_ok=True)
+    except OSError as problem:  # such as the entry of another user of a shared folder
+        hint = "make the folder readable, or set COOK_CACHE to another one"
+        raise RunError(f"the cache cannot be read: {problem}", where=str(root), hint=hint) from problem
     tables = iter(build())
     first = next(tables)
     try:

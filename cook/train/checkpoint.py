@@ -11,7 +11,6 @@ renamed: a folder called `step-N` is whole, or it is found out by its manifest. 
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 
+from cook.disk import sync
 from cook.errors import RunError
 from cook.train import manifest
 
@@ -54,11 +54,11 @@ def save(folder: Path, step: int, state: Mapping[str, Any], *, keep: int = 2) ->
         temporary.mkdir()
         files = {name: manifest.write_part(temporary / name, value) for name, value in parts.items()}
         manifest.write(temporary, step, files)
-        _sync(temporary)
+        sync(temporary)
         if target.exists():
             target.rename(_old(target))  # if we die between these two lines, `_recover` undoes this one
         temporary.rename(target)
-        _sync(folder)
+        sync(folder)
         for _, path in _complete(folder)[keep:]:
             path.rename(path.with_name(f"{path.name}.tmp"))  # removing is not atomic, this is
         _sweep(folder)
@@ -116,13 +116,6 @@ def load(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]
         raise RunError(f"cannot read the checkpoint: {error}", where=str(path), hint=hint) from error
 
 
-def clear(folder: Path) -> None:
-    """Remove every checkpoint in `folder`, whole, half-written or corrupt: a run starts afresh."""
-    for path in Path(folder).glob("step-*"):
-        if re.fullmatch(r"step-\d+(\.\w+)?", path.name):
-            shutil.rmtree(path)
-
-
 def step_of(path: Path) -> int:
     """The step that a checkpoint folder was saved at, read from its name."""
     return int(path.name.removeprefix("step-"))
@@ -150,15 +143,6 @@ def _sweep(folder: Path) -> None:
     for pattern in ("step-*.tmp", "step-*.old"):
         for path in folder.glob(pattern):
             shutil.rmtree(path)
-
-
-def _sync(folder: Path) -> None:
-    """Force a folder's entries to the disk: without it a rename can be lost with the power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _file_name(part: str) -> str:

@@ -196,7 +196,7 @@ def _part(source: Mapping[str, Callable[[], Dataset]], wanted: str, key: str, er
     if not match:
         raise error(key, f"{wanted!r} is no split", "write a name, or a part: train[:90%], train[-500:]")
     if match["name"] not in source:
-        known = f"the splits are {', '.join(source)}; a file serves as well"
+        known = f"the splits are {', '.join(source)}; a part (train[90%:]) or a file serves as well"
         raise error(key, f"there is no split {match['name']!r}", nearest(match["name"], source) or known)
     dataset = source[match["name"]]()
     rows = range(len(dataset))[_row(match["first"], len(dataset)) : _row(match["last"], len(dataset))]

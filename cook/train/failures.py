@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cook.errors import RunError
+from cook.errors import Interrupted, RunError
 
 
 def not_finite(term: str, value: float, step: int, total: int) -> RunError:
@@ -21,6 +21,16 @@ def not_finite(term: str, value: float, step: int, total: int) -> RunError:
         "nothing is saved over",
         hint="lower train.learning_rate, or use train.precision: fp32 or bf16; "
         "a checkpoint before it is kept",
+    )
+
+
+def interrupted(done: int, total: int, *, kept: bool) -> Interrupted:
+    """A signal stopped the run; `kept` says whether a checkpoint was written."""
+    message = f"stopped after step {done} of {total}"
+    if not kept:
+        return Interrupted(f"{message}; nothing is kept")
+    return Interrupted(
+        f"{message}; a checkpoint is written", hint="run again with --resume to go on from there"
     )
 
 

@@ -27,15 +27,15 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor
-from tqdm import tqdm
 
-from cook.errors import Interrupted, RunError
+from cook.errors import CookError, RunError
 from cook.recipe.moment import Moment
 from cook.session import Session
 from cook.train import batches, checkpoint, processes
 from cook.train.accounting import Accounting
-from cook.train.failures import memory_errors, not_finite
+from cook.train.failures import interrupted, memory_errors, not_finite
 from cook.train.optimizer import adamw, scheduler
+from cook.train.progress import bar
 from cook.train.recompute import recomputing
 from cook.train.seeds import seed_everything
 from cook.train.signals import Signals
@@ -87,18 +87,19 @@ class Loop:
         self._best_state: dict[str, Any] = {}
         self.seconds = 0.0
         self.data_seed = train.seed if train.data_seed is None else train.data_seed
-        self.eval_every = self._every(train.eval_every)
-        self.save_every = self._every(train.save_every) if folder is not None else 0
-        self.log_every = self._every(train.log_every) or 1
+        self.eval_every = self._every("eval_every")
+        self.save_every = self._every("save_every") if folder is not None else 0
+        self.log_every = self._every("log_every")
         self.optimizer = adamw(
             session.module,
             learning_rate=train.learning_rate,
             weight_decay=train.weight_decay,
             betas=tuple(train.betas),
             epsilon=train.epsilon,
+            fused=accelerator.scaler is None,
         )
         session.bind(self.optimizer)
-        warmup = Moment.parse(train.warmup).step(self.total, self.per_epoch)
+        warmup = self._moment("warmup")
         self.rate = scheduler(self.optimizer, total=self.total, warmup=warmup, schedule=train.schedule)
         self.module, self.prepared = accelerator.prepare(session.module, self.optimizer)
         session.place(accelerator.device)
@@ -124,9 +125,9 @@ class Loop:
                 self.recent.append(self._update(step, micro_batches))
                 self.done = step + 1
                 self.accounting.window_closes(self.done)
-                if self._due(self.log_every):
+                if self._due(self.log_every) or self.done == self.total:
                     self._log(progress)
-                if self._due(self.eval_every) or (self.done == self.total):
+                if self._due(self.eval_every) or self.done == self.total:
                     self._evaluate()
                 progress.update()
                 stop = processes.any_of(self.accelerator, signals.received)
@@ -135,7 +136,7 @@ class Loop:
                     started = time.monotonic()
                     self.save()
                 if stop:
-                    raise self._interrupted()
+                    raise interrupted(self.done, self.total, kept=self.folder is not None)
         self.seconds += time.monotonic() - started
         if self.train.select == "best" and self.best is not None:
             self.session.load_state_dict(self._best_state)
@@ -208,23 +209,15 @@ class Loop:
         metrics = self.accounting.state(self.done)["metrics"]
         self.history.append({"step": self.done, "metrics": metrics})
         self.accelerator.log({f"validation/{name}": value for name, value in metrics.items()}, step=self.done)
-        closed = all(each.window.end <= self.done for each in self.session.passes)
+        settled = all(each.settled(self.done) for each in self.session.passes)
         name = self.train.metric or self.task.metric
-        if self.train.select == "best" and closed:
+        if self.train.select == "best" and settled:
             if name not in metrics:
                 raise RunError(f"there is no metric {name!r} to select by; there are {', '.join(metrics)}")
             value = -metrics[name] if name in self.task.lower_is_better else metrics[name]
             if self.best is None or value > self.best[0]:
                 self.best = (value, self.done)
                 self._best_state = copy.deepcopy(self.session.state_dict())
-
-    def _interrupted(self) -> Interrupted:
-        done = f"stopped after step {self.done} of {self.total}"
-        if self.folder is None:
-            return Interrupted(f"{done}; nothing is kept")
-        return Interrupted(
-            f"{done}; a checkpoint is written", hint="run again with --resume to go on from there"
-        )
 
     def _log(self, progress: Any) -> None:
         rows, self.recent = self.recent, []
@@ -241,7 +234,7 @@ class Loop:
             if not name.endswith("(unweighted)") and name != "gradient norm"
         ]
         progress.set_postfix_str(
-            ", ".join([*terms, *filter(None, (p.status() for p in self.session.passes))])
+            ", ".join([*terms, *filter(None, (p.status() for p in self.session.passes))]), refresh=False
         )
 
     def save(self) -> None:
@@ -283,14 +276,19 @@ class Loop:
         self.accounting.load_state_dict(run["accounting"])
         self.session.step = self.done
 
-    def _every(self, moment: str | int | None) -> int:
+    def _moment(self, key: str) -> int:
+        """The step that a moment of the train section stands for."""
+        try:
+            return Moment.parse(self.train[key]).step(self.total, self.per_epoch)
+        except CookError as error:
+            raise self.task.error(f"train.{key}", error.message, error.hint) from error
+
+    def _every(self, key: str) -> int:
         """How many steps apart; 0 for never."""
-        return 0 if moment is None else max(1, Moment.parse(moment).step(self.total, self.per_epoch))
+        return 0 if self.train[key] is None else max(1, self._moment(key))
 
     def _due(self, every: int) -> bool:
         return bool(every) and self.done % every == 0
 
     def _progress(self) -> Any:
-        return tqdm(
-            total=self.total, initial=self.done, disable=not self.bar, unit="step", dynamic_ncols=True
-        )
+        return bar(self.total, self.done, shown=self.bar)

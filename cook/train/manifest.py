@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,20 +49,35 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: when it is not what `write` wrote, or another version of cook wrote it.
     """
-    content = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    try:
+        content = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("was altered") from error
     if not isinstance(content, dict) or content.pop("digest", None) != _seal(content):
         raise ValueError("was altered")
-    if content["version"] != VERSION:
-        raise ValueError(f"has version {content['version']}, this cook reads {VERSION}")
+    if content.get("version") != VERSION:
+        raise ValueError(f"has version {content.get('version')}, this cook reads {VERSION}")
+    files = content.get("files")
+    if not isinstance(files, dict) or not all(_is_part(*item) for item in files.items()):
+        # Anybody can seal what they wrote: a name must not lead out of the folder.
+        raise ValueError("lists what is no part of a checkpoint")
     return content
+
+
+def _is_part(name: str, entry: object) -> bool:
+    return (
+        re.fullmatch(r"[\w-]+\.pt", name, re.ASCII) is not None
+        and isinstance(entry, dict)
+        and set(entry) == {"sha256", "size"}
+    )
 
 
 def problem(folder: Path, step: int) -> str | None:
     """What is wrong with the checkpoint of `step` in `folder`; None when every byte is as written."""
     try:
         content = read(folder)
-        if content["step"] != step:
-            return f"{NAME} is of step {content['step']}"
+        if content.get("step") != step:
+            return f"{NAME} is of step {content.get('step')}"
         for name, entry in content["files"].items():
             size = (folder / name).stat().st_size
             if size != entry["size"]:

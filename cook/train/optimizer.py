@@ -31,10 +31,16 @@ def adamw(
     weight_decay: float = 0.01,
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-8,
+    fused: bool = True,
 ) -> AdamW:
-    """Decoupled weight decay (Loshchilov and Hutter 2019) over the groups above."""
+    """Decoupled weight decay (Loshchilov and Hutter 2019) over the groups above.
+
+    Args:
+        fused: one kernel for all parameters. Not beside a gradient scaler: a fused step is always made
+            and skips inside of the kernel, where nobody learns of it.
+    """
     groups = decay_groups(module, weight_decay)
-    return AdamW(groups, lr=learning_rate, betas=betas, eps=epsilon, fused=True)
+    return AdamW(groups, lr=learning_rate, betas=betas, eps=epsilon, fused=fused)
 
 
 def share_of_rate(step: int, total: int, warmup: int, schedule: str) -> float:

@@ -202,7 +202,7 @@ def test_a_hundred_mistakes_still_fit_on_one_screen(calls: Calls, capsys: pytest
     assert main(["validate", "r.yaml"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) <= 30
-    assert lines[-1] == "and 88 more"
+    assert lines[-1] == "and 88 more, told when these are mended"
 
 
 @pytest.mark.parametrize("argv", [[], ["rnu"], ["run"], ["run", "r.yaml", "--what"]])

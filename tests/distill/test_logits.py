@@ -60,7 +60,9 @@ def test_values(name, case):
     found = LOSSES[name](torch.tensor(student), torch.tensor(teacher), temperature)
     assert found.dtype == torch.float32
     assert found.shape == ()
-    assert found.item() == pytest.approx(SLOW[name](student, teacher, temperature), rel=1e-4, abs=1e-5)
+    rounding = 3e-7 * temperature**2  # float32's, of logarithms whose differences are then scaled by T^2
+    expected = SLOW[name](student, teacher, temperature)
+    assert found.item() == pytest.approx(expected, rel=1e-4, abs=1e-5 + rounding)
 
 
 @pytest.mark.parametrize("name", sorted(SLOW))

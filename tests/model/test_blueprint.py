@@ -151,6 +151,12 @@ def test_the_class_that_was_saved_must_have_every_module():
         Blueprint(edits=[Edit("resize", "classifer", {"in": 16, "out": 4})]).apply(tiny.model())
 
 
+def test_an_edit_and_its_module_agree_on_the_bias():
+    options = {**INTEGER, "in": 16, "out": 2, "bias": False}
+    with pytest.raises(CookError, match="whether it has a bias"):
+        Blueprint(edits=[Edit("integer", "classifier", options)]).apply(tiny.model())
+
+
 def test_an_edit_must_fit_its_module():
     edit = Edit("integer", "classifier", INTEGER)
     with pytest.raises(CookError, match=r"classifier should be a linear layer \(16, 16\), it is \(2, 16\)"):

@@ -167,6 +167,28 @@ def test_a_taken_path_is_refused(tmp_path):
         folder.save(model, tmp_path / "notes" / "mine.txt", force=True)
 
 
+def test_only_a_model_is_replaced(tmp_path, monkeypatch):
+    model = make("bert", "plain")
+    home = tmp_path / "home"
+    here, site, repository = home / "here", tmp_path / "site", tmp_path / "repository"
+    for path in (home, here, repository):
+        model.save_pretrained(path)
+    (repository / ".git").mkdir()
+    site.mkdir()
+    (site / "config.json").write_text("{}")
+    (tmp_path / "link").symlink_to(here)
+    (tmp_path / "nowhere").symlink_to(tmp_path / "none")
+    monkeypatch.setenv("HOME", str(home))
+    refused = {home: "home", site: "no model", repository: "git", tmp_path / "link": "a link"}
+    for path, words in {**refused, tmp_path / "nowhere": "a link"}.items():
+        with pytest.raises(CookError, match=words):
+            folder.save(model, path, force=True)
+    monkeypatch.chdir(here)
+    with pytest.raises(CookError, match="current folder"):
+        folder.save(model, here, force=True)
+    assert sorted(os.listdir(tmp_path)) == ["home", "link", "nowhere", "repository", "site"]
+
+
 @pytest.fixture
 def no_space():
     """No file of this process may grow beyond 20 kB; Python ignores the signal and gets the error."""
@@ -184,6 +206,11 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path, no_space):
     assert os.listdir(tmp_path) == ["model"]
     back = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
     assert torch.equal(logits(back, "bert"), logits(model, "bert"))
+
+
+def test_a_further_file_on_a_full_disk(tmp_path, no_space):
+    with pytest.raises(RunError, match="cannot be written: File too large"):
+        folder.write(tmp_path, "README.md", "x" * 30_000)
 
 
 def test_an_interrupted_replacement_is_put_back(tmp_path):

@@ -1,6 +1,7 @@
 """Models by folder or config: what comes back, what is told, what is refused."""
 
 import json
+import logging
 import os
 from types import SimpleNamespace
 from typing import Any
@@ -80,9 +81,13 @@ def test_a_config_becomes_a_model():
 
 
 @pytest.mark.parametrize("kind", [BertModel, BertForMaskedLM])
-def test_a_new_head_is_told(tmp_path, kind):
+def test_a_new_head_is_told(tmp_path, kind, monkeypatch):
     kind(tiny.model().config).save_pretrained(tmp_path)
+    reports: list[str] = []
+    monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [collector := logging.Handler()])
+    monkeypatch.setattr(collector, "emit", lambda record: reports.append(record.getMessage()))
     model = read(tmp_path, labels=["a", "b", "c"])
+    assert not reports  # transformers tells it too, in a table of all absent weights
     assert model.num_labels == 3
     assert model.cook_origin.new_head
     (note,) = model.cook_origin.notes

@@ -93,6 +93,14 @@ def test_offloaded_to_disk(tmp_path, away):
     assert torch.equal(logits(loaded(tmp_path / "again"), "bert"), logits(model, "bert"))
 
 
+def test_integers_offloaded_to_disk_are_not_drawn_anew(tmp_path):
+    """GPT-2 initialises by name whatever does not seem loaded, integers too."""
+    model = make("gpt2", "integers")
+    model.save_pretrained(tmp_path / "model")
+    back = loaded(tmp_path / "model", "gpt2", device_map={"": "disk"}, offload_folder=tmp_path / "disk")
+    assert torch.equal(logits(back, "gpt2"), logits(model, "gpt2"))
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_bfloat16_keeps_integers_and_scales(tmp_path, family):
     make(family, "both").save_pretrained(tmp_path)

@@ -49,6 +49,13 @@ def test_targets(override, read):
     assert read(load_recipe(BASE, [override]))
 
 
+@pytest.mark.parametrize(("written", "wanted"), [("epochs", "steps"), ("steps", "epochs")])
+def test_of_two_keys_the_one_that_was_set_stays(written, wanted):
+    document = {**BASE, "train": {written: 3}}
+    with pytest.raises(CookError, match=f"or add --set train.{written}=null"):
+        load_recipe(document, [f"train.{wanted}=5"])
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [

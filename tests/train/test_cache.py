@@ -65,3 +65,9 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("COOK_CACHE", str(tmp_path / "file"))
     with pytest.raises(RunError, match="COOK_CACHE"):
         bound(rows()).prepare(rows(), tiny.tokenizer())
+
+
+def test_a_cache_that_cannot_be_read_is_said(own_cache):
+    (own_cache / f"{'k' * 40}-0.arrow").mkdir(parents=True)
+    with pytest.raises(RunError, match="the cache cannot be read"):
+        cache.stored("k" * 40, lambda: [])

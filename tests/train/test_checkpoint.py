@@ -72,14 +72,6 @@ def test_leftovers_are_swept_and_a_half_replaced_one_comes_back(tmp_path: Path) 
     assert names(tmp_path) == ["step-5", "step-7"]
 
 
-def test_clear_takes_all_checkpoints_and_nothing_else(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, 5, state(5))
-    for other in ("step-4.corrupt", "step-6.tmp", "steps", "step-by-step"):
-        (tmp_path / other).mkdir()
-    checkpoint.clear(tmp_path)
-    assert names(tmp_path) == ["step-by-step", "steps"]
-
-
 def truncated(path: Path) -> None:
     with (path / "model.pt").open("r+b") as file:
         file.truncate(file.seek(0, os.SEEK_END) - 1)
@@ -163,3 +155,33 @@ def test_loading_what_is_no_checkpoint(tmp_path: Path) -> None:
     truncated(path)
     with pytest.raises(RunError, match="cannot read the checkpoint"):
         checkpoint.load(path)
+
+
+ENTRY = {"size": 1, "sha256": ""}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"version": 1, "step": 3},
+        {"step": 3, "files": {}},
+        {"version": 1, "step": 3, "files": [1]},
+        {"version": 1, "step": 3, "files": {"model.pt": {}}},
+        {"version": 1, "step": 3, "files": {"model.pt": "x"}},
+        {"version": 1, "step": 3, "files": {"../model.pt": ENTRY}},
+        {"version": 1, "step": 3, "files": {"/dev/zero": {**ENTRY, "size": 0}}},
+    ],
+)
+def test_a_manifest_sealed_by_somebody_else(content: dict[str, Any], tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, 3, {"model": {"a": 1}})
+    sealed = {**content, "digest": manifest._seal(content)}
+    (path / manifest.NAME).write_text(json.dumps(sealed))
+    said: list[str] = []
+    assert checkpoint.newest(tmp_path, said.append) is None
+    assert "moved to step-3.corrupt" in said[0]
+
+
+def test_a_manifest_nested_without_end(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, 3, {"model": {"a": 1}})
+    (path / manifest.NAME).write_text("[" * 100_000)
+    assert checkpoint.newest(tmp_path, lambda line: None) is None

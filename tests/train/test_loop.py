@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cook.errors import Interrupted, RunError
+from cook.errors import CookError, Interrupted, RunError
+from cook.pipeline import environment
 from cook.train import batches, checkpoint
 from cook.train.loop import Loop
 from tests.train.loops import BATCH, ROWS, SEVERAL, Rows, loop, model, rows
@@ -133,6 +135,35 @@ def test_the_rate_follows_its_schedule(given: Rows) -> None:
     assert seen == pytest.approx([0.1, 0.2, 0.3, 0.2, 0.1])
 
 
+def test_a_step_that_the_scaler_skips_moves_nothing(given: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU trains in no fp16, but it has a scaler."""
+
+    def scaling(recipe: Any) -> Accelerator:
+        made = accelerator(recipe)
+        made.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)  # type: ignore[attr-defined]
+        return made
+
+    accelerator = environment.accelerator
+    monkeypatch.setattr(environment, "accelerator", scaling)
+    made = loop(given, steps=4, clip=None, schedule="linear", learning_rate=0.4)
+    weight = made.session.model.classifier.weight
+    steps = iter(range(4))
+    weight.register_hook(lambda gradient: gradient * (math.inf if next(steps) == 1 else 1))
+    followed: list[int] = []
+    monkeypatch.setattr(made.session, "after_step", lambda: followed.append(made.session.step))
+    made.run()
+    assert followed == [0, 2, 3]
+    assert made.rate.get_last_lr() == pytest.approx([0.1, 0.1])
+    assert made.accelerator.scaler.get_scale() == 4
+
+
+@pytest.mark.parametrize("key", ["warmup", "eval_every", "save_every", "log_every"])
+def test_a_moment_past_the_end_names_its_key(given: Rows, tmp_path: Path, key: str) -> None:
+    with pytest.raises(CookError, match="step 500 is past the end of the run") as caught:
+        loop(given, epochs=2, folder=tmp_path, **{key: 500})
+    assert caught.value.where == f"train.{key}"
+
+
 def test_gradient_checkpointing_changes_memory_alone(given: Rows) -> None:
     plain, again = (
         loop(given, student=model(dropout=0.2), steps=2, gradient_checkpointing=wanted)
@@ -155,7 +186,7 @@ def test_evaluations_fall_on_their_moments_and_on_the_end(given: Rows) -> None:
     made = loop(given, epochs=2, eval_every="1 epoch", log_every=3, metrics=iter([{"loss": 1.0}] * 3))
     made.run()
     assert [entry["step"] for entry in made.history if "metrics" in entry] == [4, 8]
-    assert [entry["step"] for entry in made.history if "loss" in entry] == [3, 6]
+    assert [entry["step"] for entry in made.history if "loss" in entry] == [3, 6, 8]
 
 
 ACCURACY = [0.9, 0.8, 0.5, 0.7, 0.6, 0.7]
@@ -204,6 +235,24 @@ def test_the_best_survives_an_interrupt(given: Rows, tmp_path: Path) -> None:
     second.run()
     assert second.best == (0.7, 4)
     assert furthest(weights(second), seen[4]) == 0
+
+
+@pytest.mark.parametrize(
+    ("passes", "step"),
+    [
+        (["quant.qat", "distill.logits"], 1),
+        ([{"quant.qat": {"start": 2, "observer": "moving"}}], 4),
+        ([{"quant.qat": {"start": 6}}], None),
+        ([{"prune.weights": {"sparsity": 0.5, "end": "100%"}}], 6),
+    ],
+)
+def test_a_pass_without_an_end_does_not_keep_the_best_waiting(
+    given: Rows, passes: list[Any], step: int | None
+) -> None:
+    made, seen = selecting(given, passes=passes)
+    made.run()
+    assert (made.best[1] if made.best else None) == step
+    assert furthest(weights(made), seen[step or 6]) == 0
 
 
 def test_a_metric_that_is_not_there(given: Rows) -> None:

@@ -216,3 +216,14 @@ def test_scores_are_those_of_scikit_learn():
     labels, predicted = torch.tensor([0, 1, 2, 2]), torch.tensor([0, 2, 2, 2])
     assert scores(labels, predicted, 3)["f1"] == f1_score(labels, predicted, average="macro")
     assert scores(torch.tensor([0]), torch.tensor([0]), 2) == {"accuracy": 1.0, "f1": 0.0}
+
+
+def test_a_head_with_too_few_classes_is_told_how_to_be_replaced():
+    found = failure(rows(label=["a", "b", "c", "d"]), BertConfig(num_labels=2))
+    assert "a head of 2 classes cannot tell 4 apart" in str(found)
+
+
+def test_labels_are_read_without_a_bar(capsys):
+    dataset = rows().select([0, 2])  # chosen rows, which `datasets` gathers before it looks for values
+    bound(dataset)
+    assert not capsys.readouterr().err

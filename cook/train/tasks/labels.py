@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset
 
-from cook.train.data import ErrorAt
+from cook.train.data import ErrorAt, quiet
 
 NUMBER = re.compile(r"-?\d+")
 
@@ -36,7 +36,8 @@ def names(datasets: Iterable[Dataset], column: str, error: ErrorAt) -> list[str]
         feature = feature_of(dataset, column, error)
         if isinstance(feature, ClassLabel):
             return list(feature.names)
-        values = dataset.unique(column)
+        with quiet():
+            values = dataset.unique(column)
         if None in values:
             raise error("data.label", f"column {column!r} has rows without a label")
         if any(isinstance(value, float) and not value.is_integer() for value in values):
@@ -89,6 +90,11 @@ def ids(
     numbers = {str(index) for index in known.values()}
     strange = [label for label in labels if label not in known and label not in numbers]
     hint = "name the model's labels in model.labels, or number the labels of the data"
+    if len(labels) > len(known):
+        hint = (
+            f"a head of {len(known)} classes cannot tell {len(labels)} apart; a model without a classifier "
+            "gets a new one: AutoModel.from_pretrained(path).save_pretrained(folder) leaves this one out"
+        )
     if strange == ["-1"]:
         hint = "-1 marks rows without a label: name a split that has labels"
     raise error(

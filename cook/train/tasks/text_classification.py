@@ -31,7 +31,9 @@ class TextClassification(Classification):
         """`input_ids`, `labels`, `length`, and `token_type_ids` if the tokenizer gives them."""
         if processor is None:
             raise self.error(
-                "model.tokenizer", "the model comes without a tokenizer", "name a folder with one"
+                "model.tokenizer",
+                "the model comes without a tokenizer",
+                "name a folder or a hub id that has one; in Python, give tokenizer=",
             )
         columns = text.columns(dataset, self.data, self.error)
         self._pad = text.padding(processor, self.config, self.error, self.say)

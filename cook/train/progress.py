@@ -1,0 +1,26 @@
+"""The bar that a run draws while it trains."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+from tqdm import tqdm
+
+LOG_SECONDS = 30.0
+"""Between two drawings where nobody watches: a log keeps each one."""
+
+
+def bar(total: int, done: int = 0, *, shown: bool = True) -> tqdm[NoReturn]:
+    """A bar of `total` steps on stderr, `done` of them made; drawn seldom when stderr is no terminal."""
+    apart = 0.1 if sys.stderr.isatty() else LOG_SECONDS
+    # tqdm draws at the latest after `maxinterval`, whatever `mininterval` says.
+    return tqdm(
+        total=total,
+        initial=done,
+        disable=not shown,
+        unit="step",
+        dynamic_ncols=True,
+        mininterval=apart,
+        maxinterval=max(apart, 10.0),
+    )
