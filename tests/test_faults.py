@@ -170,14 +170,15 @@ def test_a_full_disk_costs_no_checkpoint(bench: Bench) -> None:
     assert "cannot write the checkpoint of step 6: File too large; step-4 is intact" in done.output
     assert "free some space" in done.output
     assert bench.steps(name) == ["step-2", "step-4"]
-    # From step 4 on, four updates are left before the last save: the disk is full for the result.
-    done = bench.run(name, "--resume", fault=Fault("full", STEPS - 4))
+    # Stopped after the last update: what is left is the result, and the disk is full for it.
+    assert bench.run(name, "--resume", fault=Fault("term", STEPS - 4)).code == 1
+    done = bench.run(name, "--resume", fault=Fault("full", 1, moment="fsync"))
     assert done.code == 1
     assert "the folder cannot be written: File too large" in done.output
     assert not (bench.root / name).exists()
     newest = checkpoint.newest(bench.checkpoints(name))
     assert newest is not None
-    assert newest.name == "step-8"
+    assert newest.name == f"step-{STEPS}"
 
 
 def test_a_finished_output_is_kept(bench: Bench, whole: str) -> None:

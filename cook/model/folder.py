@@ -74,7 +74,7 @@ def save(
         for file in partial.glob("*.safetensors"):  # some versions write them for their owner alone
             shutil.copymode(partial / "config.json", file)
         if processor is not None:
-            processor.save_pretrained(partial)
+            save_processor(processor, partial)
         for name, content in (extra or {}).items():
             write(partial, name, content)
         publish(partial, final, force=force)
@@ -82,6 +82,21 @@ def save(
         raise _cannot_write(final, failure) from failure
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def save_processor(processor: Any, folder: str | Path) -> None:
+    """Write a tokenizer or image processor into a folder.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    try:
+        processor.save_pretrained(folder)
+    except Exception as failure:
+        # The tokenizers library raises a bare Exception for what the system refuses.
+        if isinstance(failure, OSError) or "os error" not in str(failure):
+            raise
+        raise OSError(str(failure)) from failure
 
 
 def publish(draft: Path, final: Path, *, force: bool = False) -> None:

@@ -19,6 +19,7 @@ import pyarrow as pa
 from datasets import Dataset, Image
 
 from cook.errors import RunError
+from cook.model.folder import save_processor
 
 VERSION = 1
 """Part of every key: raised when the meaning of what is stored changes."""
@@ -58,7 +59,11 @@ def of_processor(processor: Any) -> str:
     """The hash of the files that a tokenizer or an image processor saves."""
     digest = hashlib.sha256(type(processor).__name__.encode())
     with tempfile.TemporaryDirectory() as name:
-        processor.save_pretrained(name)
+        try:
+            save_processor(processor, name)
+        except OSError as failure:
+            message = f"a temporary copy of the processor cannot be written: {failure}"
+            raise RunError(message, where=name, hint="free some space there") from failure
         for path in sorted(Path(name).rglob("*")):
             if path.is_file():
                 digest.update(f"\n{path.relative_to(name)}\n".encode())

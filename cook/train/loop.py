@@ -131,7 +131,8 @@ class Loop:
                     self._evaluate()
                 progress.update()
                 stop = processes.any_of(self.accelerator, signals.received)
-                if stop or (self._due(self.save_every) and self.done < self.total):
+                # The last step too: saving and measuring the result may fail or be stopped.
+                if stop or self._due(self.save_every) or self.done == self.total:
                     self.seconds += time.monotonic() - started
                     started = time.monotonic()
                     self.save()

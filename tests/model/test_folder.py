@@ -221,3 +221,14 @@ def test_an_interrupted_replacement_is_put_back(tmp_path):
         folder.publish(tmp_path / "none", tmp_path / "model", force=True)
     assert (tmp_path / "model" / "mark").read_text() == "old"
     assert json.loads((tmp_path / "model" / "config.json").read_text())
+
+
+def test_a_tokenizer_on_a_full_disk(tmp_path):
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, most[1]))
+    try:
+        # The tokenizers library itself raises a bare Exception.
+        with pytest.raises(OSError, match="File too large"):
+            folder.save_processor(tiny.tokenizer(), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)

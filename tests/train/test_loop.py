@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import signal
@@ -235,6 +236,18 @@ def test_the_best_survives_an_interrupt(given: Rows, tmp_path: Path) -> None:
     second.run()
     assert second.best == (0.7, 4)
     assert furthest(weights(second), seen[4]) == 0
+
+
+def test_the_last_step_is_kept_for_what_comes_after(given: Rows, tmp_path: Path) -> None:
+    loop(given, folder=tmp_path, steps=5, save_every=3).run()
+    newest = checkpoint.newest(tmp_path)
+    assert newest is not None
+    assert checkpoint.step_of(newest) == 5
+    again = loop(given, folder=tmp_path, steps=5, save_every=3)
+    again.load_state_dict(checkpoint.load(newest))
+    before = copy.deepcopy(again.session.module.state_dict())
+    again.run()
+    assert all(torch.equal(value, before[name]) for name, value in again.session.module.state_dict().items())
 
 
 @pytest.mark.parametrize(
