@@ -37,5 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = VERBS[args.verb].call(args)
     except (Exception, KeyboardInterrupt) as error:
-        return screen.fail(error, debug=args.debug)
+        most = None if args.verb == validate.NAME else screen.MOST
+        return screen.fail(error, debug=args.debug, most=most)
     return code

@@ -37,12 +37,17 @@ def say_json(value: Any) -> None:
     say(json.dumps(value, indent=2))
 
 
-def fail(error: BaseException, *, debug: bool) -> int:
-    """Print `error` to stderr, with its traceback when `debug`, and give the exit code."""
+def fail(error: BaseException, *, debug: bool, most: int | None = MOST) -> int:
+    """Print `error` to stderr and give the exit code.
+
+    Args:
+        debug: with its traceback.
+        most: mistakes of a recipe that are shown; None shows all.
+    """
     if debug:
         _complain("".join(traceback.format_exception(error)).rstrip())
     if isinstance(error, CookError):
-        _complain(f"error: {_message(error)}")
+        _complain(f"error: {_message(error, most)}")
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
         _complain("error: interrupted")
@@ -53,14 +58,14 @@ def fail(error: BaseException, *, debug: bool) -> int:
     return 1
 
 
-def _message(error: CookError) -> str:
+def _message(error: CookError, most: int | None) -> str:
     if not isinstance(error, RecipeErrors):
         return str(error)
     if len(error.problems) == 1:
         return str(error.problems[0])
-    lines = [error.message, *map(str, error.problems[:MOST])]
-    if len(error.problems) > MOST:
-        lines.append(f"and {len(error.problems) - MOST} more, told when these are mended")
+    lines = [error.message, *map(str, error.problems[:most])]
+    if most is not None and len(error.problems) > most:
+        lines.append(f"and {len(error.problems) - most} more: `cook validate` tells them all")
     return "\n".join(lines)
 
 

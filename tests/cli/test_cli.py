@@ -199,10 +199,10 @@ def test_a_hundred_mistakes_still_fit_on_one_screen(calls: Calls, capsys: pytest
     calls.fails = RecipeErrors(
         [CookError(f"mistake {index}", hint="did you mean it?") for index in range(100)]
     )
-    assert main(["validate", "r.yaml"]) == 2
+    assert main(["plan", "r.yaml"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) <= 30
-    assert lines[-1] == "and 88 more, told when these are mended"
+    assert lines[-1] == "and 88 more: `cook validate` tells them all"
 
 
 @pytest.mark.parametrize("argv", [[], ["rnu"], ["run"], ["run", "r.yaml", "--what"]])
@@ -283,3 +283,14 @@ def test_a_real_recipe_is_validated_without_its_model(
 def test_the_real_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
     assert json.loads(capsys.readouterr().out)["type"] == "object"
+
+
+def test_validate_tells_every_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "wrong.yaml"
+    keys = [f"wrong{number}" for number in range(20)]
+    recipe.write_text("version: 1\n" + "".join(f"{key}: 1\n" for key in keys), encoding="utf-8")
+    assert main(["validate", str(recipe)]) == 2
+    told = capsys.readouterr().err
+    assert all(key in told for key in keys)
+    assert main(["plan", str(recipe)]) == 2
+    assert "more: `cook validate` tells them all" in capsys.readouterr().err
