@@ -71,8 +71,8 @@ def apply(
     passes = make_passes(recipe)
     _check(model)
     read = _data(recipe, model, data)
-    trains = recipe.train is not None and read is not None and "train" in read.raw
-    if recipe.train is not None and not trains:
+    train = recipe.train
+    if train is not None and (read is None or "train" not in read.raw):
         hint = "give data={'train': rows}, or leave the train section out to act at once"
         raise recipe.error("train", "there is no data to train on", hint)
     rows: dict[str, Dataset] = {}
@@ -86,7 +86,7 @@ def apply(
             passes=passes,
             task=read.task if read else None,
             rows=rows,
-            train=recipe.train if trains else None,
+            train=train,
             evaluation=recipe.eval,
             accelerator=environment.accelerator(recipe, device=model.device),
             teacher=teacher if teacher is not None else _named_teacher(recipe, model),
@@ -107,8 +107,8 @@ def apply(
         train=outcome.train,
         environment=environment.describe(
             model.device,
-            seed=recipe.train.seed if trains else None,
-            precision=recipe.train.precision if trains else str(model.dtype).removeprefix("torch."),
+            seed=train.seed if train else None,
+            precision=train.precision if train else str(model.dtype).removeprefix("torch."),
         ),
     )
     return Result(model.eval(), report)

@@ -52,6 +52,10 @@ TARGETS: dict[str, Any] = {
     "minItems": 1,
     "description": "module globs, 're:...', class names or anatomy words (attention, ffn, layers[0:6])",
 }
+SELECTION: dict[str, Any] = {
+    "include": {**TARGETS, "default": None, "type": ["array", "null"]},
+    "exclude": {**TARGETS, "default": None, "type": ["array", "null"]},
+}
 WINDOW: dict[str, Any] = {
     "start": {**MOMENT, "default": "0%", "description": f"when the pass begins: {MOMENT['description']}"},
     "end": {**MOMENT, "default": "100%", "description": f"when it ends: {MOMENT['description']}"},

@@ -37,13 +37,13 @@ def deliver(
     *,
     dtype: torch.dtype | None,
     force: bool,
-) -> Report:
+) -> None:
     """Save the model, load it back as a stranger would, time it, and write everything into the output.
 
     Args:
         recipe: with the model that was really loaded.
         asked: the same as its author wrote it, for what is kept in the folder.
-        report: all but what is found here: `reload`, `model.latency`.
+        report: all but what is found and filled in here: `reload`, `model.latency`.
         sample: one example without its label.
         dtype: of the floats that are written.
         force: replace a model folder that is there already.
@@ -82,7 +82,6 @@ def deliver(
     if (logs := draft.with_name(LOGS)).exists():
         logs.rename(draft / LOGS)
     folder.publish(draft, target, force=force)
-    return report
 
 
 def _as(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cook.model.linear import is_linear, weight_count
 from cook.model.masks import lowest
 from cook.model.targets import select
-from cook.passes import MOMENT, TARGETS, WINDOW, Effect, Pass, register
+from cook.passes import MOMENT, SELECTION, WINDOW, Effect, Pass, register
 from cook.prune.schedule import sparsity_at
 
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ class PruneWeights(Pass):
             "type": ["string", "integer", "null"],
             "description": "how often the threshold moves; 1 % of the window when left out",
         },
-        "include": {**TARGETS, "default": None, "type": ["array", "null"]},
-        "exclude": {**TARGETS, "default": None, "type": ["array", "null"]},
+        **SELECTION,
         **WINDOW,
         "end": {**WINDOW["end"], "default": "70%"},
     }

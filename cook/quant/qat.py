@@ -15,7 +15,7 @@ from cook.model.integer import IntLinear
 from cook.model.linear import shape
 from cook.model.targets import select
 from cook.model.transformed import TransformedLinear, restore, transform
-from cook.passes import MOMENT, TARGETS, WINDOW, Effect, Pass, register
+from cook.passes import MOMENT, SELECTION, WINDOW, Effect, Pass, register
 from cook.quant.fake import FakeQuantMoving, FakeQuantToken, FakeQuantWeight
 
 if TYPE_CHECKING:
@@ -63,8 +63,7 @@ class QuantAwareTraining(Pass):
             "default": "90%",
             "description": "when the moving average stops moving: " + MOMENT["description"],
         },
-        "include": {**TARGETS, "default": None, "type": ["array", "null"]},
-        "exclude": {**TARGETS, "default": None, "type": ["array", "null"]},
+        **SELECTION,
         "start": WINDOW["start"],
     }
     examples = ({}, {"weights": "int4", "observer": "moving"})
