@@ -36,13 +36,16 @@ importlib.reload(module)
 THREADS = """
 import threading
 import cook
+sys.setswitchinterval(1e-5)
 failures = []
 def load(name):
     try:
         __import__(name)
     except BaseException as failure:
         failures.append(failure)
-names = ["transformers.quantizers.auto", "cook.model.quantizer", "cook.model.load"]
+# The package, not its module `auto`: two threads that import two of transformers' quantizer modules by
+# name can deadlock without cook too, each holding its own module while it waits for the package.
+names = ["transformers.quantizers", "cook.model.quantizer", "transformers.modeling_utils"]
 threads = [threading.Thread(target=load, args=(name,)) for name in names]
 [each.start() for each in threads]
 [each.join() for each in threads]
