@@ -13,10 +13,9 @@ session.finish()                            plain modules again; model.save_pret
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +29,10 @@ from cook.model.blueprint import Blueprint, Edit
 from cook.model.hooks import Hooks
 from cook.model.masks import Masks
 from cook.model.quantizer import attach_quantizer, blueprint_of
+from cook.model.tensors import Tensors
 from cook.passes import PHASES, Pass, Window
 from cook.recipe.moment import Moment
+from cook.teacher import Given, Teacher, teachers
 
 
 class SessionModule(nn.Module):
@@ -59,8 +60,9 @@ class Session:
         model: with a head that returns a loss for a batch with labels; changed in place.
         total_steps: optimizer steps of the run; 0 when nothing trains and one-shot passes act at once.
         steps_per_epoch: optimizer steps of one epoch, for moments in epochs.
-        teacher: a model, `"self"` for a copy of the model as it is now, or None. It is put into eval mode
-            for good, without gradients and with the padding token of `model`.
+        teacher: a model, `"self"` for a copy of the model as it is now, a list of those, or of pairs of one
+            and its weight, or None. Teachers are put into eval mode for good, without gradients and with the
+            padding token of `model`.
         before_attach: called with each pass just before it is attached.
 
     Raises:
@@ -74,24 +76,24 @@ class Session:
         *,
         total_steps: int,
         steps_per_epoch: int = 1,
-        teacher: PreTrainedModel | Literal["self"] | None = None,
+        teacher: Given = None,
         before_attach: Callable[[Pass], None] | None = None,
     ):
         self.passes = list(passes)
         self.model = model
         self.total_steps = total_steps
         self.steps_per_epoch = max(1, steps_per_epoch)
-        self._teacher = _frozen(model, teacher)
-        self._check_needs()
-        self.anatomy = Anatomy(model)
-        self.masks = Masks(model)
         self.hooks = Hooks()
+        self.teachers: list[Teacher] = teachers(model, teacher, self.hooks)
+        self._check_needs()
+        self.anatomy = Anatomy(model, [each.anatomy for each in self.teachers])
+        self.masks = Masks(model)
+        self._tensors = Tensors(self.anatomy, self.hooks)
         self.blueprint: Blueprint = blueprint_of(model)
         self.step = 0
         self.batch: Mapping[str, Tensor] = {}
         self.outputs: Any = ModelOutput()
         self.unweighted: dict[str, Tensor] = {}
-        self._teacher_outputs: Any = None
         self.facts: dict[str, dict[str, Any]] = {}
         self.module = SessionModule(self)
         try:
@@ -100,6 +102,9 @@ class Session:
                 if before_attach is not None:
                     before_attach(each)
                 self._attach(each)
+            self._tensors.open()
+            for one in self.teachers:
+                one.open()
         except BaseException:
             self.close()
             raise
@@ -138,9 +143,9 @@ class Session:
         self.hooks.after_step(inner, self.masks.apply)
 
     def place(self, device: torch.device | str) -> None:
-        """Move the teacher to the device of the student."""
-        if self._teacher is not None:
-            self._teacher.to(device)
+        """Move the teachers to the device of the student."""
+        for each in self.teachers:
+            each.place(device)
 
     def before_step(self, step: int) -> None:
         """Move every schedule to `step`, counted from 0."""
@@ -159,8 +164,11 @@ class Session:
 
     def terms(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """One forward of student and, when a pass asks for it, teacher: the weighted loss terms."""
-        self.batch, self._teacher_outputs = batch, None
-        self.outputs = self.model(**batch)
+        self.batch = batch
+        for teacher in self.teachers:
+            teacher.meet(batch)
+        with self._tensors.recording():
+            self.outputs = self.model(**batch)
         if getattr(self.outputs, "loss", None) is None:
             raise CookError(
                 "the model returned no loss", hint="give batches with `labels`, and a model with a head"
@@ -182,14 +190,30 @@ class Session:
             terms["task"] = terms["task"] + sum(0.0 * parameter.sum() for parameter in idle)
         return terms
 
-    def teacher_outputs(self) -> Any:
-        """The teacher's outputs for the batch of this forward; run once, whoever asks."""
-        if self._teacher_outputs is None:
-            labels = () if self._teacher.config.is_encoder_decoder else ("labels",)
-            with torch.no_grad():
-                inputs = {name: value for name, value in self.batch.items() if name not in labels}
-                self._teacher_outputs = self._teacher(**inputs)
-        return self._teacher_outputs
+    def watch(self, name: str) -> None:
+        """Ask for a tensor inside of the model (`cook.model.tensors` has the names), when attached.
+
+        Raises:
+            CookError: the name means nothing in this model.
+        """
+        self._tensors.watch(name)
+
+    def tensor(self, name: str) -> Tensor:
+        """A watched tensor, of this forward and with its gradient."""
+        return self._tensors[name]
+
+    def valid_tokens(self, like: Tensor) -> Tensor:
+        """Which tokens of this batch are not padding: bool [batch, tokens].
+
+        Args:
+            like: [batch, tokens, ...], for batches without padding.
+        """
+        mask = self.batch.get("attention_mask")
+        return torch.ones_like(like[..., 0], dtype=torch.bool) if mask is None else mask.bool()
+
+    def oneoutputs(self) -> Any:
+        """The first teacher's outputs for the batch of this forward; run once, whoever asks."""
+        return self.teachers[0].outputs
 
     def edit(self, edit: Edit) -> None:
         """Enter a structural edit, already made, into the blueprint."""
@@ -213,7 +237,10 @@ class Session:
     def close(self) -> None:
         """Remove all hooks; the model keeps whatever state it is in."""
         self.hooks.close()
-        self.batch, self.outputs, self._teacher_outputs = {}, ModelOutput(), None
+        self._tensors.clear()
+        for each in self.teachers:
+            each.forget()
+        self.batch, self.outputs = {}, ModelOutput()
 
     def __enter__(self) -> Session:
         return self
@@ -256,20 +283,5 @@ class Session:
         for each in self.passes:
             if "training" in each.needs and not self.trains:
                 raise each.error("needs training, and there is none", hint="give it data and a train section")
-            if "teacher" in each.needs and self._teacher is None:
+            if "teacher" in each.needs and not self.teachers:
                 raise each.error("needs a teacher", hint="add `teacher: self`, or the teacher's path")
-
-
-def _frozen(model: PreTrainedModel, teacher: Any) -> Any:
-    """The teacher, if any, in eval mode and without gradients, reading what is padded for the student."""
-    if teacher is None:
-        return None
-    # A model that is given as its own teacher is meant as it is now, too.
-    if isinstance(teacher, str) and teacher != "self":
-        hint = "load the teacher and give the model itself, or 'self' for a copy of the student"
-        raise CookError(f"found {teacher!r} for a teacher, expected a model or 'self'", hint=hint)
-    made: Any = copy.deepcopy(model) if teacher == "self" or teacher is model else teacher
-    if (padding := getattr(model.config, "pad_token_id", None)) is not None:
-        # A decoder that classifies looks for the last token that is not its config's padding.
-        made.config.pad_token_id = padding
-    return made.eval().requires_grad_(False)

@@ -6,6 +6,7 @@ A family is one entry of a table; nothing else in cook knows a family's module n
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,24 +22,52 @@ _LAYERS = re.compile(
 
 @dataclass(frozen=True)
 class Family:
-    """Names inside the base model (`layers`, `embeddings`) and inside one layer (`attention`, `ffn`)."""
+    """Names inside the base model (`layers`, `embeddings`) and inside one layer (the others).
+
+    `projections` give queries, keys and values; where one gives all three, it stands there three times.
+    """
 
     layers: str
     attention: tuple[str, ...]
     ffn: tuple[str, ...]
     embeddings: tuple[str, ...]
+    projections: tuple[str, str, str]
 
 
-_BERT = Family("encoder.layer", ("attention",), ("intermediate", "output"), ("embeddings",))
-_LLAMA = Family("layers", ("self_attn",), ("mlp",), ("embed_tokens",))
+_BERT = Family(
+    "encoder.layer",
+    ("attention",),
+    ("intermediate", "output"),
+    ("embeddings",),
+    ("attention.self.query", "attention.self.key", "attention.self.value"),
+)
+_LLAMA = Family(
+    "layers",
+    ("self_attn",),
+    ("mlp",),
+    ("embed_tokens",),
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+)
 
 FAMILIES: dict[str, Family] = {
     "bert": _BERT,
     "roberta": _BERT,
     "electra": _BERT,
-    "distilbert": Family("transformer.layer", ("attention",), ("ffn",), ("embeddings",)),
-    "vit": Family("layers", ("attention",), ("mlp",), ("embeddings",)),
-    "gpt2": Family("h", ("attn",), ("mlp",), ("wte", "wpe")),
+    "distilbert": Family(
+        "transformer.layer",
+        ("attention",),
+        ("ffn",),
+        ("embeddings",),
+        ("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+    ),
+    "vit": Family(
+        "layers",
+        ("attention",),
+        ("mlp",),
+        ("embeddings",),
+        ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+    ),
+    "gpt2": Family("h", ("attn",), ("mlp",), ("wte", "wpe"), ("attn.c_attn", "attn.c_attn", "attn.c_attn")),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
@@ -50,10 +79,12 @@ class Anatomy:
 
     Args:
         model: a Hugging Face model, with or without a head.
+        teachers: the models that it will learn from.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, teachers: Sequence[Anatomy] = ()):
         self.model = model
+        self.teachers = list(teachers)
         self.kind: str = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         self.family = FAMILIES.get(self.kind)
 
@@ -72,6 +103,15 @@ class Anatomy:
         """
         path = self.prefix + self._known().layers
         return [f"{path}.{index}" for index, _ in enumerate(self.model.get_submodule(path).children())]
+
+    def projections(self, layer: str) -> tuple[str, str, str]:
+        """The full names of the modules that give a layer's queries, keys and values.
+
+        Args:
+            layer: a name out of `layers`.
+        """
+        query, key, value = self._known().projections
+        return f"{layer}.{query}", f"{layer}.{key}", f"{layer}.{value}"
 
     def roots(self, word: str) -> list[str] | None:
         """The names of the modules that an anatomy word stands for; None when it is no such word.

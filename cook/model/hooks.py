@@ -25,9 +25,13 @@ class Hooks:
         """Call `hook(module, inputs, output)` after each forward of `module`, unless silenced."""
         self._handles.append(module.register_forward_hook(self._unless_silenced(hook)))
 
-    def forward_pre(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        """Call `hook(module, inputs)` before each forward of `module`, unless silenced."""
-        self._handles.append(module.register_forward_pre_hook(self._unless_silenced(hook)))
+    def forward_pre(self, module: nn.Module, hook: Callable[..., Any], *, named: bool = False) -> None:
+        """Call `hook(module, inputs)` before each forward of `module`, unless silenced.
+
+        Args:
+            named: call `hook(module, inputs, named inputs)`.
+        """
+        self._handles.append(module.register_forward_pre_hook(self._unless_silenced(hook), with_kwargs=named))
 
     def after_step(self, optimizer: Optimizer, hook: Callable[[], None]) -> None:
         """Call `hook()` after each step that `optimizer` really makes; silencing does not apply."""

@@ -1,4 +1,7 @@
-"""Unstructured magnitude pruning: the weights nearest to zero become zero (Han et al. 2015)."""
+"""Magnitude pruning: the weights nearest to zero become zero (Han et al. 2015).
+
+Anywhere in the matrices, or in an N:M pattern, which sparse kernels can skip (Mishra et al. 2021).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cook.model.linear import is_linear, weight_count
+from cook.model.linear import is_linear, is_transposed, matrix, weight_count
 from cook.model.masks import lowest
 from cook.model.targets import select
 from cook.passes import MOMENT, SELECTION, WINDOW, Effect, Pass, register
@@ -41,6 +44,27 @@ def magnitude_masks(weights: Sequence[Tensor], sparsity: float, scope: str = "gl
     return [part.view_as(score) for part, score in zip(parts, scores, strict=True)]
 
 
+def pattern_mask(weight: Tensor, keep: int, group: int) -> Tensor:
+    """Which weights to keep so that every `group` consecutive ones of a row hold `keep`, the largest.
+
+    Args:
+        weight: [out, in], with `in` a multiple of `group`.
+        keep: N of N:M, 1 to `group`; exactly so many are kept, and of equal ones the last.
+
+    Returns:
+        A bool mask [out, in], True where kept.
+    """
+    scores = weight.detach().abs().unflatten(-1, (-1, group))
+    smallest = scores.argsort(dim=-1, stable=True)[..., : group - keep]
+    return torch.ones_like(scores, dtype=torch.bool).scatter_(-1, smallest, False).flatten(-2)
+
+
+def pattern_sizes(pattern: str) -> tuple[int, int]:
+    """(2, 4) for `2:4`."""
+    keep, group = pattern.split(":")
+    return int(keep), int(group)
+
+
 def has_matrix(module: nn.Module) -> bool:
     """Linear layers and embeddings: what has a weight matrix to prune."""
     return is_linear(module) or isinstance(module, nn.Embedding)
@@ -55,10 +79,18 @@ class PruneWeights(Pass):
     phase = "weights"
     options: ClassVar[dict[str, Any]] = {
         "sparsity": {
-            "type": "number",
+            "type": ["number", "null"],
+            "default": None,
             "minimum": 0,
             "exclusiveMaximum": 1,
-            "description": "share of the targets' weights that are zero at the end",
+            "description": "share of the targets' weights that are zero at the end; needed without a pattern",
+        },
+        "pattern": {
+            "type": ["string", "null"],
+            "default": None,
+            "pattern": "^[1-9][0-9]{0,3}:[1-9][0-9]{0,3}$",
+            "description": "N:M, as 2:4: of every M weights along a layer's input the N largest stay, from the"
+            " start of the window on; takes no scope, schedule or every",
         },
         "scope": {
             "enum": ["global", "layer"],
@@ -80,19 +112,41 @@ class PruneWeights(Pass):
         **WINDOW,
         "end": {**WINDOW["end"], "default": "70%"},
     }
-    required = ("sparsity",)
-    examples = ({"sparsity": 0.5}, {"sparsity": 0.6, "scope": "layer", "schedule": "linear", "every": 2})
+    examples = (
+        {"sparsity": 0.5},
+        {"sparsity": 0.6, "scope": "layer", "schedule": "linear", "every": 2},
+        {"pattern": "2:4"},
+    )
+
+    def check(self) -> None:
+        pattern, sparsity = self.given["pattern"], self.given["sparsity"]
+        if pattern is None:
+            if sparsity is None:
+                hint = "write sparsity: 0.5, or pattern: 2:4"
+                raise self.error("missing; expected a sparsity or a pattern", option="sparsity", hint=hint)
+            return
+        keep, group = pattern_sizes(pattern)
+        if keep >= group:
+            message = f"{pattern} keeps every weight; expected N:M with N below M"
+            raise self.error(message, option="pattern", hint="2:4 keeps two of four")
+        if sparsity is not None and abs(sparsity - self._final()) > 1e-6:
+            message = f"found {sparsity:g}, but the pattern {pattern} is a sparsity of {self._final():g}"
+            raise self.error(message, option="sparsity", hint="give one of the two")
+        for option in ("scope", "schedule", "every"):
+            if self.given[option] != self.options[option]["default"]:
+                message = f"means nothing with the pattern {pattern}, which is laid at once at the start"
+                raise self.error(message, option=option, hint="leave it out")
 
     def plan(self, anatomy: Anatomy) -> Effect:
         parameters = self._parameters(anatomy)
-        modules = [anatomy.model.get_submodule(name.removesuffix(".weight")) for name in parameters]
-        sizes = [weight_count(module) for module in modules]
-        whole = sum(sizes)
+        sizes = [weight_count(_module(anatomy.model, name)) for name in parameters]
+        whole, pattern = sum(sizes), self.given["pattern"]
         together = [whole] if self.given["scope"] == "global" else sizes
+        of = f"of {whole:,} weights in {len(parameters)} matrices"
         return Effect(
             parameters=parameters,
-            zeros=sum(round(self.given["sparsity"] * size) for size in together),
-            note=f"{self.given['sparsity']:.1%} of {whole:,} weights in {len(parameters)} matrices to zero",
+            zeros=sum(round(self._final() * size) for size in together),
+            note=f"{pattern} {of} kept" if pattern else f"{self._final():.1%} {of} to zero",
         )
 
     def attach(self, session: Session) -> None:
@@ -103,15 +157,16 @@ class PruneWeights(Pass):
         self.every = max(1, self.every)
         self.reached = 0.0
         if not session.trains:
-            self._prune(session, self.given["sparsity"])
+            self._complete(session)
 
     def before_step(self, session: Session) -> None:
         elapsed = session.step - self.window.start
         if session.step >= self.window.end:
             self._complete(session)
         elif elapsed >= 0 and elapsed % self.every == 0:
-            progress = self.window.progress(session.step)
-            self._prune(session, sparsity_at(progress, self.given["sparsity"], self.given["schedule"]))
+            # Under hard masks the largest of a group stay the largest: its pattern never changes.
+            schedule = "constant" if self.given["pattern"] else self.given["schedule"]
+            self._prune(session, sparsity_at(self.window.progress(session.step), self._final(), schedule))
 
     def after_step(self, session: Session) -> None:
         if session.step == self.window.end - 1:
@@ -125,7 +180,8 @@ class PruneWeights(Pass):
         weights = [session.model.get_parameter(name) for name in self.parameters]
         zeros = sum(int((weight == 0).sum()) for weight in weights)
         whole = sum(weight.numel() for weight in weights)
-        return {"zeros": zeros, "of": whole, "sparsity": zeros / whole, "asked": self.given["sparsity"]}
+        found = {"zeros": zeros, "of": whole, "sparsity": zeros / whole, "asked": self._final()}
+        return {**found, "pattern": self.given["pattern"]} if self.given["pattern"] else found
 
     def status(self) -> str:
         return f"{self.reached:.0%} zero"
@@ -143,18 +199,56 @@ class PruneWeights(Pass):
         named: dict[int, str] = {}
         for name in modules:
             named.setdefault(id(anatomy.model.get_submodule(name).weight), f"{name}.weight")
+        if self.given["pattern"]:
+            self._check_widths({name: _module(anatomy.model, name) for name in named.values()})
         return list(named.values())
+
+    def _check_widths(self, modules: Mapping[str, nn.Module]) -> None:
+        _, group = pattern_sizes(self.given["pattern"])
+        widths = {name.removesuffix(".weight"): _rows(each).shape[1] for name, each in modules.items()}
+        uneven = [name for name, width in widths.items() if width % group]
+        if uneven:
+            message = f"{uneven[0]} has {widths[uneven[0]]} inputs, which is no multiple of {group}"
+            others = f" (and {len(uneven) - 1} more)" if len(uneven) > 1 else ""
+            shown = f"leave them out: exclude: [{', '.join(uneven)}]"
+            raise self.error(message + others, option="pattern", hint=shown)
+
+    def _final(self) -> float:
+        """The sparsity at the end of the window."""
+        if self.given["pattern"]:
+            keep, group = pattern_sizes(self.given["pattern"])
+            return 1 - keep / group
+        return float(self.given["sparsity"])
+
+    def _masks(self, model: nn.Module, sparsity: float) -> list[Tensor]:
+        if self.given["pattern"]:
+            sizes = pattern_sizes(self.given["pattern"])
+            modules = [_module(model, name) for name in self.parameters]
+            masks = [pattern_mask(_rows(module), *sizes) for module in modules]
+            return [
+                mask.t().contiguous() if is_transposed(module) else mask
+                for module, mask in zip(modules, masks, strict=True)
+            ]
+        weights = [model.get_parameter(name) for name in self.parameters]
+        return magnitude_masks(weights, sparsity, self.given["scope"])
 
     def _prune(self, session: Session, sparsity: float) -> None:
         if sparsity == self.reached:
             return
-        weights = [session.model.get_parameter(name) for name in self.parameters]
-        for name, keep in zip(
-            self.parameters, magnitude_masks(weights, sparsity, self.given["scope"]), strict=True
-        ):
+        for name, keep in zip(self.parameters, self._masks(session.model, sparsity), strict=True):
             session.masks.set(self.id, name, keep)
         self.reached = sparsity
 
     def _complete(self, session: Session) -> None:
         """The last threshold; late when the step at the window's end was skipped."""
-        self._prune(session, self.given["sparsity"])
+        self._prune(session, self._final())
+
+
+def _module(model: nn.Module, parameter: str) -> nn.Module:
+    return model.get_submodule(parameter.removesuffix(".weight"))
+
+
+def _rows(module: Any) -> Tensor:
+    """The weight [out, in] of a linear layer, or of an embedding, whose rows feed what comes after."""
+    weight: Tensor = matrix(module) if is_linear(module) else module.weight
+    return weight

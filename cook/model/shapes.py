@@ -1,0 +1,60 @@
+"""How large the tensors inside of a model are, told before there is data or even weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cook.model.anatomy import Anatomy
+from cook.model.hooks import Hooks
+from cook.model.measure import evaluating
+from cook.model.tensors import Tensors
+
+
+@torch.no_grad()
+def shapes(anatomy: Anatomy, names: Iterable[str], tokens: int = 3) -> dict[str, tuple[int, ...]]:
+    """The shapes that tensors have for one small example; also on the meta device.
+
+    Args:
+        names: of tensors.
+        tokens: of the example, where the model reads tokens.
+
+    Raises:
+        CookError: a name means nothing in this model, or the forward never comes there.
+    """
+    model: Any = anatomy.model
+    hooks = Hooks()
+    tensors = Tensors(anatomy, hooks)
+    for name in names:
+        tensors.watch(name)
+    tensors.open()
+    try:
+        with evaluating(model), tensors.recording():
+            model(**_example(model, tokens))
+    except RuntimeError:
+        # A head can ask for values, which meta tensors do not have; what was reached before counts.
+        if model.device.type != "meta":
+            raise
+    finally:
+        hooks.close()
+    return {name: tuple(tensors[name].shape) for name in names}
+
+
+def _example(model: Any, tokens: int) -> dict[str, Tensor]:
+    config = model.config
+    if model.main_input_name == "pixel_values":
+        size = config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        image = torch.zeros(1, config.num_channels, height, width, device=model.device, dtype=model.dtype)
+        return {"pixel_values": image}
+    # Ones, since a row that is all padding would be odd.
+    example = {"input_ids": torch.ones(1, tokens, dtype=torch.long, device=model.device)}
+    if model.device.type == "meta":
+        # Without a mask, or with one that is yet to be made, some models look at values.
+        example["attention_mask"] = torch.zeros(1, 1, tokens, tokens, device="meta", dtype=model.dtype)
+    if config.is_encoder_decoder:
+        example["decoder_input_ids"] = example["input_ids"]
+    return example
