@@ -38,7 +38,15 @@ NEEDS = frozenset({"training", "teacher"})
 FEATURES = frozenset({"ddp", "checkpointing"})
 """What a run can have that a pass must work with: several processes, gradient checkpointing."""
 
-BUILT_IN = ("cook.distill.logits", "cook.prune.weights", "cook.quant.qat")
+BUILT_IN = (
+    "cook.distill.logits",
+    "cook.distill.hidden",
+    "cook.distill.patient",
+    "cook.distill.tinybert",
+    "cook.distill.minilm",
+    "cook.prune.weights",
+    "cook.quant.qat",
+)
 """The modules that register the passes shipped here, imported at the first look-up."""
 
 MOMENT: dict[str, Any] = {

@@ -32,7 +32,7 @@ from cook.model.quantizer import attach_quantizer, blueprint_of
 from cook.model.tensors import Tensors
 from cook.passes import PHASES, Pass, Window
 from cook.recipe.moment import Moment
-from cook.teacher import Given, Teacher, teachers
+from cook.teacher import ROWS, Given, Teacher, teachers
 
 
 class SessionModule(nn.Module):
@@ -63,6 +63,7 @@ class Session:
         teacher: a model, `"self"` for a copy of the model as it is now, a list of those, or of pairs of one
             and its weight, or None. Teachers are put into eval mode for good, without gradients and with the
             padding token of `model`.
+        source: the model that `model` was made from as its student: what `"self"` means then.
         before_attach: called with each pass just before it is attached.
 
     Raises:
@@ -77,6 +78,7 @@ class Session:
         total_steps: int,
         steps_per_epoch: int = 1,
         teacher: Given = None,
+        source: PreTrainedModel | None = None,
         before_attach: Callable[[Pass], None] | None = None,
     ):
         self.passes = list(passes)
@@ -84,7 +86,7 @@ class Session:
         self.total_steps = total_steps
         self.steps_per_epoch = max(1, steps_per_epoch)
         self.hooks = Hooks()
-        self.teachers: list[Teacher] = teachers(model, teacher, self.hooks)
+        self.teachers: list[Teacher] = teachers(model, teacher, self.hooks, source)
         self._check_needs()
         self.anatomy = Anatomy(model, [each.anatomy for each in self.teachers])
         self.masks = Masks(model)
@@ -164,11 +166,11 @@ class Session:
 
     def terms(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """One forward of student and, when a pass asks for it, teacher: the weighted loss terms."""
-        self.batch = batch
+        self.batch = {name: value for name, value in batch.items() if name != ROWS}
         for teacher in self.teachers:
             teacher.meet(batch)
         with self._tensors.recording():
-            self.outputs = self.model(**batch)
+            self.outputs = self.model(**self.batch)
         if getattr(self.outputs, "loss", None) is None:
             raise CookError(
                 "the model returned no loss", hint="give batches with `labels`, and a model with a head"
@@ -211,7 +213,17 @@ class Session:
         mask = self.batch.get("attention_mask")
         return torch.ones_like(like[..., 0], dtype=torch.bool) if mask is None else mask.bool()
 
-    def oneoutputs(self) -> Any:
+    def attended(self, like: Tensor) -> Tensor:
+        """Which tokens the valid ones of this batch may attend to: bool [batch, tokens, tokens].
+
+        Args:
+            like: [batch, tokens, ...], for batches without padding.
+        """
+        valid = self.valid_tokens(like)
+        allowed = valid[:, :, None] & valid[:, None, :]
+        return allowed.tril() if self.anatomy.causal else allowed
+
+    def teacher_outputs(self) -> Any:
         """The first teacher's outputs for the batch of this forward; run once, whoever asks."""
         return self.teachers[0].outputs
 

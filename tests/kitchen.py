@@ -6,6 +6,7 @@ break, and once stopped twice and continued each time in a new session and loop.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import signal
 from dataclasses import dataclass
@@ -249,7 +250,8 @@ def cook(case: Case, pantry: Pantry, scratch: Path) -> Dish:
     """
     recipe = pantry.recipe(case)
     meta = load_model(recipe, read_data(recipe, _silent), _silent, meta=True)
-    planned = plan_passes(meta, make_passes(recipe))
+    teachers = [copy.deepcopy(meta)] if recipe.teacher else []
+    planned = plan_passes(meta, make_passes(recipe), teachers)
     whole = run(recipe, scratch / "whole")
     done = 0
     for step in STOPS:

@@ -4,37 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
-from torch.nn import functional
 
+from cook.distill.chunked import mean_square, soft_cross_entropy
 from cook.passes import WINDOW, Effect, Pass, Term, register
 
 if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy
     from cook.session import Session
-
-
-def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """`T^2 * KL(softmax(teacher / T) || softmax(student / T))`, the mean over rows.
-
-    The factor T^2 keeps the size of the gradient when the temperature changes (Hinton et al. 2015,
-    section 2.1). The teacher's entropy is subtracted, so a perfect student has loss 0.
-
-    Args:
-        student, teacher: logits [rows, classes].
-        temperature: above 0.
-
-    Returns:
-        A scalar in float32.
-    """
-    target = functional.log_softmax(teacher.float() / temperature, dim=-1)
-    guess = functional.log_softmax(student.float() / temperature, dim=-1)
-    return functional.kl_div(guess, target, reduction="batchmean", log_target=True) * temperature**2
-
-
-def mean_square(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """The mean over rows and classes of `((student - teacher) / T)^2` for logits [rows, classes]."""
-    return functional.mse_loss(student.float() / temperature, teacher.float() / temperature)
 
 
 LOSSES = {"ce": soft_cross_entropy, "mse": mean_square}
@@ -55,6 +33,44 @@ def valid_rows(logits: Tensor, labels: Tensor | None, *, causal: bool = False) -
     if causal:
         logits, labels = logits[:, :-1], labels[:, 1:]
     return logits[labels != -100]
+
+
+def labelled(
+    logits: Tensor, labels: Tensor | None, tokens: Tensor | None = None, *, causal: bool = False
+) -> Tensor | None:
+    """The rows of logits that count: the `rows` of the chunked losses, before any row is copied.
+
+    Args:
+        logits: [batch, classes] or [batch, tokens, classes].
+        labels: [batch, tokens]; a token whose label is -100 does not count. Without labels, the tokens
+            themselves are what is learnt about.
+        tokens: bool [batch, tokens], the tokens that are no padding. Leave it out where the logits are about
+            other tokens than the input's, as a decoder's after an encoder.
+        causal: the logits of a token are about the next one: those of the last token count never, and those
+            of a padding before the first token do not.
+
+    Returns:
+        Bool [batch, tokens]; None when every row counts, as in [batch, classes].
+
+    Raises:
+        ValueError: when labels or tokens are no [batch, tokens].
+    """
+    if logits.dim() == 2:
+        return None
+    lead = logits.shape[:-1]
+    if any(each is not None and each.shape != lead for each in (labels, tokens)) or len(lead) != 2:
+        shapes = [tuple(each.shape) for each in (labels, tokens) if each is not None]
+        raise ValueError(f"logits {tuple(logits.shape)} are not by token, or not those of {shapes}")
+    about = torch.ones(lead, dtype=torch.bool, device=logits.device)
+    if tokens is not None:
+        about &= tokens
+    if labels is not None:
+        about &= labels != -100
+    if not causal:
+        return about
+    counts = torch.zeros_like(about)
+    counts[:, :-1] = about[:, 1:]
+    return counts if tokens is None else counts & tokens
 
 
 @register

@@ -113,6 +113,13 @@ class Anatomy:
         query, key, value = self._known().projections
         return f"{layer}.{query}", f"{layer}.{key}", f"{layer}.{value}"
 
+    @cached_property
+    def causal(self) -> bool:
+        """Whether tokens attend to earlier ones only."""
+        query = self.projections(self.layers[0])[0]
+        attention = self.model.get_submodule(query.rpartition(".")[0])
+        return bool(getattr(attention, "is_causal", False))
+
     def roots(self, word: str) -> list[str] | None:
         """The names of the modules that an anatomy word stands for; None when it is no such word.
 

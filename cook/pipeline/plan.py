@@ -19,7 +19,15 @@ from cook.model.measure import tally
 from cook.model.quantizer import attach_quantizer
 from cook.passes import Effect, Pass
 from cook.pipeline import depend
-from cook.pipeline.inputs import Data, load_model, make_passes, read_data, silent, stored_dtype
+from cook.pipeline.inputs import (
+    Data,
+    load_model,
+    load_student,
+    make_passes,
+    read_data,
+    silent,
+    stored_dtype,
+)
 from cook.recipe import Recipe
 
 
@@ -28,7 +36,8 @@ class Plan:
     """Sizes before and after, and a row a pass.
 
     Attributes:
-        before, after: `parameters`, `bytes`, `macs` (None: they are counted in the run, on real data).
+        before, after: of the source, and of what comes out: `parameters`, `bytes`, `macs` (None: they are
+            counted in the run, on real data).
         rows: `id`, `modules`, `parameters`, `zeros`, `parameters_after`, `bytes_after`, `window`, `note`.
     """
 
@@ -44,10 +53,11 @@ def plan(recipe: Recipe) -> Plan:
         CookError: a target matches nothing, or passes conflict.
     """
     data = read_data(recipe, silent) if recipe.data is not None else None
-    model = _without_weights(recipe, data)
-    dtype = stored_dtype(recipe, model)
+    source = _without_weights(recipe, data)
+    dtype = stored_dtype(recipe, source)
+    before = _sizes(source, dtype)
+    model = load_student(recipe, source, data, silent)
     passes = make_passes(recipe)
-    before = _sizes(model, dtype)
     rows = []
     for each in passes:
         modules = dict(model.named_modules())
@@ -68,8 +78,13 @@ def plan(recipe: Recipe) -> Plan:
     return Plan(before, _sizes(model, dtype), rows)
 
 
-def plan_passes(model: nn.Module, passes: Sequence[Pass]) -> list[tuple[Pass, Effect]]:
+def plan_passes(
+    model: nn.Module, passes: Sequence[Pass], teachers: Sequence[nn.Module] = ()
+) -> list[tuple[Pass, Effect]]:
     """Plan each pass on `model` (on the meta device), and make its edits there before the next one.
+
+    Args:
+        teachers: the models, on the meta device too, that the passes will learn from.
 
     Raises:
         CookError: placed at the pass that cannot do what it is asked to.
@@ -77,7 +92,7 @@ def plan_passes(model: nn.Module, passes: Sequence[Pass]) -> list[tuple[Pass, Ef
     effects = []
     for each in passes:
         try:
-            effect = each.plan(Anatomy(model))
+            effect = each.plan(Anatomy(model, [Anatomy(teacher) for teacher in teachers]))
         except CookError as error:
             if error.where is None:
                 error.where = each.where
@@ -95,11 +110,13 @@ def _without_weights(recipe: Recipe, data: Data | None) -> PreTrainedModel:
     needed = below[-1]
     if depend.stale(needed) is None:
         return load_model(depend.using(recipe, needed), data, silent, meta=True)
-    model = _without_weights(needed, read_data(needed, silent))
+    its_data = read_data(needed, silent)
+    source = _without_weights(needed, its_data)
+    model = load_student(needed, source, its_data, silent)
     planned = plan_passes(copy.deepcopy(model), make_passes(needed))
     made = Blueprint(edits=[edit for _, effect in planned for edit in effect.edits])
     attach_quantizer(model, made.without("integer").apply(model))
-    model.cook_origin.dtype = stored_dtype(needed, model)
+    model.cook_origin.dtype = stored_dtype(needed, source)
     if data is not None:
         data.task.bind(model.config, data.labels)
     return model

@@ -1,0 +1,166 @@
+"""MiniLM: how the tokens of one layer relate to each other (Wang et al. 2020, and 2021 for version 2).
+
+Relations are tokens by tokens, so student and teacher may differ in width; those of version 2 are split
+into relation heads anew, so they may differ in heads too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from cook.distill.pairs import COMMON, Intermediate, Pair, token_mean
+from cook.model.shapes import shapes
+from cook.model.tensors import scores
+from cook.passes import Term, register
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cook.model.anatomy import Anatomy
+    from cook.session import Session
+
+RELATIONS = ("queries", "keys", "values")
+
+
+def regrouped(tensor: Tensor, heads: int) -> Tensor:
+    """All heads side by side, split into so many anew.
+
+    Args:
+        tensor: [batch, heads before, tokens, head width].
+        heads: a divisor of heads before * head width.
+
+    Returns:
+        [batch, heads, tokens, relation width].
+    """
+    joined = tensor.transpose(1, 2).flatten(2)
+    return joined.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def relation(tensor: Tensor) -> Tensor:
+    """The products of all tokens with each other, divided by the root of the width, before the softmax.
+
+    Args:
+        tensor: [batch, heads, tokens, width].
+
+    Returns:
+        [batch, heads, tokens, tokens].
+    """
+    return scores(tensor, tensor, tensor.shape[-1] ** -0.5)
+
+
+def relation_divergence(student: Tensor, teacher: Tensor, attended: Tensor) -> Tensor:
+    """`KL(softmax(teacher) || softmax(student))` of tokens over tokens (2020, equations 5 and 7).
+
+    Args:
+        student, teacher: [batch, heads, tokens, tokens], before the softmax.
+        attended: bool [batch, tokens, tokens]: what each token may attend to; nothing for padding.
+
+    Returns:
+        A scalar: the mean over examples of the mean over heads and an example's valid tokens.
+    """
+    hidden = ~attended[:, None]
+    # The least number and not infinity: rows of padding have nothing to attend to.
+    lowest = torch.finfo(student.dtype).min
+    target = teacher.masked_fill(hidden, lowest).log_softmax(-1)
+    guess = student.masked_fill(hidden, lowest).log_softmax(-1)
+    divergence = (target.exp() * (target - guess)).masked_fill(hidden, 0.0).sum(-1)
+    return token_mean(divergence.mean(1), attended.any(-1))
+
+
+@register
+class DistillMiniLM(Intermediate):
+    """Adds the divergence of relations between tokens, in one layer each, to the loss."""
+
+    name = "distill.minilm"
+    summary = "learn how the tokens of one teacher layer relate to each other (MiniLM, v1 and v2)"
+    options: ClassVar[dict[str, Any]] = {
+        "version": {
+            "enum": [1, 2],
+            "default": 2,
+            "description": "1: attention distributions and value relations, head by head; 2: relations of "
+            "queries, keys and values in relation heads",
+        },
+        "relations": {
+            "type": "array",
+            "items": {"enum": list(RELATIONS)},
+            "minItems": 1,
+            "uniqueItems": True,
+            "default": list(RELATIONS),
+            "description": "which relations version 2 learns",
+        },
+        "heads": {
+            "type": ["integer", "null"],
+            "minimum": 1,
+            "default": None,
+            "description": "relation heads of version 2; null: the teacher's attention heads",
+        },
+        "student_layer": {"type": "integer", "default": -1, "description": "which layer learns"},
+        "teacher_layer": {"type": "integer", "default": -1, "description": "from which layer of the teacher"},
+        **COMMON,
+    }
+    examples = ({}, {"version": 1, "weight": 0.5}, {"heads": 2, "relations": ["values"], "teacher_layer": 0})
+
+    def pairs(self, student: Anatomy, teacher: Anatomy) -> list[Pair]:
+        parts = ("scores", "values") if self.given["version"] == 1 else self.given["relations"]
+        found = []
+        for who, anatomy in (("student", student), ("teacher", teacher)):
+            layer, count = self.given[f"{who}_layer"], len(anatomy.layers)
+            if not -count <= layer < count:
+                raise self.error(
+                    f"there is no layer {layer}: the {who} has {count}, 0 to {count - 1}",
+                    option=f"{who}_layer",
+                )
+            found.append([f"layers[{layer % count}].attention.{part}" for part in parts])
+        return [Pair(one, other) for one, other in zip(*found, strict=True)]
+
+    def comparable(self, pair: Pair, student: Sequence[int], teacher: Sequence[int]) -> bool:
+        if self.given["version"] == 1:
+            return student[1:3] == teacher[1:3]
+        return student[2] == teacher[2]
+
+    def unequal(self, student: Sequence[int], teacher: Sequence[int]) -> str | None:
+        if student[2] == teacher[2]:
+            return "version 1 compares head by head; version: 2 splits any heads anew"
+        return "both models must see an example as the same number of tokens"
+
+    def widths(self, anatomy: Anatomy, pairs: Sequence[Pair]) -> dict[Pair, tuple[int, int]]:
+        widths = super().widths(anatomy, pairs)
+        if self.given["version"] == 2:
+            self._check_heads(anatomy, pairs)
+        return widths
+
+    def losses(self, session: Session) -> dict[str, Term]:
+        terms = {}
+        for pair in self.watched:
+            mine, theirs = self.compared(session, pair)
+            attended = session.attended(mine[:, 0])
+            part = pair.student.rpartition(".")[2]
+            if self.given["version"] == 2:
+                heads = self._heads(self.teacher(session).anatomy)
+                mine, theirs = regrouped(mine, heads), regrouped(theirs, heads)
+            if part != "scores":
+                mine, theirs = relation(mine), relation(theirs)
+            name = "attention" if part == "scores" else part
+            terms[name] = Term(relation_divergence(mine, theirs, attended), float(self.given["weight"]))
+        return terms
+
+    def _heads(self, teacher: Anatomy) -> int:
+        config: Any = teacher.model.config
+        return int(self.given["heads"] or config.num_attention_heads)
+
+    def _check_heads(self, anatomy: Anatomy, pairs: Sequence[Pair]) -> None:
+        teacher = self._theirs(anatomy)
+        heads = self._heads(teacher)
+        for who, side in (("student", anatomy), ("teacher", teacher)):
+            names = [getattr(pair, who) for pair in pairs]
+            for name, (_, before, _, width) in shapes(side, names).items():
+                if before * width % heads:
+                    raise self.error(
+                        f"the {who}'s {name} has {before * width} numbers a token, "
+                        f"which {heads} relation heads cannot share",
+                        option="heads",
+                        hint="choose a divisor of both models' widths",
+                    )

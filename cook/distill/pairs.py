@@ -1,0 +1,239 @@
+"""What the intermediate losses share: which layer learns from which, tensors in pairs, projections.
+
+The losses compare a tensor inside of the student with one inside of a teacher. Where widths differ, a
+learned projection takes the student's to the teacher's; it is trained with the model and dropped at the end.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor, nn
+
+from cook.errors import CookError
+from cook.model.anatomy import Anatomy
+from cook.model.shapes import shapes
+from cook.passes import WINDOW, Effect, Pass
+
+if TYPE_CHECKING:
+    from cook.session import Session
+    from cook.teacher import Teacher
+
+WEIGHT: dict[str, Any] = {"type": "number", "minimum": 0, "default": 1.0}
+COMMON: dict[str, Any] = {
+    "weight": {**WEIGHT, "description": "weight of this loss"},
+    "task_weight": {**WEIGHT, "description": "weight of the task's own loss while this pass acts"},
+    "teacher": {
+        "type": "integer",
+        "minimum": 0,
+        "default": 0,
+        "description": "which teacher, counted from 0, where there are several",
+    },
+    **WINDOW,
+}
+LAYERS: dict[str, Any] = {
+    "anyOf": [
+        {"type": "array", "items": {"type": "integer"}, "minItems": 1},
+        {"type": "object", "additionalProperties": {"type": "integer"}, "minProperties": 1},
+    ],
+}
+"""A teacher layer for each student layer from the first on, or pairs `{student: teacher}`, from 0."""
+PROJECTION: dict[str, Any] = {
+    "enum": ["none", "shared", "each"],
+    "description": "a learned matrix from the student's width to the teacher's: none, one for all pairs, "
+    "or one for each",
+}
+
+
+class Pair(NamedTuple):
+    """The names of a tensor of the student and of the tensor of the teacher that it learns from.
+
+    Attributes:
+        projected: whether the pass's projection, if any, applies to the student's.
+    """
+
+    student: str
+    teacher: str
+    projected: bool = True
+
+
+def uniform(students: int, teachers: int) -> list[int]:
+    """Every k-th teacher layer: student layer i (from 1) learns from i * teachers / students."""
+    return [(index + 1) * teachers // students - 1 for index in range(students)]
+
+
+def last(students: int, teachers: int) -> list[int]:
+    """The student's layers learn from as many of the teacher's last ones."""
+    return list(range(teachers - students, teachers))
+
+
+def layer_map(
+    given: Sequence[int] | Mapping[str, int], students: int, teachers: int
+) -> list[tuple[int, int]]:
+    """Pairs (student layer, teacher layer) of an explicit map, both counted from 0.
+
+    Args:
+        given: a teacher layer for each student layer from the first on, or `{student: teacher}`.
+            Negative numbers count from the end.
+        students, teachers: layers that they have.
+
+    Raises:
+        CookError: a layer that is not there, or an order that is not increasing.
+    """
+    pairs: list[tuple[int, int]] = []
+    items = given.items() if isinstance(given, Mapping) else enumerate(given)
+    for key, theirs in items:
+        try:
+            mine = int(key)
+        except ValueError:
+            raise CookError(f"{key!r} is no layer's number", hint="such as {0: 1, 1: 3, 2: 5}") from None
+        for who, number, count in (("student", mine, students), ("teacher", theirs, teachers)):
+            if not -count <= number < count:
+                raise CookError(f"there is no layer {number}: the {who} has {count}, 0 to {count - 1}")
+        pairs.append((mine % students, theirs % teachers))
+    for one, following in pairwise(pairs):
+        if not (one[0] < following[0] and one[1] < following[1]):
+            found = ", ".join(f"{mine} from {theirs}" for mine, theirs in pairs)
+            raise CookError(f"the layers must increase on both sides, found {found}")
+    return pairs
+
+
+def token_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """The mean over examples of the mean over an example's valid tokens.
+
+    So each example counts alike whatever its length, and cutting a batch into pieces changes nothing.
+
+    Args:
+        values: [batch, tokens].
+        valid: bool [batch, tokens], or anything that broadcasts to it.
+    """
+    counts = valid.expand_as(values)
+    sums = values.masked_fill(~counts, 0.0).sum(-1)
+    return (sums / counts.sum(-1).clamp(min=1)).mean()
+
+
+def projection(student: int, teacher: int) -> nn.Linear:
+    """A matrix from one width to another that begins as the identity, cut or filled up with zeros.
+
+    A student that is made of its teacher begins in the same coordinates; and nothing here is random.
+    """
+    made = nn.Linear(student, teacher, bias=False)
+    nn.init.eye_(made.weight)
+    return made
+
+
+class Intermediate(Pass):
+    """A pass that compares tensors inside of student and teacher, pair by pair."""
+
+    phase = "observe"
+    needs = frozenset({"training", "teacher"})
+
+    @abstractmethod
+    def pairs(self, student: Anatomy, teacher: Anatomy) -> list[Pair]:
+        """Which tensors are compared.
+
+        Raises:
+            CookError: the models do not permit it.
+        """
+
+    def plan(self, anatomy: Anatomy) -> Effect:
+        if not anatomy.teachers:
+            return Effect(note="its teacher is not there to be planned with")
+        pairs = self.pairs(anatomy, self._theirs(anatomy))
+        self.widths(anatomy, pairs)
+        return Effect(note=self.note(pairs))
+
+    def attach(self, session: Session) -> None:
+        self.watched = self.pairs(session.anatomy, self._theirs(session.anatomy))
+        widths = self.widths(session.anatomy, self.watched)
+        for pair in self.watched:
+            session.watch(pair.student)
+            self.teacher(session).watch(pair.teacher)
+        self._projections: dict[Pair, nn.Module] = {}
+        kind = self.given.get("projection", "none")
+        if kind != "none":
+            self._projections = self._project(widths, shared=kind == "shared")
+            made = nn.ModuleList(dict.fromkeys(self._projections.values()))
+            session.train_also(self, made.to(session.model.device))
+
+    def teacher(self, session: Session) -> Teacher:
+        """The teacher that the options name."""
+        return session.teachers[self.given["teacher"]]
+
+    def compared(self, session: Session, pair: Pair) -> tuple[Tensor, Tensor]:
+        """Both tensors of a pair in this forward, in float32, the student's projected."""
+        mine, theirs = session.tensor(pair.student), self.teacher(session).tensor(pair.teacher)
+        if pair in self._projections:
+            mine = self._projections[pair](mine)
+        return mine.float(), theirs.float()
+
+    def note(self, pairs: Sequence[Pair]) -> str:
+        """A line for the plan."""
+        first = f"{pairs[0].student} from {pairs[0].teacher}"
+        return first if len(pairs) == 1 else f"{first} and {len(pairs) - 1} more"
+
+    def task_weight(self) -> float:
+        return float(self.given["task_weight"])
+
+    def settled(self, done: int) -> bool:
+        """At any time: the model is no larger while it learns from a teacher."""
+        return True
+
+    def widths(self, anatomy: Anatomy, pairs: Sequence[Pair]) -> dict[Pair, tuple[int, int]]:
+        """The last dimensions of the tensors of each pair: the student's and the teacher's.
+
+        Raises:
+            CookError: two tensors cannot be compared.
+        """
+        mine = shapes(anatomy, [pair.student for pair in pairs])
+        theirs = shapes(self._theirs(anatomy), [pair.teacher for pair in pairs])
+        for pair in pairs:
+            one, other = mine[pair.student], theirs[pair.teacher]
+            if not self.comparable(pair, one, other):
+                told = f"{pair.student} is {_told(one)}, the teacher's {pair.teacher} is {_told(other)}"
+                raise self.error(f"{told}: they cannot be compared", hint=self.unequal(one, other))
+        return {pair: (mine[pair.student][-1], theirs[pair.teacher][-1]) for pair in pairs}
+
+    def comparable(self, pair: Pair, student: Sequence[int], teacher: Sequence[int]) -> bool:
+        """Whether tensors of these shapes, whose first dimension is the examples, can be compared."""
+        projected = pair.projected and self.given.get("projection", "none") != "none"
+        rest = -1 if projected else None
+        return student[1:rest] == teacher[1:rest]
+
+    def unequal(self, student: Sequence[int], teacher: Sequence[int]) -> str | None:
+        """What to do about tensors of these shapes, which cannot be compared."""
+        if student[:-1] == teacher[:-1] and "projection" in self.options:
+            return "set projection: shared (one matrix for all pairs) or each (one for each)"
+        return None
+
+    def _project(self, widths: Mapping[Pair, tuple[int, int]], *, shared: bool) -> dict[Pair, nn.Module]:
+        """A matrix for each pair, without bias (Jiao et al. 2020, equation 8); `shared`: one for all."""
+        projected = {pair: sizes for pair, sizes in widths.items() if pair.projected}
+        if not shared:
+            return {pair: projection(*sizes) for pair, sizes in projected.items()}
+        if len(different := set(projected.values())) > 1:
+            raise self.error(
+                f"one matrix cannot take these widths to each other: {sorted(different)}",
+                option="projection",
+                hint="set projection: each",
+            )
+        one = [projection(*sizes) for sizes in different]
+        return dict.fromkeys(projected, one[0]) if one else {}
+
+    def _theirs(self, anatomy: Anatomy) -> Anatomy:
+        index = self.given["teacher"]
+        if index >= len(anatomy.teachers):
+            count = len(anatomy.teachers)
+            raise self.error(
+                f"there is no teacher {index}: there {'is one' if count == 1 else f'are {count}'}",
+                option="teacher",
+                hint="they are counted from 0",
+            )
+        return anatomy.teachers[index]
+
+
+def _told(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape[1:]))

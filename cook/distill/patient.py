@@ -1,0 +1,107 @@
+"""Patient distillation: hidden states of lower layers learn their direction (Sun et al. 2019)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cook.distill.pairs import COMMON, LAYERS, Intermediate, Pair, last, layer_map, token_mean, uniform
+from cook.errors import CookError
+from cook.passes import Term, register
+
+if TYPE_CHECKING:
+    from cook.model.anatomy import Anatomy
+    from cook.session import Session
+
+
+def direction_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """The squared distance of two vectors after scaling both to length 1, divided by their width.
+
+    Sun et al. 2019, equation 7, with the mean over the width in the place of the sum: the same weight
+    then serves models of any width.
+
+    Args:
+        student, teacher: [..., width].
+
+    Returns:
+        [...].
+    """
+    difference = functional.normalize(student, dim=-1) - functional.normalize(teacher, dim=-1)
+    return difference.square().mean(-1)
+
+
+def first_token(tensor: Tensor, valid: Tensor) -> Tensor:
+    """Each example's first token that is not padding: [batch, width] of [batch, tokens, width].
+
+    Args:
+        valid: bool [batch, tokens].
+    """
+    rows = torch.arange(len(tensor), device=tensor.device)
+    return tensor[rows, valid.int().argmax(1)]
+
+
+def skip(students: int, teachers: int) -> list[int]:
+    """Every k-th teacher layer, the top one left out: 6 of 12 learn from 1, 3, 5, 7, 9."""
+    return uniform(students, teachers)[:-1]
+
+
+def last_but_top(students: int, teachers: int) -> list[int]:
+    """The last teacher layers, the top one left out: 6 of 12 learn from 6, 7, 8, 9, 10."""
+    return last(students - 1, teachers - 1)
+
+
+STRATEGIES = {"skip": skip, "last": last_but_top}
+
+
+@register
+class DistillPatient(Intermediate):
+    """Adds the distance between directions of hidden states to the loss, as a mean over layers."""
+
+    name = "distill.patient"
+    summary = "learn the direction of the teacher's hidden states, layer by layer (PKD)"
+    options: ClassVar[dict[str, Any]] = {
+        "layers": {
+            "anyOf": [{"enum": sorted(STRATEGIES)}, *LAYERS["anyOf"]],
+            "default": "skip",
+            "description": "which teacher layers: every k-th (skip), the last ones (last), both without the "
+            "top; or a list, one for each student layer from the first on; or {student: teacher}",
+        },
+        "tokens": {
+            "enum": ["first", "all"],
+            "default": "first",
+            "description": "the first token of an example, or all that are not padding",
+        },
+        **COMMON,
+    }
+    examples = ({"weight": 10, "layers": [0]}, {"tokens": "all"})
+
+    def pairs(self, student: Anatomy, teacher: Anatomy) -> list[Pair]:
+        mine, theirs = len(student.layers), len(teacher.layers)
+        given = self.given["layers"]
+        try:
+            layers = layer_map(
+                STRATEGIES[given](mine, theirs) if isinstance(given, str) else given, mine, theirs
+            )
+        except CookError as error:
+            raise self.error(error.message, option="layers", hint=error.hint) from error
+        if not layers:
+            message = f"{given!r} leaves the top layer out, and the student has no other"
+            raise self.error(message, option="layers", hint=f"such as layers: [{theirs - 1}]")
+        return [Pair(f"layers[{one}].output", f"layers[{other}].output") for one, other in layers]
+
+    def unequal(self, student: Any, teacher: Any) -> str | None:
+        return "directions need one width; distill.tinybert and distill.hidden learn a projection"
+
+    def losses(self, session: Session) -> dict[str, Term]:
+        values = []
+        for pair in self.watched:
+            mine, theirs = self.compared(session, pair)
+            valid = session.valid_tokens(mine)
+            if self.given["tokens"] == "first":
+                values.append(direction_distance(first_token(mine, valid), first_token(theirs, valid)).mean())
+            else:
+                values.append(token_mean(direction_distance(mine, theirs), valid))
+        return {"patient": Term(torch.stack(values).mean(), float(self.given["weight"]))}

@@ -1,0 +1,134 @@
+"""TinyBERT's intermediate losses: embeddings, hidden states, attention scores (Jiao et al. 2020).
+
+Its two stages are windows of one run: this pass first, with `task_weight: 0`, then `distill.logits`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from cook.distill.pairs import (
+    COMMON,
+    LAYERS,
+    PROJECTION,
+    WEIGHT,
+    Intermediate,
+    Pair,
+    last,
+    layer_map,
+    token_mean,
+    uniform,
+)
+from cook.errors import CookError
+from cook.passes import Term, register
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cook.model.anatomy import Anatomy
+    from cook.session import Session
+
+PARTS = ("embeddings", "hidden", "attention")
+STRATEGIES = {"uniform": uniform, "last": last}
+
+
+def state_distance(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
+    """The mean square of `student - teacher` over width and valid tokens (equations 8 and 9).
+
+    Args:
+        student, teacher: [batch, tokens, width].
+        valid: bool [batch, tokens].
+
+    Returns:
+        A scalar: the mean over examples.
+    """
+    return token_mean((student - teacher).square().mean(-1), valid)
+
+
+def score_distance(student: Tensor, teacher: Tensor, attended: Tensor) -> Tensor:
+    """The mean square of the difference of attention scores before the softmax (equation 7).
+
+    Args:
+        student, teacher: [batch, heads, tokens, tokens].
+        attended: bool [batch, tokens, tokens]: the positions that count.
+
+    Returns:
+        A scalar: the mean over examples of the mean over heads and an example's positions.
+    """
+    squares = (student - teacher).square().mean(1)
+    return token_mean(squares.flatten(1), attended.flatten(1))
+
+
+@register
+class DistillTinyBERT(Intermediate):
+    """Adds the squared distances of embeddings, hidden states and attention scores to the loss.
+
+    Each is a mean over layers, where the paper has a sum: weights then mean the same at any depth.
+    """
+
+    name = "distill.tinybert"
+    summary = "learn the teacher's embeddings, hidden states and attention scores (TinyBERT)"
+    options: ClassVar[dict[str, Any]] = {
+        "parts": {
+            "type": "array",
+            "items": {"enum": list(PARTS)},
+            "minItems": 1,
+            "uniqueItems": True,
+            "default": list(PARTS),
+            "description": "which of them are learned",
+        },
+        "layers": {
+            "anyOf": [{"enum": sorted(STRATEGIES)}, *LAYERS["anyOf"]],
+            "default": "uniform",
+            "description": "which teacher layers: every k-th up to the top (uniform), the last ones (last); "
+            "or a list, one for each student layer from the first on; or {student: teacher}",
+        },
+        "projection": {**PROJECTION, "default": "shared"},
+        **{part: {**WEIGHT, "description": f"weight of the {part} beside the other parts"} for part in PARTS},
+        **COMMON,
+    }
+    examples = ({}, {"parts": ["hidden"], "projection": "none", "layers": "last"})
+
+    def pairs(self, student: Anatomy, teacher: Anatomy) -> list[Pair]:
+        return [pair for pairs in self._by_part(student, teacher).values() for pair in pairs]
+
+    def unequal(self, student: Sequence[int], teacher: Sequence[int]) -> str | None:
+        if len(student) == 4:
+            return "scores are compared head by head: set parts: [embeddings, hidden]"
+        return super().unequal(student, teacher)
+
+    def losses(self, session: Session) -> dict[str, Term]:
+        terms = {}
+        for part, pairs in self._by_part(session.anatomy, self.teacher(session).anatomy).items():
+            values = []
+            for pair in pairs:
+                mine, theirs = self.compared(session, pair)
+                if part == "attention":
+                    values.append(score_distance(mine, theirs, session.attended(mine[:, 0])))
+                else:
+                    values.append(state_distance(mine, theirs, session.valid_tokens(mine)))
+            weight = float(self.given["weight"]) * float(self.given[part])
+            terms[part] = Term(torch.stack(values).mean(), weight)
+        return terms
+
+    def _by_part(self, student: Anatomy, teacher: Anatomy) -> dict[str, list[Pair]]:
+        mine, theirs = len(student.layers), len(teacher.layers)
+        given = self.given["layers"]
+        try:
+            layers = layer_map(
+                STRATEGIES[given](mine, theirs) if isinstance(given, str) else given, mine, theirs
+            )
+        except CookError as error:
+            raise self.error(error.message, option="layers", hint=error.hint) from error
+        every = {
+            "embeddings": [Pair("embeddings.output", "embeddings.output")],
+            "hidden": [Pair(f"layers[{one}].output", f"layers[{other}].output") for one, other in layers],
+            "attention": [
+                Pair(f"layers[{one}].attention.scores", f"layers[{other}].attention.scores", projected=False)
+                for one, other in layers
+            ],
+        }
+        return {part: pairs for part, pairs in every.items() if part in self.given["parts"]}
