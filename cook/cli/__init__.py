@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 
 from cook import __version__
-from cook.cli import ablate, evaluate, passes, plan, report, run, schema, screen, validate
+from cook.cli import ablate, convert, evaluate, passes, plan, report, run, schema, screen, validate
 
-VERBS = {verb.NAME: verb for verb in (run, validate, plan, evaluate, report, schema, passes, ablate)}
+VERBS = {verb.NAME: verb for verb in (run, validate, plan, evaluate, report, schema, passes, ablate, convert)}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -15,6 +15,7 @@ from cook.model.linear import is_linear, is_transposed, matrix, weight_count
 from cook.model.masks import lowest
 from cook.model.targets import select
 from cook.passes import MOMENT, SELECTION, WINDOW, Effect, Pass, register
+from cook.prune.pattern import pattern_mask, pattern_sizes
 from cook.prune.schedule import sparsity_at
 
 if TYPE_CHECKING:
@@ -44,27 +45,6 @@ def magnitude_masks(weights: Sequence[Tensor], sparsity: float, scope: str = "gl
     return [part.view_as(score) for part, score in zip(parts, scores, strict=True)]
 
 
-def pattern_mask(weight: Tensor, keep: int, group: int) -> Tensor:
-    """Which weights to keep so that every `group` consecutive ones of a row hold `keep`, the largest.
-
-    Args:
-        weight: [out, in], with `in` a multiple of `group`.
-        keep: N of N:M, 1 to `group`; exactly so many are kept, and of equal ones the last.
-
-    Returns:
-        A bool mask [out, in], True where kept.
-    """
-    scores = weight.detach().abs().unflatten(-1, (-1, group))
-    smallest = scores.argsort(dim=-1, stable=True)[..., : group - keep]
-    return torch.ones_like(scores, dtype=torch.bool).scatter_(-1, smallest, False).flatten(-2)
-
-
-def pattern_sizes(pattern: str) -> tuple[int, int]:
-    """(2, 4) for `2:4`."""
-    keep, group = pattern.split(":")
-    return int(keep), int(group)
-
-
 def has_matrix(module: nn.Module) -> bool:
     """Linear layers and embeddings: what has a weight matrix to prune."""
     return is_linear(module) or isinstance(module, nn.Embedding)
@@ -89,8 +69,8 @@ class PruneWeights(Pass):
             "type": ["string", "null"],
             "default": None,
             "pattern": "^[1-9][0-9]{0,3}:[1-9][0-9]{0,3}$",
-            "description": "N:M, as 2:4: of every M weights along a layer's input the N largest stay, from the"
-            " start of the window on; takes no scope, schedule or every",
+            "description": "N:M, as 2:4: of every M weights along a layer's input the N largest stay, from"
+            " the start of the window on; takes no scope, schedule or every",
         },
         "scope": {
             "enum": ["global", "layer"],
@@ -210,8 +190,8 @@ class PruneWeights(Pass):
         if uneven:
             message = f"{uneven[0]} has {widths[uneven[0]]} inputs, which is no multiple of {group}"
             others = f" (and {len(uneven) - 1} more)" if len(uneven) > 1 else ""
-            shown = f"leave them out: exclude: [{', '.join(uneven)}]"
-            raise self.error(message + others, option="pattern", hint=shown)
+            shown = ", ".join([*uneven[:3], "..."] if len(uneven) > 3 else uneven)
+            raise self.error(message + others, option="pattern", hint=f"leave out: exclude: [{shown}]")
 
     def _final(self) -> float:
         """The sparsity at the end of the window."""

@@ -13,10 +13,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from cook.errors import CookError, nearest
+from cook.recipe.fragments import Schema
 from cook.recipe.place import Mark, Marks, Path, spell, split
 from cook.recipe.rules import uses
 from cook.recipe.schema import schema
-from cook.recipe.sections import Schema
 from cook.recipe.shape import at, normal, takes_null
 from cook.recipe.text import Problems, parse, raise_all
 from cook.recipe.wording import found
@@ -95,11 +95,15 @@ def _read(text: str, origin: str) -> Any:
 
 def locate(value: Any, parts: Path, origin: str) -> Path:
     """The path in a normal value of what people write: a pass by position or name, its options
-    directly under it.
+    directly under it; the only teacher as the first one.
 
     Raises:
         CookError: for a pass that the recipe does not have, or has more than once.
     """
+    if parts[:2] == ("teacher", 0) and not (
+        isinstance(value, dict) and isinstance(value.get("teacher"), list)
+    ):
+        return "teacher", *parts[2:]
     if len(parts) < 2 or parts[0] != "passes":
         return parts
     listed = value.get("passes") if isinstance(value, dict) else None

@@ -13,7 +13,7 @@ from typing import Any
 
 from cook.errors import CookError
 from cook.passes import registered
-from cook.recipe import override, paths
+from cook.recipe import bmcook, override, paths
 from cook.recipe.nodes import dump
 from cook.recipe.place import Marks, Path, spell, split, where
 from cook.recipe.rules import uses
@@ -66,8 +66,18 @@ class Recipe:
         return self.value.get("model")
 
     @property
+    def student(self) -> Any:
+        return self.value.get("student")
+
+    @property
     def teacher(self) -> Any:
         return self.value.get("teacher")
+
+    @property
+    def teachers(self) -> tuple[Any, ...]:
+        """The teachers, however many: `teacher` is the section itself when there is one."""
+        given = self.teacher
+        return () if given is None else given if isinstance(given, tuple) else (given,)
 
     @property
     def data(self) -> Any:
@@ -178,7 +188,8 @@ def load_recipe(
     """Read and check a recipe.
 
     Args:
-        source: a YAML or JSON file, a mapping, or a recipe to change by overrides.
+        source: a YAML or JSON file, a mapping, or a recipe to change by overrides; a config of BMCook
+            is one too.
         overrides: `train.epochs=1` and the like, as after `--set`.
         partial: permit `version` and `passes` alone; model, data and teacher come from elsewhere.
 
@@ -186,6 +197,8 @@ def load_recipe(
         CookError: for a mistake; RecipeErrors, with every mistake, for several.
     """
     document, folder = _document(source)
+    if bmcook.is_bmcook(document.value):
+        document = bmcook.recipe_document(document)
     overrides = list(overrides)
     value, marks = normal(document.value), document.marks
     value, marks = override.apply(value, marks, overrides)

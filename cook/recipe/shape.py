@@ -6,8 +6,9 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+from cook.recipe.fragments import Schema
 from cook.recipe.place import Path
-from cook.recipe.sections import SECTIONS, Schema
+from cook.recipe.sections import SECTIONS
 
 _MAY_BE_EMPTY = {*SECTIONS, "passes"} - {"version"}
 
@@ -16,16 +17,32 @@ def normal(value: Any) -> Any:
     """A recipe's value with its short forms written out; anything else comes back as it is.
 
     `- distill.logits` and `- distill.logits:` become `- distill.logits: {}`, `teacher: self` becomes
-    `teacher: {path: self}`, and a section with nothing in it is as if it were not there.
+    `teacher: {path: self}`, a list of one teacher that one, its `cache: true` the mapping of no options,
+    and a section with nothing in it is as if it were not there.
     """
     if not isinstance(value, dict):
         return value
     result = {key: item for key, item in value.items() if item is not None or key not in _MAY_BE_EMPTY}
-    if isinstance(result.get("teacher"), str):
-        result["teacher"] = {"path": result["teacher"]}
+    if "teacher" in result:
+        result["teacher"] = _teachers(result["teacher"])
     if isinstance(result.get("passes"), list):
         result["passes"] = [_pass(item) for item in result["passes"]]
     return result
+
+
+def _teachers(given: Any) -> Any:
+    if isinstance(given, list):
+        listed = [_teacher(item) for item in given]
+        return listed[0] if len(listed) == 1 and isinstance(listed[0], dict) else listed
+    return _teacher(given)
+
+
+def _teacher(item: Any) -> Any:
+    if isinstance(item, str):
+        return {"path": item}
+    if isinstance(item, dict) and item.get("cache") is True:
+        return {**item, "cache": {}}
+    return item
 
 
 def _pass(item: Any) -> Any:

@@ -8,6 +8,7 @@ finite, aliases that multiply or contain themselves, and files over 1 MB.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
@@ -183,7 +184,7 @@ class _Walk:
         result: dict[str, Any] = {}
         lines: dict[str, int] = {}
         for key, item in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag != TAG + "str":
+            if not isinstance(key, yaml.ScalarNode) or not (key.tag == TAG + "str" or _number(key)):
                 shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else "a list or a mapping"
                 hint = "put the key in quotes" if isinstance(key, yaml.ScalarNode) else None
                 self.problem(path, key, f"found {shown} as a key; expected a text", hint)
@@ -201,6 +202,11 @@ class _Walk:
             lines[key.value] = line
             result[key.value] = self.value(item, (*path, key.value), key)
         return result
+
+
+def _number(key: yaml.ScalarNode) -> bool:
+    """Whether a key is a whole number, as layers have; it stands for its text, as in JSON."""
+    return key.tag == TAG + "int" and re.fullmatch("0|-?[1-9][0-9]{0,9}", key.value) is not None
 
 
 def _mark(node: yaml.Node, key: yaml.Node | None = None) -> Mark:

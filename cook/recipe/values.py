@@ -52,7 +52,7 @@ SCALARS: dict[str, Any] = {"null": _null, "bool": _bool, "int": _int, "float": _
 
 
 def plain(source: Any, name: str, path: Path = ()) -> Any:
-    """A copy of Python values in the types that a text gives: tuples as lists, `Path` as text.
+    """A copy of Python values in the types that a text gives: tuples as lists, `Path` and int keys as text.
 
     Raises:
         CookError: for a value that no text can say, or one that contains itself.
@@ -60,10 +60,16 @@ def plain(source: Any, name: str, path: Path = ()) -> Any:
     if len(path) > MAX_DEPTH:
         raise CookError(too_large(0), where=name)
     if isinstance(source, Mapping):
-        for key in source:
-            if not isinstance(key, str):
+        result = {}
+        for key, item in source.items():
+            word = str(key) if type(key) is int else key  # a layer's number, as YAML may have it
+            if not isinstance(word, str):
                 raise CookError(f"found {key!r} as a key; expected a text", where=where({}, name, path))
-        return {_checked(key, name, path): plain(item, name, (*path, key)) for key, item in source.items()}
+            if word in result:
+                message = f"the key {word!r} stands twice: as a text and as a number"
+                raise CookError(message, where=where({}, name, path))
+            result[_checked(word, name, path)] = plain(item, name, (*path, word))
+        return result
     if isinstance(source, (list, tuple)):
         return [plain(item, name, (*path, index)) for index, item in enumerate(source)]
     if isinstance(source, os.PathLike):

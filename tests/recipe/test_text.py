@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from cook.errors import CookError, RecipeErrors
 from cook.recipe.place import Mark, spell, split, where
 from cook.recipe.text import parse, read
+from cook.recipe.values import plain
 
 
 def failure(text: str, kind: str = "yaml") -> CookError:
@@ -49,6 +50,15 @@ def test_scalars_follow_yaml_1_2(text, value):
     found = parse(f"a: {text}", "r").value["a"]
     assert found == value
     assert type(found) is type(value)
+
+
+def test_a_whole_number_as_a_key_is_its_text():
+    expected = {"layers": {"0": 1, "10": 3, "-1": 5}}
+    assert parse("layers: {0: 1, 10: 3, -1: 5}", "r.yaml").value == expected
+    assert plain({"layers": {0: 1, 10: 3, -1: 5}}, "r") == expected
+    for source in ({1: 0, "1": 0}, {True: 0}, {None: 0}, {1.5: 0}):
+        with pytest.raises(CookError):
+            plain(source, "r")
 
 
 def test_marks_name_keys_and_values():
@@ -100,7 +110,10 @@ def test_any_json_is_read_as_python_reads_it(value, indent, ascii_only):
         ("a: !!int x", "r.yaml:1:4: a", "invalid literal"),
         ("a: !!null x", "r.yaml:1:4: a", "null"),
         ("a: !!map [1]", "r.yaml:1:4: a", "!!map"),
-        ("1: x", "r.yaml:1:1", "as a key"),
+        ("1.5: x", "r.yaml:1:1", "as a key"),
+        ("0x1: x", "r.yaml:1:1", "as a key"),
+        ("01: x", "r.yaml:1:1", "as a key"),
+        ("a: {1: x, '1': y}", "r.yaml:1:11: a.1", "stands twice"),
         ("true: x", "r.yaml:1:1", "as a key"),
         ("? [a]\n: x", "r.yaml:1:3", "as a key"),
         ("a: 1\n---\nb: 2", "r.yaml:2:1", "another document"),
@@ -159,7 +172,7 @@ def test_alias_bombs_stop_at_the_cap():
 
 
 def test_all_readable_mistakes_at_once():
-    error = failure("a: !x 1\nb: 1\nb: 2\n3: x\nc: .nan")
+    error = failure("a: !x 1\nb: 1\nb: 2\ntrue: x\nc: .nan")
     assert isinstance(error, RecipeErrors)
     assert [problem.where.split(":")[1] for problem in error.problems] == ["1", "3", "4", "5"]
 

@@ -1,0 +1,30 @@
+"""N:M patterns: of every M consecutive weights along a layer's input, N are kept (Mishra et al. 2021).
+
+Kernels for sparse matrices skip such zeros; 2:4 is the pattern of NVIDIA's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pattern_sizes(pattern: str) -> tuple[int, int]:
+    """(2, 4) for `2:4`."""
+    keep, group = pattern.split(":")
+    return int(keep), int(group)
+
+
+def pattern_mask(weight: Tensor, keep: int, group: int) -> Tensor:
+    """Which weights to keep so that every `group` consecutive ones of a row hold `keep`, the largest.
+
+    Args:
+        weight: [out, in], with `in` a multiple of `group`.
+        keep: N of N:M, 1 to `group`; exactly so many are kept, and of equal ones the last.
+
+    Returns:
+        A bool mask [out, in], True where kept.
+    """
+    scores = weight.detach().abs().unflatten(-1, (-1, group))
+    smallest = scores.argsort(dim=-1, stable=True)[..., : group - keep]
+    return torch.ones_like(scores, dtype=torch.bool).scatter_(-1, smallest, False).flatten(-2)
