@@ -10,8 +10,8 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from cook.errors import CookError, nearest
+from cook.recipe.fragments import Schema
 from cook.recipe.place import Marks, Path, mark_of, where
-from cook.recipe.sections import Schema
 from cook.recipe.shape import walk
 from cook.recipe.text import Problems
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from cook.errors import CookError
 from cook.passes import Pass
+from cook.recipe.fragments import Schema
 from cook.recipe.moment import Moment
 from cook.recipe.place import Marks, Path, where
-from cook.recipe.sections import Schema
 from cook.recipe.shape import fill, walk
 
 Found = Iterator[tuple[Path, CookError]]
@@ -45,6 +45,7 @@ def rules(
     if not partial:
         yield from _needs(value, known, problem)
     yield from _task(value, problem)
+    yield from _augment(value, problem)
     for path, pass_name, cls in known:
         if not any(other[:2] == path for other in wrong):
             options = value["passes"][path[1]][pass_name]
@@ -86,6 +87,23 @@ def _task(value: dict[str, Any], problem: Problem) -> Found:
     if isinstance(model, dict) and model.get("task") is None and ("train" in value or "data" in value):
         hint = "write task: text-classification or task: image-classification"
         yield problem(("model", "task"), "missing; a model that meets data needs a task", hint)
+
+
+def _augment(value: dict[str, Any], problem: Problem) -> Found:
+    data, model = value.get("data"), value.get("model")
+    asked = data.get("augment") if isinstance(data, dict) else None
+    if not isinstance(asked, dict):
+        return
+    if isinstance(model, dict) and model.get("task") == "image-classification":
+        hint = "leave it out: it replaces words in texts"
+        yield problem(("data", "augment"), "there are no words in images", hint)
+    masked = asked.get("method") == "masked-lm"
+    if masked and asked.get("model") is None:
+        hint = "name a masked language model that reads as the student does, or use method: neighbours"
+        yield problem(("data", "augment", "model"), "missing; masked-lm needs it", hint)
+    if not masked and asked.get("model") is not None:
+        hint = "add method: masked-lm; neighbours takes the embeddings of the teacher"
+        yield problem(("data", "augment", "model"), "there is no use for a model", hint)
 
 
 def _pass(path: Path, cls: type[Pass], options: dict[str, Any], marks: Marks, name: str) -> Found:

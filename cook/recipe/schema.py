@@ -14,9 +14,10 @@ from jsonschema import ValidationError
 
 from cook.errors import CookError, nearest
 from cook.passes import Pass, registered
+from cook.recipe.fragments import Schema
 from cook.recipe.place import Marks, Path, spell, where
 from cook.recipe.rules import rules
-from cook.recipe.sections import SECTIONS, Schema
+from cook.recipe.sections import SECTIONS
 from cook.recipe.shape import at, normal, properties
 from cook.recipe.text import Problems
 from cook.recipe.wording import Validator, expected, found, leaves, value_problem
@@ -169,7 +170,7 @@ def _words(error: ValidationError, path: Path, whole: Schema, marks: Marks) -> t
         return f"missing; expected {expected(inner)}", f"{path[-1]}: {inner.get('description', 'required')}"
     if error.validator == _ALTERNATIVES and (keys := _alternatives(error, path)):
         return _one_of([str(other[-1]) for other in sorted(keys, key=str)], error.instance, path, marks)
-    if error.validator in ("minProperties", "maxProperties") and path[:1] == ("passes",):
+    if error.validator in ("minProperties", "maxProperties") and path[:1] == ("passes",) and len(path) == 2:
         return _crowd(error.instance, whole)
     if path == () and error.validator == "type":
         return f"found {found(error.instance)}, expected a mapping", "begin the recipe with 'version: 1'"

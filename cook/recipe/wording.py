@@ -15,9 +15,9 @@ from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.validators import extend
 
 from cook.errors import CookError, nearest
+from cook.recipe.fragments import Schema
 from cook.recipe.moment import Moment
 from cook.recipe.place import Path
-from cook.recipe.sections import Schema
 from cook.recipe.values import MAX_INTEGER
 
 
@@ -145,13 +145,14 @@ def _kind(kind: str, schema: Schema) -> str:
         inner = schema.get("items", {})
         each = f", each {expected(inner)}" if "type" in inner or "enum" in inner else ""
         return f"a list{size}{each}"
-    names = {"boolean": "true or false", "null": "null", "object": "a mapping"}
+    mapping = "a mapping that is not empty" if schema.get("minProperties") else "a mapping"
+    names = {"boolean": "true or false", "null": "null", "object": mapping}
     return names.get(kind, kind)
 
 
 _BY_SCHEMA = {
     "type", "enum", "const", "anyOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
-    "minItems", "maxItems", "minLength", "pattern", "x-moment",
+    "minItems", "maxItems", "minLength", "minProperties", "pattern", "x-moment",
 }  # fmt: skip
 
 
