@@ -14,13 +14,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute
 from tokenizers.decoders import ByteLevel
 
 Flags = npt.NDArray[np.bool_]
 Ids = npt.NDArray[np.integer[Any]]
 
 PIECE, BYTES, SPACE, END = "##", "Ġ", "▁", "</w>"
-APOSTROPHES = frozenset("'’")
+APOSTROPHES = frozenset("'\u2019")
+BROKEN = "\ufffd"
+"""What bytes decode to that are a letter only together with those of the next token."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,12 @@ class Words:
         after = np.append(self.joins[ids[1:]], False)[: len(ids)] & ~ends[1:]
         before = np.append(False, self.opens[ids[:-1]])[: len(ids)] & ~ends[:-1]
         return self.whole[ids] & ~after & ~before
+
+
+def flat(column: pa.ChunkedArray) -> tuple[Ids, Ids]:
+    """A column of lists as (all its numbers one after the other, the length of each list)."""
+    lengths = pa.compute.list_value_length(column)
+    return column.combine_chunks().flatten().to_numpy(), lengths.to_numpy()
 
 
 def words_of(tokenizer: Any) -> Words:
@@ -98,9 +108,10 @@ def _is_word(text: str) -> bool:
 
 
 def _has_letter(text: str) -> bool:
-    return any(map(_is_letter, text))
+    return any(map(_is_letter, text)) or BROKEN in text
 
 
 def _is_letter(char: str) -> bool:
-    """Letters, digits, the marks on them, and what is left of a letter whose bytes are in two tokens."""
-    return char.isalnum() or unicodedata.category(char)[0] == "M"
+    return (
+        char.isalnum() or unicodedata.category(char)[0] == "M"
+    )  # marks are parts of letters in many scripts
