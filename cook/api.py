@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from datasets import Dataset
 from transformers import PreTrainedModel
@@ -14,18 +14,20 @@ import cook
 from cook.errors import CookError, nearest
 from cook.model.quantizer import blueprint_of
 from cook.pipeline import environment
-from cook.pipeline.inputs import Data, make_passes, own_teacher, read_data, silent
+from cook.pipeline.inputs import Data, load_student, make_passes, own_teacher, read_data, silent, taught_by
 from cook.pipeline.rows import pass_rows, state
 from cook.pipeline.train import Work, carry_out
 from cook.recipe import Recipe, load_recipe, thaw
 from cook.report import Model, Report
 from cook.session import Session
+from cook.teacher import Given
+from cook.train.augment import augmented
+from cook.train.seeds import seed_everything
 from cook.train.tasks import TASKS
 
 SPLITS = ("train", "validation")
 
 Config = str | os.PathLike[str] | Mapping[str, Any] | Recipe
-Teacher = PreTrainedModel | Literal["self"] | None
 Rows: TypeAlias = Dataset | Sequence[Mapping[str, Any]]
 
 
@@ -34,7 +36,8 @@ class Result:
     """What `apply` gives back.
 
     Attributes:
-        model: the model that was given, compressed in place; `save_pretrained` writes it as usual.
+        model: the model that was given, compressed in place, or with a student section the student;
+            `save_pretrained` writes it as usual.
         report: what each pass did.
     """
 
@@ -47,7 +50,7 @@ def apply(
     config: Config,
     *,
     data: Mapping[str, Rows] | None = None,
-    teacher: Teacher = None,
+    teacher: Given = None,
     tokenizer: Any | None = None,
 ) -> Result:
     """Compress a model in memory.
@@ -56,11 +59,13 @@ def apply(
     Without, the passes that need no training act at once.
 
     Args:
-        model: changed in place. Float weights; they are trained in the type that they have.
+        model: changed in place. Float weights; they are trained in the type that they have. With a
+            student section it is the source, which keeps its weights; a teacher gets no gradients.
         config: a recipe: a path, a mapping or a Recipe. `version` and `passes` are enough.
         data: `{"train": rows, "validation": rows}`, where rows are a `datasets.Dataset` or a list of
             mappings; the recipe's data section names the columns. None reads what that section names.
-        teacher: a model or `"self"`; None takes the recipe's.
+        teacher: a model or `"self"`, or a list of those or of pairs of one and its weight; None takes the
+            recipe's.
         tokenizer: the tokenizer or image processor, for training on data.
 
     Raises:
@@ -75,11 +80,28 @@ def apply(
     if train is not None and (read is None or "train" not in read.raw):
         hint = "give data={'train': rows}, or leave the train section out to act at once"
         raise recipe.error("train", "there is no data to train on", hint)
+    source = model
+    if read is not None:
+        read.task.bind(source.config, read.labels)
+    if train is not None and recipe.student is not None:
+        seed_everything(train.seed)  # a student that starts from random weights
+    model = load_student(recipe, source, read, silent, tokenizer)
+    accelerator = environment.accelerator(recipe, device=model.device)
+    teacher = teacher if teacher is not None else _named_teacher(recipe, source, cached=train is not None)
     rows: dict[str, Dataset] = {}
     if read is not None:
-        read.task.bind(model.config, read.labels)
         processor = tokenizer if tokenizer is not None else read.task.plain_processor()
         rows = {split: read.task.prepare(raw, processor) for split, raw in read.raw.items()}
+        if train is not None:
+            rows["train"] = augmented(
+                rows["train"],
+                read.task,
+                train,
+                processor=processor,
+                model=source,
+                teacher=teacher,
+                accelerator=accelerator,
+            )
     outcome = carry_out(
         Work(
             model=model,
@@ -88,8 +110,9 @@ def apply(
             rows=rows,
             train=train,
             evaluation=recipe.eval,
-            accelerator=environment.accelerator(recipe, device=model.device),
-            teacher=teacher if teacher is not None else _named_teacher(recipe, model),
+            accelerator=accelerator,
+            source=source if recipe.student else None,
+            teacher=teacher,
             progress=False,
         )
     )
@@ -98,7 +121,7 @@ def apply(
         created=environment.now(),
         recipe={"name": recipe.name, "digest": recipe.digest},
         model=Model(
-            name=model.config.name_or_path or type(model).__name__,
+            name=source.config.name_or_path or type(source).__name__,
             before=state(outcome.before),
             after=state(outcome.after),
             float32_bytes=4 * outcome.before["parameters"],
@@ -120,16 +143,18 @@ def attach(
     *,
     total_steps: int,
     steps_per_epoch: int = 1,
-    teacher: Teacher = None,
+    teacher: Given = None,
 ) -> Session:
     """Bind a recipe's passes to a model, for your own training loop.
 
     Args:
-        model: with a head that returns a loss; changed in place.
-        config: a recipe; only its passes and its teacher count.
+        model: with a head that returns a loss; changed in place, unless a student is made from it, which
+            then is `session.model`.
+        config: a recipe; only its passes, its student and its teacher count.
         total_steps: optimizer steps that your loop will make.
         steps_per_epoch: of them, in one epoch; for moments such as `1.5 epochs`.
-        teacher: a model or `"self"`; None takes the recipe's.
+        teacher: a model or `"self"`, or a list of those or of pairs of one and its weight; None takes the
+            recipe's.
 
     Returns:
         A session; `cook.session` shows the loop around it. Used as a context manager it removes its
@@ -142,10 +167,11 @@ def attach(
     _check(model)
     return Session(
         make_passes(recipe),
-        model,
+        load_student(recipe, model, None, silent),
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
-        teacher=teacher if teacher is not None else _named_teacher(recipe, model),
+        teacher=teacher if teacher is not None else _named_teacher(recipe, model, cached=False),
+        source=model if recipe.student else None,
     )
 
 
@@ -162,14 +188,20 @@ def _check(model: object) -> None:
         )
 
 
-def _named_teacher(recipe: Recipe, model: PreTrainedModel) -> Teacher:
-    if recipe.teacher is None:
-        return None
-    if recipe.teacher.path != "self":
-        raise recipe.error(
-            "teacher", "a teacher's path is for `cook run`", "load the model and give it as `teacher=`"
-        )
-    return own_teacher(recipe.teacher, model)
+def _named_teacher(recipe: Recipe, model: PreTrainedModel, *, cached: bool) -> Given:
+    """The recipe's teachers, if they are the model itself.
+
+    Args:
+        cached: whether there are data to keep their answers for.
+    """
+    for section in recipe.teachers:
+        if section.path != "self":
+            hint = "load the model and give it as `teacher=`"
+            raise recipe.error("teacher", "a teacher's path is for `cook run`", hint)
+        if section.cache is not False and not cached:
+            hint = "leave it out; cook.run, and cook.apply with data to train on, have what it needs"
+            raise recipe.error("teacher", "a teacher's cache is about data, and there are none here", hint)
+    return [taught_by(section, own_teacher(section, model)) for section in recipe.teachers] or None
 
 
 def _data(recipe: Recipe, model: PreTrainedModel, data: Any) -> Data | None:

@@ -62,7 +62,7 @@ def deliver(
         batch,
         outputs(stored, batch),
         auto_class=data.task.auto_class,
-        trust_remote_code=recipe.model.trust_remote_code,
+        trust_remote_code=_trusted(recipe),
         attention=recipe.model.attention,
     )
     _check(model, found)
@@ -84,6 +84,12 @@ def deliver(
     folder.publish(draft, target, force=force)
 
 
+def _trusted(recipe: Recipe) -> bool:
+    """Whether the code that the written model may bring is allowed to run."""
+    made_of = recipe.student if recipe.student is not None and recipe.student.path else recipe.model
+    return bool(made_of.trust_remote_code)
+
+
 def _as(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(dtype) if value.is_floating_point() else value
 
@@ -103,7 +109,7 @@ def _latency(
 ) -> dict[str, Any]:
     """The source and the result in float32, timed in alternation on the device at hand."""
     auto = getattr(transformers, data.task.auto_class)
-    options = {"trust_remote_code": recipe.model.trust_remote_code}
+    options = {"trust_remote_code": _trusted(recipe)}
     if recipe.model.attention is not None:
         options["attn_implementation"] = recipe.model.attention
     with quiet():

@@ -105,11 +105,13 @@ def _inputs(recipe: Recipe) -> Iterator[Path]:
 
 def _named(recipe: Recipe) -> Iterator[Path]:
     """The local files and folders that a recipe names as its inputs."""
-    data, teacher = recipe.data, recipe.teacher
+    data = recipe.data
     named = [
         *(recipe.model.path, recipe.model.tokenizer),
+        *((recipe.student.path,) if recipe.student else ()),
         *((data.path, data.train, data.validation) if data else ()),
-        *((teacher.path,) if teacher else ()),
+        *((data.augment.model,) if data and data.augment else ()),
+        *(teacher.path for teacher in recipe.teachers),
     ]
     for value in named:
         for item in value if isinstance(value, tuple) else (value,):

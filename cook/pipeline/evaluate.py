@@ -71,7 +71,10 @@ def open_folder(
 ) -> Opened:
     """The model in `folder` and the recipe's validation data, ready for evaluation; as for `evaluate`."""
     place = json.dumps(str(Path(folder).absolute()), ensure_ascii=False)
-    unused = ("model.config", "model.recipe", "model.revision", "teacher", "train", "data.train", "passes")
+    unused = (
+        *("model.config", "model.recipe", "model.revision", "student"),
+        *("teacher", "train", "data.train", "data.augment", "passes"),
+    )
     ours = [*(f"{key}=null" for key in unused), f"model.path={place}"]
     recipe = load_recipe(recipe, ["model.tokenizer=null", *overrides, *ours])
     data = read_data(recipe, silent, splits=("validation",))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,12 +14,14 @@ from transformers import PreTrainedModel
 
 from cook import passes as registry
 from cook.errors import CookError
-from cook.model import load
+from cook.model import load, student
 from cook.passes import Pass
 from cook.recipe import Recipe
+from cook.teacher import Given
 from cook.train import data as sources
 from cook.train import tasks
-from cook.train.tasks import Task
+from cook.train.cached import CachedTeacher
+from cook.train.tasks import Task, text
 
 Say = Callable[[str], None]
 
@@ -94,6 +97,38 @@ def load_model(
     return model
 
 
+def load_student(
+    recipe: Recipe, source: PreTrainedModel, data: Data | None, say: Say, processor: Any = None
+) -> PreTrainedModel:
+    """The model that is trained: the recipe's student, the task bound to it, or else the source itself.
+
+    Args:
+        source: the recipe's model; on the meta device for a student without weights.
+        processor: of the source; None leaves out the look at the student's tokenizer.
+
+    Raises:
+        CookError: it cannot be made, or reads other tokens or fewer of them than the source.
+    """
+    section = recipe.student
+    if section is None:
+        return source
+    attention = recipe.model.attention if recipe.model is not None else None
+    made = student.make(
+        source,
+        {**section, "attention": attention},
+        _within(recipe, "student"),
+        auto_class=data.task.auto_class if data else None,
+    )
+    for note in load.origin_of(made).notes:
+        say(note)
+    if section.path is not None and processor is not None:
+        _same_tokens(recipe, section, made.config, source.config, processor)
+    if data is not None:
+        data.task.bind(made.config, data.labels)
+        _same_length(data.task, source.config, processor)
+    return made
+
+
 def stored_dtype(recipe: Recipe, model: PreTrainedModel) -> torch.dtype:
     """What floating-point weights are written in: as the recipe says, else as the source has them."""
     asked = recipe.output.dtype if recipe.output is not None else None
@@ -102,53 +137,90 @@ def stored_dtype(recipe: Recipe, model: PreTrainedModel) -> torch.dtype:
     return found
 
 
-def load_teacher(
-    recipe: Recipe, model: PreTrainedModel, data: Data, processor: Any, say: Say
-) -> PreTrainedModel | Literal["self"] | None:
-    """The teacher of a recipe: a model, `"self"`, or None.
+def load_teacher(recipe: Recipe, model: PreTrainedModel, data: Data, processor: Any, say: Say) -> Given:
+    """The teachers of a recipe, with their weights; None without any.
+
+    Args:
+        model: what `self` means, as it is before any pass.
 
     Raises:
-        CookError: its labels or its tokenizer are not the student's, or it was never trained.
+        CookError: the labels or the tokenizer of one are not the student's, or it was never trained.
     """
-    section = recipe.teacher
-    if section is None:
-        return None
+    sections = recipe.teachers
+    places = ["teacher"] if len(sections) == 1 else [f"teacher[{index}]" for index in range(len(sections))]
+    found = [
+        taught_by(section, _teacher(recipe, place, section, model, data, processor))
+        for place, section in zip(places, sections, strict=True)
+    ]
+    return found or None
+
+
+def planned_teachers(recipe: Recipe, source: PreTrainedModel, data: Data | None) -> list[PreTrainedModel]:
+    """The teachers of a recipe without weights, for passes to plan with.
+
+    Args:
+        source: what `self` means, on the meta device; passes may reshape it afterwards.
+    """
+    return [
+        copy.deepcopy(source)
+        if section.path == "self"
+        else load.load(
+            section,
+            auto_class=data.task.auto_class if data else "AutoModel",
+            labels=data.labels if data else None,
+            meta=True,
+            error=_within(recipe, "teacher"),
+        )
+        for section in recipe.teachers
+    ]
+
+
+def _teacher(
+    recipe: Recipe, place: str, section: Any, model: PreTrainedModel, data: Data, processor: Any
+) -> PreTrainedModel | Literal["self"]:
+    """One teacher, whose section is at `place` in the recipe."""
     if section.path == "self":
         origin: Any = model.cook_origin
         if origin.new_head:
             hint = "train it by a recipe without passes, and name that one in model.recipe"
-            raise recipe.error(
-                "teacher", "the model starts from random weights: it has nothing to teach", hint
-            )
+            raise recipe.error(place, "the model starts from random weights: it has nothing to teach", hint)
         return own_teacher(section, model)
     teacher = load.load(
         section,
         auto_class=data.task.auto_class,
         labels=data.labels,
         dtype=getattr(torch, section.dtype or "float32"),
-        error=_within(recipe, "teacher"),
+        error=_within(recipe, place),
     )
     if load.origin_of(teacher).new_head:
         raise recipe.error(
-            "teacher", f"{section.path} has no head for {data.task.name}", "fine-tune the teacher first"
+            place, f"{section.path} has no head for {data.task.name}", "fine-tune the teacher first"
         )
     theirs, ours = teacher.config.label2id, model.config.label2id
     if data.labels is not None and theirs != ours:
         raise recipe.error(
-            "teacher",
+            place,
             f"the teacher's labels are {theirs}, the student's are {ours}",
             "use a teacher that was trained on the same labels in the same order",
         )
-    _same_vocabulary(recipe, section, processor)
+    _same_vocabulary(recipe, place, section, processor)
     return teacher
 
 
 def own_teacher(section: Any, model: PreTrainedModel) -> PreTrainedModel | Literal["self"]:
-    """`"self"`, or a copy of `model` as it is now that computes in the type that the section asks for."""
-    if section.dtype is None:
+    """`"self"`, or a copy of `model` as it is now: one that computes in the type that the section asks for,
+    or that may let go of its weights when its answers are cached."""
+    if section.dtype is None and section.cache is False:
         return "self"
     copied: Any = copy.deepcopy(model)
-    return copied.to(getattr(torch, section.dtype))
+    return copied if section.dtype is None else copied.to(getattr(torch, section.dtype))
+
+
+def taught_by(section: Any, model: PreTrainedModel | Literal["self"]) -> Any:
+    """One of `cook.teacher.Given`: a model, its weight, and how it answers if the section says that."""
+    if section.cache is False:
+        return model, section.weight
+    return model, section.weight, partial(CachedTeacher, top=section.cache.top, dtype=section.cache.dtype)
 
 
 def _within(recipe: Recipe, section: str) -> Callable[[str, str, str | None], CookError]:
@@ -156,14 +228,42 @@ def _within(recipe: Recipe, section: str) -> Callable[[str, str, str | None], Co
     return lambda key, message, hint: recipe.error(f"{section}.{key}", message, hint)
 
 
-def _same_vocabulary(recipe: Recipe, section: Any, processor: Any) -> None:
+def _same_vocabulary(recipe: Recipe, who: str, section: Any, processor: Any) -> None:
     if not hasattr(processor, "get_vocab"):
         return
     theirs = load.load_processor(section, "tokenizer")
     if theirs is not None and theirs.get_vocab() != processor.get_vocab():
+        role = who.partition("[")[0]
         raise recipe.error(
-            "teacher",
-            f"the teacher's tokenizer ({len(theirs.get_vocab())} tokens) differs from the student's "
+            who,
+            f"the {role}'s tokenizer ({len(theirs.get_vocab())} tokens) differs from the model's "
             f"({len(processor.get_vocab())} tokens)",
             "teacher and student read the same token numbers: use a pair with one tokenizer",
         )
+
+
+def _same_tokens(recipe: Recipe, section: Any, mine: Any, source: Any, processor: Any) -> None:
+    """The tokenizers decide; a student's folder without one has to know as many tokens as the source."""
+    _same_vocabulary(recipe, "student", section, processor)
+    knows, known = (getattr(config, "vocab_size", None) for config in (mine, source))
+    if (
+        hasattr(processor, "get_vocab")
+        and knows != known
+        and load.load_processor(section, "tokenizer") is None
+    ):
+        raise recipe.error(
+            "student.path",
+            f"{section.path} has no tokenizer, and its {knows} token numbers cannot be the model's {known}",
+            "put the tokenizer into its folder: it has to be the model's",
+        )
+
+
+def _same_length(task: Task, source: Any, processor: Any) -> None:
+    """Examples are cut to what the student reads; the source has to read them as well."""
+    known = getattr(source, "max_position_embeddings", None)
+    if known is None or not hasattr(processor, "model_max_length"):
+        return
+    longest = text.max_length(processor, task.config, task.data, task.error)
+    if longest > known:
+        message = f"the student reads {longest} tokens, the model that it is made from {known}"
+        raise task.error("data.max_length", message, f"max_length: {known}")

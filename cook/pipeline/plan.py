@@ -24,6 +24,7 @@ from cook.pipeline.inputs import (
     load_model,
     load_student,
     make_passes,
+    planned_teachers,
     read_data,
     silent,
     stored_dtype,
@@ -58,10 +59,11 @@ def plan(recipe: Recipe) -> Plan:
     before = _sizes(source, dtype)
     model = load_student(recipe, source, data, silent)
     passes = make_passes(recipe)
+    teachers = planned_teachers(recipe, source, data)
     rows = []
     for each in passes:
         modules = dict(model.named_modules())
-        [(_, effect)] = plan_passes(model, [each])
+        [(_, effect)] = plan_passes(model, [each], teachers)
         after = _sizes(model, dtype)
         rows.append(
             {

@@ -15,12 +15,23 @@ from cook.errors import CookError
 from cook.model import load
 from cook.pipeline import depend, environment, output
 from cook.pipeline.deliver import deliver
-from cook.pipeline.inputs import Say, load_model, load_teacher, make_passes, read_data, silent, stored_dtype
+from cook.pipeline.inputs import (
+    Say,
+    load_model,
+    load_student,
+    load_teacher,
+    make_passes,
+    planned_teachers,
+    read_data,
+    silent,
+    stored_dtype,
+)
 from cook.pipeline.plan import plan_passes
 from cook.pipeline.rows import pass_rows, state
 from cook.pipeline.train import Outcome, Work, carry_out
 from cook.recipe import Recipe, load_recipe
 from cook.report import Model, Report
+from cook.train.augment import augmented
 from cook.train.loop import Loop
 from cook.train.seeds import seed_everything
 
@@ -71,15 +82,29 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
     recipe = depend.built(asked, build, say)
     data = read_data(recipe, say)
     passes = make_passes(recipe)
-    plan_passes(load_model(recipe, data, silent, meta=True), passes)
+    planned = load_model(recipe, data, silent, meta=True)
+    teachers = planned_teachers(recipe, planned, data)
+    plan_passes(load_student(recipe, planned, data, silent), passes, teachers)
 
     accelerator = environment.accelerator(recipe, folder.parent)
     accelerator.init_trackers(output.LOGS)
     processes = accelerator.num_processes
     seed_everything(recipe.train.seed)  # a head, or a whole model, that starts from random weights
-    model = load_model(recipe, data, say)
+    source = load_model(recipe, data, say)
     processor = load.load_processor(recipe.model, data.task.processor) or data.task.plain_processor()
-    dtype = stored_dtype(recipe, model)
+    model = load_student(recipe, source, data, say, processor)
+    dtype = stored_dtype(recipe, source)
+    rows = {split: data.task.prepare(raw, processor) for split, raw in data.raw.items()}
+    teacher = load_teacher(recipe, source, data, processor, say)
+    rows["train"] = augmented(
+        rows["train"],
+        data.task,
+        recipe.train,
+        processor=processor,
+        model=source,
+        teacher=teacher,
+        accelerator=accelerator,
+    )
 
     def restore(loop: Loop) -> None:
         if not resume:
@@ -94,11 +119,12 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
             model=model,
             passes=passes,
             task=data.task,
-            rows={split: data.task.prepare(raw, processor) for split, raw in data.raw.items()},
+            rows=rows,
             train=recipe.train,
             evaluation=recipe.eval,
             accelerator=accelerator,
-            teacher=load_teacher(recipe, model, data, processor, say),
+            source=source if recipe.student else None,
+            teacher=teacher,
             folder=folder,
             dtype=dtype,
             identity=output.identity(asked, processes),
@@ -110,7 +136,7 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
         cook=cook.__version__,
         created=environment.now(),
         recipe={"name": asked.name, "digest": asked.digest},
-        model=_model(recipe, data.task.auto_class, model, outcome),
+        model=_model(recipe, data.task.auto_class, source, outcome),
         passes=pass_rows(passes, outcome),
         train=outcome.train,
         environment=environment.describe(
@@ -139,12 +165,12 @@ def _check_sections(recipe: Recipe) -> None:
             )
 
 
-def _model(recipe: Recipe, auto_class: str, model: PreTrainedModel, outcome: Outcome) -> Model:
+def _model(recipe: Recipe, auto_class: str, source: PreTrainedModel, outcome: Outcome) -> Model:
     return Model(
-        name=recipe.model.path or f"{model.config.model_type} from a config",
+        name=recipe.model.path or f"{source.config.model_type} from a config",
         before=state(outcome.before),
         after=state(outcome.after),
-        source_bytes=load.origin_of(model).bytes,
+        source_bytes=load.origin_of(source).bytes,
         float32_bytes=4 * outcome.before["parameters"],
         auto_class=auto_class,
     )

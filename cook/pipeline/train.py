@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,8 +18,10 @@ from cook.model import measure
 from cook.model.integer import IntLinear
 from cook.passes import Pass
 from cook.session import Session
+from cook.teacher import Given
 from cook.train.accounting import Accounting, State
 from cook.train.batches import fetch
+from cook.train.cached import fill
 from cook.train.evaluate import evaluate, evaluating
 from cook.train.failures import evaluation_memory_errors
 from cook.train.loop import Loop, steps_of
@@ -37,6 +39,7 @@ class Work:
     """Everything that one run works on.
 
     Attributes:
+        source: what the model was made from, if it is a student: what `before` is told of.
         rows: prepared splits; `train` may be missing when nothing trains.
         folder: for checkpoints; None keeps none.
         dtype: what floating-point weights are stored in.
@@ -50,7 +53,8 @@ class Work:
     train: Any
     evaluation: Any
     accelerator: Accelerator
-    teacher: PreTrainedModel | Literal["self"] | None = None
+    source: PreTrainedModel | None = None
+    teacher: Given = None
     folder: Path | None = None
     dtype: torch.dtype | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
@@ -60,7 +64,7 @@ class Work:
 
 @dataclass
 class Outcome:
-    """What came of it: the model as it was and is, and how the passes and the training went."""
+    """What came of it: the model (or its source) as it was and is, and how passes and training went."""
 
     before: State
     after: State
@@ -80,14 +84,9 @@ def carry_out(work: Work) -> Outcome:
     _check_supported(work)
     work.model.to(work.accelerator.device)
     sample = example(work)
-    accounting = Accounting(
-        work.model,
-        work.passes,
-        evaluate=lambda: _metrics(work),
-        macs=lambda: measure.macs(work.model, sample) if sample else None,
-        dtype=work.dtype,
-    )
-    before = accounting.state(0)
+    accounting = _accounting(work, work.model, work.passes, sample)
+    before = accounting.state(0) if work.source is None else _of_source(work, work.source, sample)
+    accounting.whole = before["parameters"]
     _check_metric(work, before["metrics"])
     total, per_epoch = steps_of(work.train, len(work.rows["train"])) if work.train else (0, 1)
     loop = None
@@ -97,9 +96,11 @@ def carry_out(work: Work) -> Outcome:
         total_steps=total,
         steps_per_epoch=per_epoch,
         teacher=work.teacher,
+        source=work.source,
         before_attach=accounting.attaching,
     ) as session:
         if total:
+            _fill(work, session)
             loop = _loop(work, session, accounting)
             loop.run()
             # A pass whose last step the fp16 scaler skipped is still to reach its end.
@@ -112,6 +113,29 @@ def carry_out(work: Work) -> Outcome:
     after = accounting.finished(total)
     told = _told(work, loop, total / per_epoch) if loop else None
     return Outcome(before, after, accounting.states, session.facts, told, sample)
+
+
+def _accounting(
+    work: Work, model: PreTrainedModel, passes: Sequence[Pass], sample: dict[str, Tensor] | None
+) -> Accounting:
+    return Accounting(
+        model,
+        passes,
+        evaluate=lambda: _metrics(work, model),
+        macs=lambda: measure.macs(model, sample) if sample else None,
+        dtype=work.dtype,
+    )
+
+
+def _of_source(work: Work, source: PreTrainedModel, sample: dict[str, Tensor] | None) -> State:
+    """The state of the source, which is back in its place afterwards."""
+    place: Any = source.device
+    if (padding := getattr(work.model.config, "pad_token_id", None)) is not None:
+        source.config.pad_token_id = padding  # a decoder that classifies reads what is padded for another
+    moved: Any = source
+    state = _accounting(work, moved.to(work.accelerator.device), (), sample).state(0)
+    moved.to(place)
+    return state
 
 
 def _check_supported(work: Work) -> None:
@@ -165,13 +189,26 @@ def _loop(work: Work, session: Session, accounting: Accounting) -> Loop:
     return loop
 
 
-def _metrics(work: Work) -> dict[str, float]:
+def _fill(work: Work, session: Session) -> None:
+    """Let the cached teachers say all that is asked of them, now that the passes have asked."""
+    assert work.task is not None
+    fill(
+        session.teachers,
+        work.task,
+        work.rows["train"],
+        work.accelerator,
+        batch_size=work.evaluation.batch_size,
+        progress=work.progress,
+    )
+
+
+def _metrics(work: Work, model: PreTrainedModel) -> dict[str, float]:
     if work.task is None or "validation" not in work.rows:
         return {}
     batch_size = work.evaluation.batch_size
     with evaluation_memory_errors(batch_size):
         return evaluate(
-            work.model,
+            model,
             work.rows["validation"],
             work.task,
             batch_size=batch_size,
