@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-CHUNK = 32 * 2**20
-"""Bytes that one float32 copy of a chunk takes; about six live at a time. Beyond this size glibc gives each
-back to the system and asks for it anew."""
+CHUNK = 16 * 2**20
+"""Bytes that one float32 copy of a chunk takes; with what the allocator keeps, ten or so are in memory."""
 
 Rows = Tensor | None
 """Which rows count, shaped as the logits without their last axis. None: all of them, the loss is their mean.
@@ -219,6 +218,7 @@ def _walk(
         loss += (losses * weights[part]).sum()  # no dot: autocast would make it bfloat16
         if gradient is not None:
             gradient[take] = slopes.mul_(stored[part, None]).to(student.dtype)
+        del slopes  # before the next part needs as much
     return loss, gradient, factor
 
 

@@ -8,31 +8,23 @@ import torch
 from torch import Tensor
 
 from cook.distill.chunked import mean_square, soft_cross_entropy
+from cook.distill.truncated import truncated_cross_entropy
 from cook.passes import WINDOW, Effect, Pass, Term, register
 
 if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy
     from cook.session import Session
+    from cook.teacher import Teacher
 
 
 LOSSES = {"ce": soft_cross_entropy, "mse": mean_square}
 
 
-def valid_rows(logits: Tensor, labels: Tensor | None, *, causal: bool = False) -> Tensor:
-    """Logits as [rows, classes]: a row an example, or a row a token whose label is not ignored (-100).
-
-    Args:
-        logits: [batch, classes] or [batch, tokens, classes].
-        labels: [batch] or [batch, tokens]; without them every token counts.
-        causal: the logits of a token are about the next token's label.
-    """
-    if logits.dim() == 2:
-        return logits
-    if labels is None:
-        return logits.flatten(0, -2)
-    if causal:
-        logits, labels = logits[:, :-1], labels[:, 1:]
-    return logits[labels != -100]
+def is_causal(model: object) -> bool:
+    """Whether a model's logits of a token are about the next one: the decoders that model language."""
+    name = type(model).__name__
+    # XLNet's and XLM's labels are about the token itself, although their names end alike.
+    return name.endswith(("ForCausalLM", "LMHeadModel")) and not name.startswith(("XLNet", "XLM", "Flaubert"))
 
 
 def labelled(
@@ -114,15 +106,47 @@ class DistillLogits(Pass):
         """At any time: the model is no larger while it learns from a teacher."""
         return True
 
+    def attach(self, session: Session) -> None:
+        for teacher in session.teachers:
+            if self.given["loss"] == "ce":
+                teacher.soften(self.given["temperature"])
+            else:
+                teacher.watch("logits")
+
     def losses(self, session: Session) -> dict[str, Term]:
-        labels = session.batch.get("labels")
-        causal = type(session.model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
-        student = valid_rows(session.outputs.logits, labels, causal=causal)
-        teacher = valid_rows(session.teacher_outputs().logits, labels, causal=causal)
-        if student.shape != teacher.shape:
+        student = session.outputs.logits
+        tokens = None if session.model.config.is_encoder_decoder else session.batch.get("attention_mask")
+        rows = labelled(
+            student,
+            session.batch.get("labels"),
+            None if tokens is None else tokens.bool(),
+            causal=is_causal(session.model),
+        )
+        distance = self._distance(session, student, rows)
+        return {"logits": Term(distance, float(self.given["weight"]))}
+
+    def _distance(self, session: Session, student: Tensor, rows: Tensor | None) -> Tensor:
+        temperature = float(self.given["temperature"])
+        weights = [teacher.weight for teacher in session.teachers]
+        tops = [teacher.top(temperature) for teacher in session.teachers]
+        if self.given["loss"] == "mse" or not any(tops):
+            whole = [self._logits(teacher, student) for teacher in session.teachers]
+            return LOSSES[self.given["loss"]](student, whole, temperature, weights=weights, rows=rows)
+        # The sum of the losses has the gradient of the loss of the mixture.
+        total = student.new_zeros((), dtype=torch.float32)
+        for teacher, top, weight in zip(session.teachers, tops, weights, strict=True):
+            if top is None:
+                loss = soft_cross_entropy(student, self._logits(teacher, student), temperature, rows=rows)
+            else:
+                loss = truncated_cross_entropy(student, *top, temperature, rows=rows)
+            total = total + loss * (weight / sum(weights))
+        return total
+
+    def _logits(self, teacher: Teacher, student: Tensor) -> Tensor:
+        found: Tensor = teacher.outputs.logits
+        if found.shape != student.shape:
             raise self.error(
-                f"the student's logits are {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}",
+                f"the student's logits are {tuple(student.shape)}, the teacher's {tuple(found.shape)}",
                 hint="the teacher needs the student's labels, or its vocabulary",
             )
-        distance = LOSSES[self.given["loss"]](student, teacher, self.given["temperature"])
-        return {"logits": Term(distance, float(self.given["weight"]))}
+        return found

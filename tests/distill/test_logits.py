@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, XLNetConfig, XLNetLMHeadModel
 
-from cook.distill.logits import LOSSES, mean_square, soft_cross_entropy, valid_rows
+from cook.distill.logits import LOSSES, is_causal, labelled, mean_square, soft_cross_entropy
 from cook.errors import CookError
 from tests import bound, tiny
 
@@ -130,13 +130,54 @@ def test_rows_are_the_tokens_that_have_a_label(rows, tokens, causal, seed):
             about = token + 1 if causal else token
             if about < tokens and labels[row, about] != -100:
                 expected.append(values[row, token].tolist())
-    assert valid_rows(values, labels, causal=causal).tolist() == expected
+    assert values[labelled(values, labels, causal=causal)].tolist() == expected
 
 
 def test_examples_are_rows_as_they_are():
-    values = torch.randn(4, 2)
-    assert valid_rows(values, torch.tensor([0, 1, -100, 0])) is values
-    assert valid_rows(torch.randn(4, 3, 2), None).shape == (12, 2)
+    assert labelled(torch.randn(4, 2), torch.tensor([0, 1, -100, 0])) is None
+
+
+def test_without_labels_all_tokens_but_padding_are_learnt_about():
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1]]).bool()
+    assert labelled(torch.randn(2, 3, 5), None, mask).tolist() == mask.tolist()
+    causal = labelled(torch.randn(2, 3, 5), None, mask, causal=True)
+    assert causal.tolist() == [[True, True, False], [False, True, False]]
+
+
+def test_labels_of_examples_are_not_taken_for_labels_of_tokens():
+    with pytest.raises(ValueError, match="not by token"):
+        labelled(torch.randn(2, 3, 5), torch.tensor([0, 1]))
+
+
+def test_only_models_of_the_next_token_are_causal():
+    config = GPT2Config(vocab_size=23, n_embd=16, n_layer=1, n_head=4, n_positions=32)
+    assert is_causal(GPT2LMHeadModel(config))
+    assert not is_causal(tiny.model("gpt2"))
+    assert not is_causal(
+        XLNetLMHeadModel(XLNetConfig(vocab_size=23, d_model=16, n_layer=1, n_head=4, d_inner=8))
+    )
+
+
+@pytest.mark.parametrize("loss", sorted(SLOW))
+def test_several_teachers_are_one_that_is_their_mean(loss):
+    model, teachers = tiny.model().eval(), [tiny.model(seed=1), tiny.model(seed=2)]
+    for teacher in teachers:
+        teacher.classifier.weight.data.mul_(30)
+    given = [(teachers[0], 3.0), teachers[1]]
+    session = bound.session(model, {"distill.logits": {"loss": loss, "temperature": 2}}, teacher=given)
+    batch = tiny.batch()
+    terms = session.module(batch)
+    with torch.no_grad():
+        own, *others = (each(**batch).logits.tolist() for each in (model, *teachers))
+    mean = []
+    for rows in zip(*others, strict=True):
+        if loss == "ce":
+            soft = [softmax([value / 2 for value in row]) for row in rows]
+            mean.append([2 * math.log(0.75 * p + 0.25 * q) for p, q in zip(*soft, strict=True)])
+        else:
+            mean.append([0.75 * p + 0.25 * q for p, q in zip(*rows, strict=True)])
+    assert terms["logits"].item() == pytest.approx(SLOW[loss](own, mean, 2.0), rel=1e-4)
+    session.close()
 
 
 def test_the_term_in_a_session():
