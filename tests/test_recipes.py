@@ -1,0 +1,66 @@
+"""The shipped recipes do what they say: each is run in small, on tiny models and tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import cook
+from cook.recipe import load_recipe
+from tests import tiny
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+TEXTS = sorted([FOLDER / "sst2.yaml", *FOLDER.glob("distill/*.yaml")])
+
+
+@pytest.fixture(scope="module")
+def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of four layers and two tables."""
+    root = tmp_path_factory.mktemp("recipes")
+    tiny.folder(root / "model", layers=4)
+    tiny.table(root / "train.tsv", 48)
+    tiny.table(root / "validation.tsv", 16, seed=1)
+    return root
+
+
+def test_there_are_recipes() -> None:
+    assert len(TEXTS) > 5
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)
+def test_a_recipe_runs(path: Path, kitchen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COOK_CACHE", str(kitchen / "cache"))
+    output = kitchen / path.stem
+    changes = [
+        f"model.path={kitchen / 'model'}",
+        "data.path=null",
+        f"data.train={kitchen / 'train.tsv'}",
+        f"data.validation={kitchen / 'validation.tsv'}",
+        "train.epochs=null",
+        "train.steps=6",
+        "train.batch_size=8",
+        "eval.latency=false",
+        f"output.path={output}",
+    ]
+    if load_recipe(path).value.get("student"):
+        changes.append("student.layers=[1, 3]")
+    recipe = load_recipe(path, changes)
+    report = cook.run(recipe, say=lambda _: None, progress=False)
+    assert [row.name for row in report.passes] == [each.name for each in recipe.passes]
+    config = json.loads((output / "config.json").read_text(encoding="utf-8"))
+    assert config["num_hidden_layers"] == (2 if recipe.value.get("student") else 4)
+    terms = {name for entry in report.train["history"] for name in entry.get("loss", ())}
+    assert all(any(name.split(" ")[0] in terms for name in _terms(each.name)) for each in recipe.passes)
+
+
+def _terms(name: str) -> list[str]:
+    """A term of each pass that adds one; the task's for the others."""
+    first = {"distill.tinybert": "hidden", "distill.minilm": "values"}
+    return [first.get(name, name.removeprefix("distill.") if name.startswith("distill.") else "task")]
+
+
+def test_the_quickstart_is_valid() -> None:
+    for name in ("quickstart-teacher", "quickstart"):
+        assert load_recipe(FOLDER / f"{name}.yaml").output.path.endswith(name)
