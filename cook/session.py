@@ -14,7 +14,6 @@ session.finish()                            plain modules again; model.save_pret
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -159,6 +158,7 @@ class Session:
         """To be called after a real optimizer step."""
         for each in self.passes:
             each.after_step(self)
+        self._let_go()
 
     def active(self) -> list[Pass]:
         """The passes whose window holds the present step."""
@@ -214,14 +214,11 @@ class Session:
         return torch.ones_like(like[..., 0], dtype=torch.bool) if mask is None else mask.bool()
 
     def attended(self, like: Tensor) -> Tensor:
-        """Which tokens the valid ones of this batch may attend to: bool [batch, tokens, tokens].
-
-        Args:
-            like: [batch, tokens, ...], for batches without padding.
-        """
+        """Which tokens the valid ones may attend to: bool [batch, tokens, tokens]; `like` as above."""
         valid = self.valid_tokens(like)
         allowed = valid[:, :, None] & valid[:, None, :]
-        return allowed.tril() if self.anatomy.causal else allowed
+        reach = self.anatomy.window or valid.shape[-1]
+        return allowed.tril().triu(1 - reach) if self.anatomy.causal else allowed
 
     def teacher_outputs(self) -> Any:
         """The first teacher's outputs for the batch of this forward; run once, whoever asks."""
@@ -249,17 +246,12 @@ class Session:
     def close(self) -> None:
         """Remove all hooks; the model keeps whatever state it is in."""
         self.hooks.close()
-        self._tensors.clear()
-        for each in self.teachers:
-            each.forget()
-        self.batch, self.outputs = {}, ModelOutput()
+        self._let_go()
 
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -276,6 +268,12 @@ class Session:
         self.masks.load_state_dict(state["masks"])
         for each in self.passes:
             each.load_state_dict(state["passes"][each.id])
+
+    def _let_go(self) -> None:
+        self._tensors.clear()
+        for each in self.teachers:
+            each.forget()
+        self.batch, self.outputs = {}, ModelOutput()
 
     def _attach(self, each: Pass) -> None:
         try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,18 +17,29 @@ from cook.model.hooks import Hooks
 from cook.model.tensors import Tensors
 
 One: TypeAlias = PreTrainedModel | Literal["self"]
-Given: TypeAlias = One | Sequence[One | tuple[One, float]] | None
-"""A teacher, or several, each with its weight if they should not count alike."""
+Given: TypeAlias = (
+    One | Sequence[One | tuple[One, float] | tuple[One, float, Callable[..., "Teacher"]]] | None
+)
+"""A teacher, or several, each with its weight if they should not count alike, and what makes a Teacher of
+the model, the hooks and the weight if it is of another kind."""
+
+ROWS = "rows"
+"""What a batch calls the numbers of its examples in the data set; no model gets it."""
 
 
 class Teacher:
     """A model in eval mode and without gradients, that tells logits and tensors of the present batch.
+
+    It computes as the student does; one in half precision computes in that, under autocast too.
 
     Args:
         model: is changed to eval mode for good.
         hooks: register what is watched, and remove it.
         weight: its share beside other teachers.
     """
+
+    by_row: ClassVar[bool] = False
+    """Whether batches must say which rows they hold."""
 
     def __init__(self, model: PreTrainedModel, hooks: Hooks, weight: float = 1.0):
         self.model: Any = model.eval().requires_grad_(False)
@@ -45,12 +57,20 @@ class Teacher:
         """
         self._tensors.watch(name)
 
+    def soften(self, temperature: float) -> None:
+        """Ask for `top` at a temperature, before the first batch."""
+
+    def top(self, temperature: float) -> tuple[Tensor, Tensor, Tensor] | None:
+        """What `cook.distill.truncated.top` gives, if no more than that is known; None: see the logits."""
+        return None
+
     def open(self) -> None:
         """All is asked for, batches may come."""
         self._tensors.open()
 
     def meet(self, batch: Mapping[str, Tensor]) -> None:
         """Take the batch of the next forward; the model runs when it is asked."""
+        self._tensors.clear()
         self._batch, self._outputs = batch, None
 
     def place(self, device: torch.device | str) -> None:
@@ -61,11 +81,20 @@ class Teacher:
     def outputs(self) -> Any:
         """What the model gives for the batch."""
         if self._outputs is None:
-            labels = () if self.model.config.is_encoder_decoder else ("labels",)
-            inputs = {name: value for name, value in self._batch.items() if name not in labels}
-            with torch.no_grad(), self._tensors.recording():
-                self._outputs = self.model(**inputs)
+            # Autocast would mix a half precision with its own, which not every kernel takes.
+            half = self.model.dtype.itemsize < 4
+            own = torch.autocast(self.model.device.type, enabled=False) if half else nullcontext()
+            with torch.no_grad(), own, self._tensors.recording():
+                self._outputs = self.model(**self._inputs())
         return self._outputs
+
+    def _inputs(self) -> dict[str, Tensor]:
+        unseen = {ROWS} if self.model.config.is_encoder_decoder else {ROWS, "labels"}
+        return {
+            name: value.to(self.model.dtype) if value.is_floating_point() else value
+            for name, value in self._batch.items()
+            if name not in unseen
+        }
 
     def tensor(self, name: str) -> Tensor:
         """A watched tensor, for the batch."""
@@ -74,21 +103,38 @@ class Teacher:
 
     def forget(self) -> None:
         """Let go of the batch and what came of it."""
-        self._tensors.clear()
         self.meet({})
 
     @property
     def finite(self) -> bool:
-        """Whether what it last gave is; True when it gave nothing."""
-        return self._outputs is None or bool(torch.isfinite(self._outputs.logits).all())
+        """Whether what it last gave is (a class may be ruled out); True when it gave nothing."""
+        return self._outputs is None or bool((self._outputs.logits < torch.inf).all())
+
+    def finite_for(self, batch: Mapping[str, Tensor]) -> bool:
+        """Whether what it gives for a batch is; True of one that was not asked in the last forward."""
+        if self._outputs is None:
+            return True
+        self.meet(batch)
+        return self.outputs is not None and self.finite
 
 
-def teachers(model: PreTrainedModel, given: Given, hooks: Hooks) -> list[Teacher]:
+def not_finite(several: Sequence[Teacher], batches: Sequence[Mapping[str, Tensor]]) -> str | None:
+    """Who of the teachers, in words, gives what is not finite for one of the batches; None if nobody does."""
+    for index, teacher in enumerate(several):
+        if not all(teacher.finite_for(batch) for batch in batches):
+            return f"teacher {index} (counted from 0)" if len(several) > 1 else "the teacher"
+    return None
+
+
+def teachers(
+    model: PreTrainedModel, given: Given, hooks: Hooks, source: PreTrainedModel | None = None
+) -> list[Teacher]:
     """The teachers of a student.
 
     Args:
         model: the student, as it is before any pass.
-        given: a model, `"self"` for a copy of the student, several of them, or None.
+        given: a model, `"self"`, several of them, or None.
+        source: what `"self"` is; None means a copy of the student.
 
     Raises:
         CookError: something else is given, or a weight that is not positive.
@@ -96,14 +142,16 @@ def teachers(model: PreTrainedModel, given: Given, hooks: Hooks) -> list[Teacher
     if given is None:
         return []
     several = list(given) if isinstance(given, (list, tuple)) else [given]
-    weighted = [each if isinstance(each, tuple) else (each, 1.0) for each in several]
-    if any(weight <= 0 for _, weight in weighted):
+    whole = [(*each, Teacher)[:3] if isinstance(each, tuple) else (each, 1.0, Teacher) for each in several]
+    if any(weight <= 0 for _, weight, _ in whole):
         raise CookError("a teacher's weight must be above 0", where="teacher")
-    return [Teacher(_resolved(model, one), hooks, float(weight)) for one, weight in weighted]
+    return [kind(_resolved(model, one, source), hooks, float(weight)) for one, weight, kind in whole]
 
 
-def _resolved(model: PreTrainedModel, teacher: Any) -> PreTrainedModel:
+def _resolved(model: PreTrainedModel, teacher: Any, source: PreTrainedModel | None) -> PreTrainedModel:
     """A teacher's model, reading what is padded for the student."""
+    if source is not None and isinstance(teacher, str) and teacher == "self":
+        teacher = source
     # A model that is given as its own teacher is meant as it is now, too.
     made = (
         copy.deepcopy(model)

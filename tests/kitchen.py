@@ -25,7 +25,7 @@ from cook.errors import Interrupted
 from cook.model import folder
 from cook.passes import Effect, Pass, registered
 from cook.pipeline import output
-from cook.pipeline.inputs import load_model, make_passes, read_data
+from cook.pipeline.inputs import load_model, load_teacher, make_passes, read_data
 from cook.pipeline.plan import plan_passes
 from cook.pipeline.train import Outcome, Work, carry_out, outputs
 from cook.recipe import Recipe, load_recipe
@@ -191,7 +191,7 @@ def run(recipe: Recipe, checkpoints: Path, *, stop: int | None = None) -> Run:
                 train=recipe.train,
                 evaluation=recipe.eval,
                 accelerator=Accelerator(cpu=True),
-                teacher="self" if recipe.teacher else None,
+                teacher=load_teacher(recipe, model, data, processor, _silent),
                 folder=checkpoints,
                 identity=output.identity(recipe, 1),
                 restore=restore,

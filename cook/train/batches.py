@@ -16,12 +16,15 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from cook.teacher import ROWS
 from cook.train.tasks.task import Task
 
 BUCKET = 50
 """Batches that are sorted by length together: little padding, and still a random order."""
 
 Batch = dict[str, torch.Tensor]
+Update = list[tuple[Batch, bool]]
+"""The micro-batches of one update in one process, and whether they count nothing."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,9 @@ def epoch_loader(
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
-) -> Iterator[list[tuple[Batch, bool]]]:
+    *,
+    numbered: bool = False,
+) -> Iterator[Update]:
     """The batches of each update, in order, on the CPU.
 
     Args:
@@ -103,17 +108,26 @@ def epoch_loader(
         updates: from `plan_epoch`; to go on in mid-epoch, the ones that are left.
         accumulate, rank, world: as for `share`.
         workers: threads that prepare updates ahead; the batches are the same with any number.
+        numbered: put the number of each example into the batches: `rows`, int64 [batch].
 
     Yields:
         `(batch, weight_zero)` of each micro-batch of this process.
     """
 
-    def made(update: Sequence[int]) -> list[tuple[Batch, bool]]:
+    def made(update: Sequence[int]) -> Update:
         parts = share(update, accumulate, rank, world)
         rows = iter(fetch(dataset, [index for part in parts for index in part.indices]))
-        return [(task.collate([next(rows) for _ in part.indices]), part.weight_zero) for part in parts]
+        made = [(task.collate([next(rows) for _ in part.indices]), part.weight_zero) for part in parts]
+        for (batch, _), part in zip(made, parts, strict=True):
+            batch.update({ROWS: torch.tensor(part.indices)} if numbered else {})
+        return made
 
     return _ahead(made, updates, workers) if workers else map(made, updates)
+
+
+def placed(batch: Batch, device: torch.device | str) -> Batch:
+    """The batch on a device, but for the numbers of its rows, which are read on the CPU."""
+    return {name: tensor if name == ROWS else tensor.to(device) for name, tensor in batch.items()}
 
 
 def fetch(dataset: Dataset, indices: list[int]) -> list[dict[str, Any]]:

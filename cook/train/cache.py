@@ -1,8 +1,9 @@
 """Prepared data on disk, named by everything that it was made from.
 
-An entry is one Arrow file `KEY-DIGEST.arrow`. KEY is the hash of the rows, the processor's files and
-the options; DIGEST is the hash of the file itself, so that an entry is complete or recognisably not,
-and writing one is a single rename. Nothing is ever read that does not match its own name.
+An entry is one file: `KEY-DIGEST.arrow` of rows, `KEY-DIGEST.answers` of what a teacher said about them.
+KEY is the hash of what it was made from (the rows, the processor's files, the options); DIGEST is the hash
+of the file itself, so that an entry is complete or recognisably not, and writing one is a single rename.
+Nothing is ever read that does not match its own name.
 """
 
 from __future__ import annotations
@@ -11,18 +12,25 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 from datasets import Dataset, Image
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from cook.errors import RunError
 from cook.model.folder import save_processor
 
 VERSION = 1
 """Part of every key: raised when the meaning of what is stored changes."""
+
+
+def _silent(name: str) -> None:
+    """Say nothing."""
 
 
 def folder() -> Path:
@@ -71,6 +79,24 @@ def of_processor(processor: Any) -> str:
     return digest.hexdigest()
 
 
+def of_tensors(tensors: Mapping[str, Tensor], told: str = "") -> str:
+    """The hash of tensors with their names, types and shapes, and of a text that goes with them."""
+    digest = hashlib.sha256(told.encode())
+    for name, tensor in tensors.items():
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def of_config(model: PreTrainedModel) -> str:
+    """What a model is besides its weights, as a text: its classes and its config, but not where it lies."""
+    config = model.config.to_dict()
+    for name in ("_name_or_path", "transformers_version"):
+        config.pop(name, None)
+    attention = getattr(model.config, "_attn_implementation", None)
+    return f"{type(model)}\n{model}\n{attention}\n{json.dumps(config, sort_keys=True, default=str)}"
+
+
 def _lasting(path: Path) -> bytes:
     content = path.read_bytes()
     if path.name != "tokenizer.json":
@@ -90,37 +116,67 @@ def stored(key: str, build: Callable[[], Iterable[pa.Table]]) -> Dataset:
     Raises:
         RunError: the cache folder cannot be read or written.
     """
+    if (path := find(key, "arrow")) is None:
+        tables = iter(build())
+        first = next(tables)
+
+        def write(unfinished: Path) -> None:
+            with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_stream(file, first.schema) as writer:
+                writer.write_table(first)
+                for table in tables:
+                    writer.write_table(table)
+
+        path = put(key, "arrow", write)
+    return Dataset.from_file(str(path))
+
+
+def find(key: str, kind: str, damaged: Callable[[str], None] = _silent) -> Path | None:
+    """The file of the entry `key`, or None; one that is damaged is removed.
+
+    Args:
+        kind: what names end in.
+        damaged: is told the name of a damaged one.
+
+    Raises:
+        RunError: the cache folder cannot be read.
+    """
     root = folder()
     try:
-        for path in sorted(root.glob(f"{key}-*.arrow")):
+        for path in sorted(root.glob(f"{key}-*.{kind}")):
             if path.stem == f"{key}-{_digest(path)}":
-                return Dataset.from_file(str(path))
+                return path
             path.unlink(missing_ok=True)
+            damaged(path.name)
     except OSError as problem:  # such as the entry of another user of a shared folder
         hint = "make the folder readable, or set COOK_CACHE to another one"
         raise RunError(f"the cache cannot be read: {problem}", where=str(root), hint=hint) from problem
-    tables = iter(build())
-    first = next(tables)
+    return None
+
+
+def put(key: str, kind: str, write: Callable[[Path], None]) -> Path:
+    """A new file of the entry `key`.
+
+    Args:
+        kind: what its name ends in.
+        write: makes the file at a path.
+
+    Raises:
+        RunError: the cache folder cannot be written.
+    """
+    root = folder()
     try:
-        return Dataset.from_file(str(_write(root, key, first, tables)))
+        root.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=root, prefix=f"{key}-", suffix=".tmp")
+        os.close(handle)
+        unfinished = Path(name)
+        try:
+            write(unfinished)
+            return unfinished.replace(root / f"{key}-{_digest(unfinished)}.{kind}")
+        finally:
+            unfinished.unlink(missing_ok=True)
     except OSError as problem:
         hint = "make room there, or set COOK_CACHE to another folder"
         raise RunError(f"the cache cannot be written: {problem}", where=str(root), hint=hint) from problem
-
-
-def _write(root: Path, key: str, first: pa.Table, rest: Iterable[pa.Table]) -> Path:
-    root.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=root, prefix=f"{key}-", suffix=".tmp")
-    os.close(handle)
-    unfinished = Path(name)
-    try:
-        with pa.OSFile(name, "wb") as file, pa.ipc.new_stream(file, first.schema) as writer:
-            writer.write_table(first)
-            for table in rest:
-                writer.write_table(table)
-        return unfinished.replace(root / f"{key}-{_digest(unfinished)}.arrow")
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _digest(path: Path) -> str:

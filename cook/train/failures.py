@@ -12,14 +12,21 @@ import torch
 from cook.errors import Interrupted, RunError
 
 
-def not_finite(term: str, value: float, step: int, total: int) -> RunError:
-    """A loss term, or the gradient's norm, is NaN or infinite."""
+def not_finite(term: str, value: float, step: int, total: int, teacher: str | None = None) -> RunError:
+    """A loss term, or the gradient's norm, is NaN or infinite.
+
+    Args:
+        teacher: the one, in words, whose answers are not finite either.
+    """
     what = "the gradient's norm" if term == "gradient norm" else f"the loss term {term!r}"
     kind = "NaN" if math.isnan(value) else "infinite"
+    because = f": {teacher} gives numbers that are not finite" if teacher else ""
     return RunError(
-        f"{what} is {kind} at step {step} of {total}; the run stopped before the step was made, "
+        f"{what} is {kind} at step {step} of {total}{because}; the run stopped before the step was made, "
         "nothing is saved over",
-        hint="lower train.learning_rate, or use train.precision: fp32 or bf16; "
+        hint="look at the teacher's weights, or let it compute in more: teacher.dtype: float32"
+        if teacher
+        else "lower train.learning_rate, or use train.precision: fp32 or bf16; "
         "a checkpoint before it is kept",
     )
 

@@ -31,6 +31,7 @@ from torch import Tensor
 from cook.errors import CookError, RunError
 from cook.recipe.moment import Moment
 from cook.session import Session
+from cook.teacher import not_finite as not_finite_teacher
 from cook.train import batches, checkpoint, processes
 from cook.train.accounting import Accounting
 from cook.train.failures import interrupted, memory_errors, not_finite
@@ -117,7 +118,7 @@ class Loop:
             Signals() as signals,
             memory_errors(self.train),
             recomputing(self.session.model, self.train.gradient_checkpointing),
-            self._progress() as progress,
+            bar(self.total, self.done, shown=self.bar) as progress,
         ):
             for step, micro_batches in zip(range(self.done, self.total), self._updates(), strict=False):
                 self.accounting.window_opens(step)
@@ -142,28 +143,27 @@ class Loop:
         if self.train.select == "best" and self.best is not None:
             self.session.load_state_dict(self._best_state)
 
-    def _update(self, step: int, micro_batches: list[tuple[batches.Batch, bool]]) -> dict[str, float]:
+    def _update(self, step: int, micro_batches: batches.Update) -> dict[str, float]:
         """One optimizer update; returns the loss terms, weighted and not, as means over its items."""
         counts = [0 if empty else self.task.count(batch) for batch, empty in micro_batches]
         total = processes.total(self.accelerator, sum(counts))
-        world = self.accelerator.num_processes
         sums: dict[str, Tensor] = {}
         for index, ((batch, _), count) in enumerate(zip(micro_batches, counts, strict=True)):
             seed_everything(self.train.seed, step, index, self.accelerator.process_index)
-            batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+            batch = batches.placed(batch, self.accelerator.device)
             last = index == len(micro_batches) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
                 terms = self.module(batch)
                 share = count / total
                 # DDP takes the mean over processes, and the loss is a mean over all their items.
-                self.accelerator.backward(sum(terms.values()) * (share * world))
+                self.accelerator.backward(sum(terms.values()) * (share * self.accelerator.num_processes))
             for name, value in terms.items():
                 for key, term in ((name, value), (f"{name} (unweighted)", self.session.unweighted[name])):
                     sums[key] = sums.get(key, 0.0) + share * term.detach().float()
         norm = None
         if self.train.clip is not None:
             norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.train.clip)
-        values = self._finite(step, sums, norm)
+        values = self._finite(step, sums, norm, micro_batches)
         self.prepared.step()
         self.prepared.zero_grad()
         if not self.accelerator.optimizer_step_was_skipped:
@@ -171,7 +171,9 @@ class Loop:
             self.rate.step()
         return values
 
-    def _finite(self, step: int, sums: dict[str, Tensor], norm: Tensor | None) -> dict[str, float]:
+    def _finite(
+        self, step: int, sums: dict[str, Tensor], norm: Tensor | None, update: batches.Update
+    ) -> dict[str, float]:
         """All terms as numbers, in one transfer; a RunError when one is not finite."""
         if norm is not None:
             # The same in every process, so that each has an equal share of it.
@@ -184,10 +186,15 @@ class Loop:
             # Under fp16 the scaler meets infinite gradients and skips the step itself.
             scaled = name == "gradient norm" and self.accelerator.scaler is not None
             if not math.isfinite(value) and not scaled:
-                raise not_finite(name.removesuffix(" (unweighted)"), value, step, self.total)
+                term = name.removesuffix(" (unweighted)")
+                suspects = () if term in ("task", "gradient norm") else self.session.teachers
+                placed = [batches.placed(batch, self.accelerator.device) for batch, _ in update]
+                with self.accelerator.autocast():
+                    who = not_finite_teacher(suspects, placed)
+                raise not_finite(term, value, step, self.total, who)
         return found
 
-    def _updates(self) -> Iterator[list[tuple[batches.Batch, bool]]]:
+    def _updates(self) -> Iterator[batches.Update]:
         """The updates from where the run stands, epoch after epoch."""
         lengths = batches.lengths(self.data)
         epoch, offset = divmod(self.done, self.per_epoch)
@@ -203,6 +210,7 @@ class Loop:
                 self.accelerator.process_index,
                 self.accelerator.num_processes,
                 self.train.workers,
+                numbered=any(each.by_row for each in self.session.teachers),
             )
             epoch, offset = epoch + 1, 0
 
@@ -290,6 +298,3 @@ class Loop:
 
     def _due(self, every: int) -> bool:
         return bool(every) and self.done % every == 0
-
-    def _progress(self) -> Any:
-        return bar(self.total, self.done, shown=self.bar)

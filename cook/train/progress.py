@@ -11,7 +11,7 @@ LOG_SECONDS = 30.0
 """Between two drawings where nobody watches: a log keeps each one."""
 
 
-def bar(total: int, done: int = 0, *, shown: bool = True) -> tqdm[NoReturn]:
+def bar(total: int, done: int = 0, *, shown: bool = True, unit: str = "step") -> tqdm[NoReturn]:
     """A bar of `total` steps on stderr, `done` of them made; drawn seldom when stderr is no terminal."""
     apart = 0.1 if sys.stderr.isatty() else LOG_SECONDS
     # tqdm draws at the latest after `maxinterval`, whatever `mininterval` says.
@@ -19,7 +19,7 @@ def bar(total: int, done: int = 0, *, shown: bool = True) -> tqdm[NoReturn]:
         total=total,
         initial=done,
         disable=not shown,
-        unit="step",
+        unit=unit,
         dynamic_ncols=True,
         mininterval=apart,
         maxinterval=max(apart, 10.0),

@@ -1,0 +1,180 @@
+"""What a teacher said about every row of a data set, in one memory-mapped file.
+
+    size             of the header: 8 bytes, little endian
+    header           JSON: `key`, and of each part its dtype and the shape of a row; blanks up to 64 bytes
+    parts            one after another, each with all rows in `Order`, every row without its padding
+
+Where a row begins follows from the lengths of the rows, which the data set knows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+ALIGNED = 64
+"""Parts begin at multiples of so many bytes."""
+
+Numbers = NDArray[np.int64]
+
+
+class Order:
+    """The order in which rows are asked about and kept: longest first, equal ones as they stand.
+
+    Args:
+        lengths: the tokens of each row; None when all are equal.
+        rows: how many.
+    """
+
+    def __init__(self, lengths: Sequence[int] | None, rows: int):
+        self.tokens: Numbers = np.ones(rows, np.int64) if lengths is None else np.asarray(lengths, np.int64)
+        self.rows: Numbers = np.argsort(-self.tokens, kind="stable")
+        self.place: Numbers = np.empty(rows, np.int64)
+        self.place[self.rows] = np.arange(rows)
+
+
+class Part(NamedTuple):
+    """How one tensor is kept.
+
+    Attributes:
+        dtype: as torch calls it: `float32`.
+        shape: of one row; None stands for the tokens that the row has.
+    """
+
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    @property
+    def ragged(self) -> bool:
+        return None in self.shape
+
+    def sizes(self, tokens: Numbers) -> Numbers:
+        """The numbers in rows of so many tokens."""
+        fixed = int(np.prod([size for size in self.shape if size is not None], dtype=np.int64))
+        return fixed * tokens ** self.shape.count(None)
+
+    def of(self, tokens: int) -> tuple[int, ...]:
+        """The shape of a row of so many tokens."""
+        return tuple(tokens if size is None else size for size in self.shape)
+
+    def cut(self, tokens: int, longest: int, left: bool) -> tuple[slice, ...]:
+        """Where a row of so many tokens stands, padded to the longest on the left or on the right."""
+        own = slice(longest - tokens, longest) if left else slice(0, tokens)
+        return tuple(own if size is None else slice(0, size) for size in self.shape)
+
+    @property
+    def stored(self) -> np.dtype[Any]:
+        """What numpy reads it as, which has no bfloat16."""
+        return np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype)
+
+    def trimmed(self, tensor: Tensor, tokens: Numbers, left: bool) -> Tensor:
+        """Rows [batch, ...] without their padding, one after another."""
+        tensor = tensor.to(getattr(torch, self.dtype))
+        if not self.ragged:
+            return tensor.flatten()
+        longest = tensor.shape[1 + self.shape.index(None)]
+        rows = zip(tensor, tokens.tolist(), strict=True)
+        return torch.cat([row[self.cut(count, longest, left)].flatten() for row, count in rows])
+
+
+def write(
+    path: Path, key: str, order: Order, parts: Mapping[str, Part], blocks: Iterable[Mapping[str, Tensor]]
+) -> None:
+    """Write a file.
+
+    Args:
+        blocks: rows in `order`, some at a time: what `Part.trimmed` gives, by name.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    header = _header(key, parts)
+    starts, size = _starts(len(header), order, parts)
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(size)
+        at = dict(starts)
+        for block in blocks:
+            for name, rows in block.items():
+                data = rows.contiguous().view(torch.uint8).cpu().numpy().data
+                file.seek(at[name])
+                at[name] += file.write(data)
+
+
+def _header(key: str, parts: Mapping[str, Part]) -> bytes:
+    told = json.dumps({"key": key, "parts": parts}, sort_keys=True).encode()
+    told += b" " * (-(8 + len(told)) % ALIGNED)
+    return len(told).to_bytes(8, "little") + told
+
+
+def _starts(first: int, order: Order, parts: Mapping[str, Part]) -> tuple[dict[str, int], int]:
+    """Where each part begins, in the order of their names, and where the file ends."""
+    starts = {}
+    for name in sorted(parts):
+        starts[name] = first + -first % ALIGNED
+        numbers = int(parts[name].sizes(order.tokens).sum())
+        first = starts[name] + numbers * parts[name].stored.itemsize
+    return starts, first
+
+
+class Answers:
+    """An open file.
+
+    Args:
+        path: of a file that `write` made.
+        key: what it must have been made for.
+        order: of the rows that it was made of.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+
+    def __init__(self, path: Path, key: str, order: Order):
+        self.order = order
+        with path.open("rb") as file:
+            header = 8 + int.from_bytes(file.read(8), "little")
+            if header > path.stat().st_size:
+                raise ValueError("it has no header")
+            told = json.loads(file.read(header - 8))
+        if told["key"] != key:
+            raise ValueError("it is of another teacher or other data")
+        self.parts = {name: Part(dtype, tuple(shape)) for name, (dtype, shape) in told["parts"].items()}
+        starts, size = _starts(header, order, self.parts)
+        if size != path.stat().st_size:
+            raise ValueError("it is of another size")
+        self._numbers: dict[str, NDArray[Any]] = {}
+        self._begins: dict[str, Numbers] = {}
+        for name, part in self.parts.items():
+            sizes = part.sizes(order.tokens[order.rows])
+            shape = (int(sizes.sum()),)
+            mapped = np.memmap(path, part.stored, "r", starts[name], shape)
+            # As a plain array: memmap's own class takes microseconds a slice.
+            self._numbers[name] = mapped.view(np.ndarray)
+            self._begins[name] = np.cumsum(sizes) - sizes
+
+    def read(self, name: str, rows: Numbers, longest: int, left: bool) -> Tensor:
+        """One tensor of some rows, as the teacher would give it: [batch, ...], and 0 for padding.
+
+        Args:
+            rows: their numbers in the data set.
+            longest: tokens of the longest row, as far as all are padded.
+            left: whether they are padded on the left.
+        """
+        part, numbers, place = self.parts[name], self._numbers[name], self.order.place[rows]
+        if not part.ragged:
+            found = numbers.reshape(len(self.order.rows), *part.of(0))[place]
+        else:
+            tokens = self.order.tokens[rows]
+            found = np.zeros((len(rows), *part.of(longest)), numbers.dtype)
+            begins = self._begins[name][place].tolist()
+            ends = (self._begins[name][place] + part.sizes(tokens)).tolist()
+            for into, begin, end, count in zip(found, begins, ends, tokens.tolist(), strict=True):
+                into[part.cut(count, longest, left)] = numbers[begin:end].reshape(part.of(count))
+        return torch.from_numpy(found).view(getattr(torch, part.dtype))
