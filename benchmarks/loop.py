@@ -21,11 +21,18 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, default_collate
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+)
 
 from benchmarks.pairs import machine, measure, ratio, table
 from benchmarks.turns import Loop as Turns
@@ -33,6 +40,7 @@ from cook.pipeline import environment
 from cook.pipeline.inputs import make_passes
 from cook.recipe import load_recipe
 from cook.session import Session
+from cook.teacher import Given
 from cook.train.accounting import Accounting
 from cook.train.loop import Loop
 from cook.train.tasks import Task
@@ -56,11 +64,11 @@ class Examples(torch.utils.data.Dataset[dict[str, Any]]):
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": index % 2}
 
 
-def model() -> BertForSequenceClassification:
+def model(layers: int = 6, seed: int = 0) -> BertForSequenceClassification:
     """The model that every loop starts from."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     return BertForSequenceClassification(
-        BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+        BertConfig(hidden_size=384, num_hidden_layers=layers, num_attention_heads=12, intermediate_size=1536)
     )
 
 
@@ -75,18 +83,26 @@ def collate(pause: Callable[[], None], examples: list[dict[str, Any]]) -> dict[s
 
 def by_hand(pause: Callable[[], None]) -> None:
     """What one writes without a library, nothing left out and nothing added."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     student = model().train()
-    student.to(device)
-    matrices = [p for p in student.parameters() if p.ndim > 1]
-    others = [p for p in student.parameters() if p.ndim <= 1]
+    stepped(pause, student, lambda batch: student(**batch).loss)
+
+
+def stepped(
+    pause: Callable[[], None],
+    trained: torch.nn.Module,
+    loss_of: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+) -> None:
+    """A training loop by hand."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trained.to(device)
+    matrices = [p for p in trained.parameters() if p.ndim > 1]
+    others = [p for p in trained.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, fused=True)
     schedule = LambdaLR(optimizer, lambda step: 1 - step / STEPS)
     for batch in DataLoader(Examples(), BATCH, collate_fn=partial(collate, pause)):
-        loss = student(**{name: tensor.to(device) for name, tensor in batch.items()}).loss
-        loss.backward()
-        clip_grad_norm_(student.parameters(), 1.0)
+        loss_of({name: tensor.to(device) for name, tensor in batch.items()}).backward()
+        clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -140,8 +156,19 @@ def cooked(
     pause: Callable[[], None],
     passes: Sequence[dict[str, Any]] = (),
     also: Callable[[dict[str, torch.Tensor]], None] | None = None,
+    *,
+    student: PreTrainedModel | None = None,
+    teacher: Given = "self",
+    task: Task | None = None,
+    rows: Dataset | None = None,
+    ready: Callable[[Session, Accelerator], None] | None = None,
 ) -> None:
-    """The loop of cook with some passes; `also` is run on each batch before its step."""
+    """The loop of cook with some passes.
+
+    Args:
+        also: is run on each batch before its step; `ready` once, before the first.
+        task, rows: that make other batches.
+    """
     train = {
         "steps": STEPS,
         "batch_size": BATCH,
@@ -150,13 +177,18 @@ def cooked(
     }
     recipe = load_recipe({"version": 1, "train": train, "passes": list(passes)}, partial=True)
     accelerator = environment.accelerator(recipe)
-    student = model().to(accelerator.device)
+    student = model() if student is None else student
+    student.to(accelerator.device)
     used = make_passes(recipe)
-    rows = Dataset.from_dict({"row": range(BATCH * STEPS)})
-    with Session(used, student, total_steps=STEPS, steps_per_epoch=STEPS, teacher="self") as session:
+    if rows is None:
+        rows = Dataset.from_dict({"row": range(BATCH * STEPS)})
+    epoch = len(rows) // BATCH
+    with Session(used, student, total_steps=STEPS, steps_per_epoch=epoch, teacher=teacher) as session:
+        if ready is not None:
+            ready(session, accelerator)
         Loop(
             session,
-            Sequential(pause, also),
+            task or Sequential(pause, also),
             rows,
             recipe.train,
             accelerator=accelerator,

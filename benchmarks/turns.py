@@ -20,13 +20,13 @@ class Loop:
 
     Args:
         run: called with `pause`, which it must call once for each batch that it makes. It lives at the top
-            of a module, since the other process imports it by name.
+            of a module, or is a `partial` of what does, since the other process imports it by name.
     """
 
     def __init__(self, run: Callable[[Callable[[], None]], object]):
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
-        self._name = run.__qualname__
+        self._name = getattr(run, "__qualname__", str(run))
         self._process = context.Process(target=_child, args=(run, there), daemon=True)
         self._process.start()
         there.close()  # or the end of the child would not be seen as the end of the pipe

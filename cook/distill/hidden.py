@@ -38,14 +38,24 @@ def valid_mean(distances: Tensor, valid: Tensor) -> Tensor:
     """The mean over examples of what their valid tokens give.
 
     Args:
-        distances: [batch], [batch, tokens], [batch, heads, tokens], or of another shape, whose mean is taken.
+        distances: [batch, tokens] or [batch, heads, tokens]; one of another shape, as [batch], knows no
+            tokens, and its plain mean is taken. A first dimension of 1 stands for all examples.
         valid: bool [batch, tokens].
     """
-    if distances.dim() == 3 and distances.shape[::2] == valid.shape:
-        return token_mean(distances.mean(1), valid)
-    if distances.shape == valid.shape:
-        return token_mean(distances, valid)
-    return distances.mean()
+    if valid.dim() != 2 or distances.dim() not in (2, 3) or distances.shape[-1] != valid.shape[-1]:
+        return distances.mean()
+    by_token = distances.mean(1) if distances.dim() == 3 else distances
+    return token_mean(by_token.expand_as(valid), valid)
+
+
+def attended_mean(distances: Tensor, attended: Tensor) -> Tensor:
+    """The mean over examples of the mean over heads and the positions that are attended to.
+
+    Args:
+        distances: [batch, heads, tokens, tokens].
+        attended: bool [batch, tokens, tokens].
+    """
+    return token_mean(distances.mean(1).flatten(1), attended.flatten(1))
 
 
 @register
@@ -60,7 +70,7 @@ class DistillHidden(Intermediate):
             "additionalProperties": {"type": "string"},
             "minProperties": 1,
             "description": "{student tensor: teacher tensor}: layers[3].output, embeddings.output, "
-            "layers[0].attention.scores, logits, or a module's PATH[in] or PATH[out]",
+            "layers[0].attention.scores (without projection), logits, or a module's PATH[in] or PATH[out]",
         },
         "distance": {
             "enum": sorted(DISTANCES),
@@ -87,18 +97,38 @@ class DistillHidden(Intermediate):
         {"map": {"layers[1].attention.values": "layers[0].attention.values"}, "normalize": True},
     )
 
+    def check(self) -> None:
+        found = [name for name in self.given["map"] if _scores(name)]
+        if self.given["projection"] != "none" and len(found) == len(self.given["map"]):
+            raise self.error(
+                "scores are compared head by head: there is nothing to project",
+                option="projection",
+                hint="leave it out",
+            )
+        if found and (self.given["distance"] == "cosine" or self.given["normalize"]):
+            raise self.error(
+                f"{found[0]} has no directions to compare: each score counts for itself",
+                option="normalize" if self.given["normalize"] else "distance",
+                hint="give the scores a distill.hidden of their own, with distance mse or l1, not normalized",
+            )
+
     def pairs(self, student: Anatomy, teacher: Anatomy) -> list[Pair]:
-        return [Pair(mine, theirs) for mine, theirs in self.given["map"].items()]
+        return [Pair(mine, theirs, not _scores(mine)) for mine, theirs in self.given["map"].items()]
 
     def losses(self, session: Session) -> dict[str, Term]:
         values = []
         for pair in self.watched:
             mine, theirs = self.compared(session, pair)
-            if pair.student.endswith(".scores"):
-                attended = session.attended(mine[:, 0])[:, None]
-                mine, theirs = mine.masked_fill(~attended, 0.0), theirs.masked_fill(~attended, 0.0)
+            distance = DISTANCES[self.given["distance"]]
+            if _scores(pair.student):
+                distances = distance(mine[..., None], theirs[..., None])
+                values.append(attended_mean(distances, session.attended(mine[:, 0])))
+                continue
             if self.given["normalize"]:
                 mine, theirs = functional.normalize(mine, dim=-1), functional.normalize(theirs, dim=-1)
-            distances = DISTANCES[self.given["distance"]](mine, theirs)
-            values.append(valid_mean(distances, session.valid_tokens(mine)))
+            values.append(valid_mean(distance(mine, theirs), session.valid_tokens(mine)))
         return {"hidden": Term(torch.stack(values).mean(), float(self.given["weight"]))}
+
+
+def _scores(name: str) -> bool:
+    return name.endswith(".attention.scores")

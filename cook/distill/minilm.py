@@ -103,6 +103,11 @@ class DistillMiniLM(Intermediate):
     }
     examples = ({}, {"version": 1, "weight": 0.5}, {"heads": 2, "relations": ["values"], "teacher_layer": 0})
 
+    def check(self) -> None:
+        for option, default in (("relations", list(RELATIONS)), ("heads", None)):
+            if self.given["version"] == 1 and self.given[option] != default:
+                raise self.error(f"{option} belongs to version 2", option=option, hint="set version: 2")
+
     def pairs(self, student: Anatomy, teacher: Anatomy) -> list[Pair]:
         parts = ("scores", "values") if self.given["version"] == 1 else self.given["relations"]
         found = []

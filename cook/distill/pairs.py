@@ -7,9 +7,9 @@ learned projection takes the student's to the teacher's; it is trained with the 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
@@ -48,6 +48,10 @@ PROJECTION: dict[str, Any] = {
 }
 
 
+Strategy: TypeAlias = Callable[[int, int], list[int]]
+"""(student's layers, teacher's layers) -> a teacher layer for each student layer from the first on."""
+
+
 class Pair(NamedTuple):
     """The names of a tensor of the student and of the tensor of the teacher that it learns from.
 
@@ -76,12 +80,12 @@ def layer_map(
     """Pairs (student layer, teacher layer) of an explicit map, both counted from 0.
 
     Args:
-        given: a teacher layer for each student layer from the first on, or `{student: teacher}`.
-            Negative numbers count from the end.
+        given: a teacher layer for each student layer from the first on, or `{student: teacher}`, in any
+            order. Negative numbers count from the end.
         students, teachers: layers that they have.
 
     Raises:
-        CookError: a layer that is not there, or an order that is not increasing.
+        CookError: a layer that is not there, one that learns twice, or pairs that cross.
     """
     pairs: list[tuple[int, int]] = []
     items = given.items() if isinstance(given, Mapping) else enumerate(given)
@@ -94,6 +98,7 @@ def layer_map(
             if not -count <= number < count:
                 raise CookError(f"there is no layer {number}: the {who} has {count}, 0 to {count - 1}")
         pairs.append((mine % students, theirs % teachers))
+    pairs.sort()
     for one, following in pairwise(pairs):
         if not (one[0] < following[0] and one[1] < following[1]):
             found = ", ".join(f"{mine} from {theirs}" for mine, theirs in pairs)
@@ -120,7 +125,7 @@ def projection(student: int, teacher: int) -> nn.Linear:
 
     A student that is made of its teacher begins in the same coordinates; and nothing here is random.
     """
-    made = nn.Linear(student, teacher, bias=False)
+    made = nn.utils.skip_init(nn.Linear, student, teacher, bias=False)
     nn.init.eye_(made.weight)
     return made
 
@@ -143,21 +148,45 @@ class Intermediate(Pass):
         if not anatomy.teachers:
             return Effect(note="its teacher is not there to be planned with")
         pairs = self.pairs(anatomy, self._theirs(anatomy))
-        self.widths(anatomy, pairs)
+        self._project(self.widths(anatomy, pairs))
         return Effect(note=self.note(pairs))
 
     def attach(self, session: Session) -> None:
         self.watched = self.pairs(session.anatomy, self._theirs(session.anatomy))
-        widths = self.widths(session.anatomy, self.watched)
+        with session.hooks.silenced():  # no other pass shall see the example that tells the sizes
+            widths = self.widths(session.anatomy, self.watched)
         for pair in self.watched:
             session.watch(pair.student)
             self.teacher(session).watch(pair.teacher)
-        self._projections: dict[Pair, nn.Module] = {}
-        kind = self.given.get("projection", "none")
-        if kind != "none":
-            self._projections = self._project(widths, shared=kind == "shared")
+        self._projections = self._project(widths)
+        if self._projections:
             made = nn.ModuleList(dict.fromkeys(self._projections.values()))
             session.train_also(self, made.to(session.model.device))
+
+    def layers(
+        self, strategies: Mapping[str, Strategy], student: Anatomy, teacher: Anatomy
+    ) -> list[tuple[int, int]]:
+        """Which layer of the student learns from which of the teacher, as the option `layers` has it.
+
+        Args:
+            strategies: by the word that the option has for each.
+
+        Raises:
+            CookError: there are no such layers, or they are in disorder.
+        """
+        given, mine, theirs = self.given["layers"], len(student.layers), len(teacher.layers)
+        if isinstance(given, str):
+            if mine > theirs:
+                raise self.error(
+                    f"{given!r} needs a teacher layer for each of the student's {mine}: there are {theirs}",
+                    option="layers",
+                    hint="say which learn, as {student: teacher}: {0: 0}",
+                )
+            given = strategies[given](mine, theirs)
+        try:
+            return layer_map(given, mine, theirs)
+        except CookError as error:
+            raise self.error(error.message, option="layers", hint=error.hint) from error
 
     def teacher(self, session: Session) -> Teacher:
         """The teacher that the options name."""
@@ -167,7 +196,7 @@ class Intermediate(Pass):
         """Both tensors of a pair in this forward, in float32, the student's projected."""
         mine, theirs = session.tensor(pair.student), self.teacher(session).tensor(pair.teacher)
         if pair in self._projections:
-            mine = self._projections[pair](mine)
+            mine = self._projections[pair](mine.float())
         return mine.float(), theirs.float()
 
     def note(self, pairs: Sequence[Pair]) -> str:
@@ -188,8 +217,8 @@ class Intermediate(Pass):
         Raises:
             CookError: two tensors cannot be compared.
         """
-        mine = shapes(anatomy, [pair.student for pair in pairs])
-        theirs = shapes(self._theirs(anatomy), [pair.teacher for pair in pairs])
+        mine = self._shapes(anatomy, "student", pairs)
+        theirs = self._shapes(self._theirs(anatomy), "teacher", pairs)
         for pair in pairs:
             one, other = mine[pair.student], theirs[pair.teacher]
             if not self.comparable(pair, one, other):
@@ -209,10 +238,17 @@ class Intermediate(Pass):
             return "set projection: shared (one matrix for all pairs) or each (one for each)"
         return None
 
-    def _project(self, widths: Mapping[Pair, tuple[int, int]], *, shared: bool) -> dict[Pair, nn.Module]:
-        """A matrix for each pair, without bias (Jiao et al. 2020, equation 8); `shared`: one for all."""
-        projected = {pair: sizes for pair, sizes in widths.items() if pair.projected}
-        if not shared:
+    def _shapes(self, anatomy: Anatomy, who: str, pairs: Sequence[Pair]) -> dict[str, tuple[int, ...]]:
+        try:
+            return shapes(anatomy, [getattr(pair, who) for pair in pairs])
+        except CookError as error:
+            raise self.error(f"in the {who}, {error.message}", hint=error.hint) from error
+
+    def _project(self, widths: Mapping[Pair, tuple[int, int]]) -> dict[Pair, nn.Module]:
+        """A matrix for each pair, without bias (Jiao et al. 2020, equation 8), as the options have it."""
+        kind = self.given.get("projection", "none")
+        projected = {pair: sizes for pair, sizes in widths.items() if pair.projected and kind != "none"}
+        if kind == "each":
             return {pair: projection(*sizes) for pair, sizes in projected.items()}
         if len(different := set(projected.values())) > 1:
             raise self.error(

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cook.distill.pairs import COMMON, LAYERS, Intermediate, Pair, last, layer_map, token_mean, uniform
-from cook.errors import CookError
+from cook.distill.pairs import COMMON, LAYERS, Intermediate, Pair, last, token_mean, uniform
 from cook.passes import Term, register
 
 if TYPE_CHECKING:
@@ -72,27 +71,23 @@ class DistillPatient(Intermediate):
         "tokens": {
             "enum": ["first", "all"],
             "default": "first",
-            "description": "the first token of an example, or all that are not padding",
+            "description": "the first token of an example, which in a decoder sees no other, or all that are "
+            "not padding",
         },
         **COMMON,
     }
     examples = ({"weight": 10, "layers": [0]}, {"tokens": "all"})
 
     def pairs(self, student: Anatomy, teacher: Anatomy) -> list[Pair]:
-        mine, theirs = len(student.layers), len(teacher.layers)
-        given = self.given["layers"]
-        try:
-            layers = layer_map(
-                STRATEGIES[given](mine, theirs) if isinstance(given, str) else given, mine, theirs
-            )
-        except CookError as error:
-            raise self.error(error.message, option="layers", hint=error.hint) from error
+        layers = self.layers(STRATEGIES, student, teacher)
         if not layers:
-            message = f"{given!r} leaves the top layer out, and the student has no other"
-            raise self.error(message, option="layers", hint=f"such as layers: [{theirs - 1}]")
+            message = f"{self.given['layers']!r} leaves the top layer out, and the student has no other"
+            raise self.error(message, option="layers", hint=f"such as layers: [{len(teacher.layers) - 1}]")
         return [Pair(f"layers[{one}].output", f"layers[{other}].output") for one, other in layers]
 
     def unequal(self, student: Any, teacher: Any) -> str | None:
+        if student[-1] == teacher[-1]:
+            return None
         return "directions need one width; distill.tinybert and distill.hidden learn a projection"
 
     def losses(self, session: Session) -> dict[str, Term]:

@@ -18,11 +18,9 @@ from cook.distill.pairs import (
     Intermediate,
     Pair,
     last,
-    layer_map,
     token_mean,
     uniform,
 )
-from cook.errors import CookError
 from cook.passes import Term, register
 
 if TYPE_CHECKING:
@@ -32,6 +30,9 @@ if TYPE_CHECKING:
     from cook.session import Session
 
 PARTS = ("embeddings", "hidden", "attention")
+TERMS = {"embeddings": "embeddings", "hidden": "hidden states", "attention": "attention scores"}
+"""What the log calls each part, apart from what other passes learn."""
+
 STRATEGIES = {"uniform": uniform, "last": last}
 
 
@@ -96,7 +97,7 @@ class DistillTinyBERT(Intermediate):
         return [pair for pairs in self._by_part(student, teacher).values() for pair in pairs]
 
     def unequal(self, student: Sequence[int], teacher: Sequence[int]) -> str | None:
-        if len(student) == 4:
+        if len(student) == 4 and student[1] != teacher[1]:
             return "scores are compared head by head: set parts: [embeddings, hidden]"
         return super().unequal(student, teacher)
 
@@ -111,18 +112,11 @@ class DistillTinyBERT(Intermediate):
                 else:
                     values.append(state_distance(mine, theirs, session.valid_tokens(mine)))
             weight = float(self.given["weight"]) * float(self.given[part])
-            terms[part] = Term(torch.stack(values).mean(), weight)
+            terms[TERMS[part]] = Term(torch.stack(values).mean(), weight)
         return terms
 
     def _by_part(self, student: Anatomy, teacher: Anatomy) -> dict[str, list[Pair]]:
-        mine, theirs = len(student.layers), len(teacher.layers)
-        given = self.given["layers"]
-        try:
-            layers = layer_map(
-                STRATEGIES[given](mine, theirs) if isinstance(given, str) else given, mine, theirs
-            )
-        except CookError as error:
-            raise self.error(error.message, option="layers", hint=error.hint) from error
+        layers = self.layers(STRATEGIES, student, teacher)
         every = {
             "embeddings": [Pair("embeddings.output", "embeddings.output")],
             "hidden": [Pair(f"layers[{one}].output", f"layers[{other}].output") for one, other in layers],

@@ -120,6 +120,13 @@ class Anatomy:
         attention = self.model.get_submodule(query.rpartition(".")[0])
         return bool(getattr(attention, "is_causal", False))
 
+    @cached_property
+    def window(self) -> int | None:
+        """How many tokens up to itself a token attends to, in every layer alike; None: to all of them."""
+        config = getattr(self.model, "config", None)
+        kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+        return getattr(config, "sliding_window", None) if kinds == {"sliding_attention"} else None
+
     def roots(self, word: str) -> list[str] | None:
         """The names of the modules that an anatomy word stands for; None when it is no such word.
 

@@ -50,11 +50,11 @@ def _example(model: Any, tokens: int) -> dict[str, Tensor]:
         height, width = (size, size) if isinstance(size, int) else size
         image = torch.zeros(1, config.num_channels, height, width, device=model.device, dtype=model.dtype)
         return {"pixel_values": image}
-    # Ones, since a row that is all padding would be odd.
-    example = {"input_ids": torch.ones(1, tokens, dtype=torch.long, device=model.device)}
+    parts = ("", "decoder_") if config.is_encoder_decoder else ("",)
+    words = torch.ones(1, tokens, dtype=torch.long, device=model.device)
+    example = {f"{part}input_ids": words for part in parts}
     if model.device.type == "meta":
         # Without a mask, or with one that is yet to be made, some models look at values.
-        example["attention_mask"] = torch.zeros(1, 1, tokens, tokens, device="meta", dtype=model.dtype)
-    if config.is_encoder_decoder:
-        example["decoder_input_ids"] = example["input_ids"]
+        mask = torch.zeros(1, 1, tokens, tokens, device="meta", dtype=model.dtype)
+        example.update({f"{part}attention_mask": mask for part in parts})
     return example

@@ -11,7 +11,9 @@
 | `PATH[in]`, `PATH[out]` | the first that a module gets, or gives | as the module has it |
 
 Scores and their factors are computed from what the projections give, so they are there under every
-attention implementation; queries and keys are told after the rotation of a rotary embedding.
+attention implementation; queries and keys are told after the rotation of a rotary embedding, and keys and
+values once for all queries that share them. What a part gives is its module's: in BERT and its kin that
+holds the residual and the norm.
 """
 
 from __future__ import annotations
@@ -102,8 +104,8 @@ def _of_layer(anatomy: Anatomy, layer: str, word: str, part: str) -> Source:
         if query is key:  # one projection gives all three, one after the other (GPT-2)
             query, key, value = query.chunk(3, dim=-1)
         factors = [_by_head(each, attention) for each in (query, key, value)]
-        if rotation is not None and wanted != "values":
-            rotate = vars(sys.modules[type(attention).__module__])["apply_rotary_pos_emb"]
+        rotate = vars(sys.modules[type(attention).__module__]).get("apply_rotary_pos_emb")
+        if rotate is not None and wanted != "values":
             factors[:2] = rotate(*factors[:2], *rotation)
         if wanted == "scores":
             return scores(factors[0], factors[1], float(attention.scaling))  # type: ignore[arg-type]
@@ -155,6 +157,7 @@ class Tensors:
         self._kept: dict[Read, Any] = {}
         self._made: dict[str, Tensor] = {}
         self._recording = False
+        self._recomputed: list[nn.Module] = []
 
     def watch(self, name: str) -> None:
         """Ask for a tensor; after `open` each recorded forward keeps it.
@@ -170,14 +173,22 @@ class Tensors:
         Raises:
             CookError: gradients would be lost on the way.
         """
-        if self._sources:
-            refuse_reentrant(self.anatomy.model)
+        model = self.anatomy.model
+        # What does not learn has no gradients to lose.
+        if self._sources and any(parameter.requires_grad for parameter in model.parameters()):
+            self._recomputed = [each for each in model.modules() if hasattr(each, "gradient_checkpointing")]
+        refuse_reentrant(self._recomputed)
         for read in dict.fromkeys(read for source in self._sources.values() for read in source.reads):
             self._hook(read)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Keep what the forward inside gives, in the place of what the last one gave."""
+        """Keep what the forward inside gives, in the place of what the last one gave.
+
+        Raises:
+            CookError: gradients would be lost on the way, as in `open`: that can be switched on later.
+        """
+        refuse_reentrant(self._recomputed)
         self.clear()
         self._recording = True
         try:
@@ -189,7 +200,7 @@ class Tensors:
         if name not in self._made:
             source = self._sources[name]
             if missing := [read.module for read in source.reads if read not in self._kept]:
-                raise CookError(f"{name}: {missing[0]} was not run in this forward")
+                raise CookError(f"{name}: {missing[0] or 'the model'} was not run to its end in this forward")
             self._made[name] = source.make(*(self._kept[read] for read in source.reads))
         return self._made[name]
 
@@ -204,7 +215,10 @@ class Tensors:
             if not self._recording:
                 return
             if read in self._kept:
-                raise CookError(f"{read.module} runs several times in a forward: which one is meant?")
+                raise CookError(
+                    f"{read.module} runs several times in a forward: which one is meant?",
+                    hint="name a module that runs once, such as one around it",
+                )
             self._kept[read] = value
 
         def before(_: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
@@ -214,7 +228,7 @@ class Tensors:
                 keep(_first((*arguments, *named.values()), read.module))
 
         def after(_: nn.Module, arguments: Any, output: Any) -> None:
-            keep(output.logits if read.what == "logits" else _first(output, read.module))
+            keep(_logits(output) if read.what == "logits" else _first(output, read.module))
 
         if read.what in ("in", "rotary"):
             self.hooks.forward_pre(module, before, named=True)
@@ -232,12 +246,19 @@ def _first(values: Any, module: str) -> Tensor:
     raise CookError(f"{module} neither gets nor gives a tensor there")
 
 
-def refuse_reentrant(model: nn.Module) -> None:
-    """Raise CookError if `model` recomputes layers in the way that loses the gradients of what hooks keep."""
-    for module in model.modules():
+def _logits(output: Any) -> Tensor:
+    if (found := getattr(output, "logits", None)) is None:
+        raise CookError("the model gives no logits", hint="take a model with a head, or name another tensor")
+    return found
+
+
+def refuse_reentrant(modules: Iterable[nn.Module]) -> None:
+    """Raise CookError if one of `modules` is recomputed in a way that loses gradients of what hooks keep."""
+    for module in modules:
         function = getattr(module, "_gradient_checkpointing_func", None)
-        options = getattr(function, "keywords", {})
-        if getattr(module, "gradient_checkpointing", False) and options.get("use_reentrant", False):
+        # Reentrant is what torch does when it is not told.
+        chosen = getattr(function, "keywords", {}).get("use_reentrant")
+        if module.gradient_checkpointing and chosen is not False:
             raise CookError(
                 "reentrant gradient checkpointing loses the gradients of tensors inside of layers",
                 hint='model.gradient_checkpointing_enable({"use_reentrant": False})',

@@ -1,8 +1,8 @@
 """Recipe text -> plain values with the line and column of each.
 
 Reads a file or a text into a `Document`, and refuses what would be read silently wrong or would
-cost time without bound: duplicate keys, unknown tags, keys that are no text, numbers that are not
-finite, aliases that multiply or contain themselves, and files over 1 MB.
+cost time without bound: duplicate keys, unknown tags, keys that are no text or whole number, numbers that
+are not finite, aliases that multiply or contain themselves, and files over 1 MB.
 """
 
 from __future__ import annotations

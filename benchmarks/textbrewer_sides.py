@@ -1,0 +1,225 @@
+"""The two sides of `benchmarks/textbrewer.py`: one distillation, as cook and as TextBrewer run it."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
+
+from cook.model.load import load_processor
+from cook.pipeline import environment
+from cook.pipeline.inputs import load_model, load_student, make_passes, read_data, silent
+from cook.recipe import Recipe, load_recipe
+from cook.session import Session
+from cook.train import batches
+from cook.train.accounting import Accounting
+from cook.train.loop import Loop, steps_of
+from cook.train.optimizer import adamw, share_of_rate
+from cook.train.seeds import seed_everything
+from cook.train.tasks import Task
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both sides are told."""
+
+    teacher: str
+    train: str
+    validation: str
+    text: tuple[str, ...]
+    label: str = "label"
+    layers: tuple[int, ...] = (1, 3, 5)
+    max_length: int = 128
+    epochs: float = 3.0
+    batch_size: int = 32
+    learning_rate: float = 1e-4
+    temperature: float = 4.0
+    seed: int = 0
+
+    def recipe(self) -> Recipe:
+        """The setting as cook has it."""
+        taught = {
+            f"layers[{mine}].output": f"layers[{layer}].output" for mine, layer in enumerate(self.layers)
+        }
+        return load_recipe(
+            {
+                "version": 1,
+                "model": {"path": self.teacher, "task": "text-classification"},
+                "student": {"layers": self.layers},
+                "teacher": "self",
+                "data": {
+                    "train": self.train,
+                    "validation": self.validation,
+                    "text": self.text if len(self.text) > 1 else self.text[0],
+                    "label": self.label,
+                    "max_length": self.max_length,
+                },
+                "train": {
+                    "epochs": self.epochs,
+                    "batch_size": self.batch_size,
+                    "learning_rate": self.learning_rate,
+                    "seed": self.seed,
+                },
+                "passes": [
+                    {"distill.logits": {"temperature": self.temperature}},
+                    {"distill.hidden": {"map": taught}},
+                ],
+            },
+            partial=True,
+        )
+
+    def brewed(self, folder: str, steps: int, device: torch.device) -> tuple[Any, Any]:
+        """The setting as TextBrewer has it: for training, for distilling."""
+        brewer = textbrewer()
+        matches = [
+            {
+                "layer_S": mine + 1,  # behind the embeddings
+                "layer_T": layer + 1,
+                "feature": "hidden",
+                "loss": "hidden_mse",
+                "weight": 1 / len(self.layers),
+            }
+            for mine, layer in enumerate(self.layers)
+        ]
+        return (
+            brewer.TrainingConfig(output_dir=folder, log_dir=None, ckpt_steps=steps, device=device),
+            brewer.DistillationConfig(
+                temperature=self.temperature,
+                kd_loss_type="ce",
+                kd_loss_weight=self.temperature**2,
+                hard_label_weight=1,
+                intermediate_matches=matches,
+            ),
+        )
+
+
+@dataclass
+class Kitchen:
+    """What both sides begin with."""
+
+    recipe: Recipe
+    task: Task
+    rows: dict[str, Dataset]
+    teacher: PreTrainedModel
+    student: PreTrainedModel
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Of the run, and of an epoch."""
+        return steps_of(self.recipe.train, len(self.rows["train"]))
+
+
+def textbrewer() -> Any:
+    """The package."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            return importlib.import_module("textbrewer")
+    except ImportError as error:
+        raise SystemExit(f"{error}: pip install --no-deps textbrewer, and tensorboard") from None
+
+
+def prepared(setting: Setting) -> Kitchen:
+    """Read the teacher and the tables, make the student."""
+    recipe = setting.recipe()
+    data = read_data(recipe, silent)
+    teacher = load_model(recipe, data, silent)
+    processor = load_processor(recipe.model, data.task.processor)
+    student = load_student(recipe, teacher, data, silent, processor)
+    rows = {split: data.task.prepare(raw, processor) for split, raw in data.raw.items()}
+    device = environment.accelerator(recipe).device
+    for model in (teacher, student):
+        model.to(device)
+    return Kitchen(recipe, data.task, rows, teacher, student)
+
+
+def by_cook(setting: Setting, pause: Callable[[], None]) -> Kitchen:
+    """A run of cook's loop; `pause` is called once a batch."""
+    kitchen = prepared(setting)
+    recipe, collate = kitchen.recipe, kitchen.task.collate
+
+    def paused(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        pause()
+        return collate(rows)
+
+    kitchen.task.collate = paused  # type: ignore[method-assign]
+    total, epoch = kitchen.steps
+    passes = make_passes(recipe)
+    with Session(
+        passes, kitchen.student, total_steps=total, steps_per_epoch=epoch, teacher=kitchen.teacher
+    ) as session:
+        Loop(
+            session,
+            kitchen.task,
+            kitchen.rows["train"],
+            recipe.train,
+            accelerator=environment.accelerator(recipe),
+            accounting=Accounting(kitchen.student, passes, evaluate=dict, macs=lambda: None),
+            folder=None,
+            identity={},
+            bar=False,
+        ).run()
+        session.finish()
+    kitchen.task.collate = collate  # type: ignore[method-assign]
+    return kitchen
+
+
+def by_textbrewer(setting: Setting, pause: Callable[[], None]) -> Kitchen:
+    """A run of TextBrewer's loop; `pause` is called once a batch."""
+    kitchen = prepared(setting)
+    train, (total, _) = kitchen.recipe.train, kitchen.steps
+    seed_everything(setting.seed)
+
+    def loader() -> Iterator[dict[str, Tensor]]:
+        for batch in ordered(kitchen):
+            pause()
+            yield batch
+
+    with tempfile.TemporaryDirectory() as folder, (distiller := brewing(setting, kitchen, folder)):
+        optimizer = adamw(kitchen.student, learning_rate=train.learning_rate, weight_decay=train.weight_decay)
+        distiller.train(
+            optimizer,
+            loader(),
+            num_steps=total,
+            scheduler_class=LambdaLR,
+            scheduler_args={"lr_lambda": lambda step: share_of_rate(step, total, 0, train.schedule)},
+            max_grad_norm=train.clip,
+            output_hidden_states=True,
+        )
+    return kitchen
+
+
+def ordered(kitchen: Kitchen) -> Iterator[dict[str, Tensor]]:
+    """The batches that cook's loop makes, epoch after epoch."""
+    rows, seed = kitchen.rows["train"], kitchen.recipe.train.seed
+    for epoch in itertools.count():
+        updates = batches.plan_epoch(
+            batches.lengths(rows), len(rows), kitchen.recipe.train.batch_size, seed, epoch
+        )
+        for [(batch, _)] in batches.epoch_loader(rows, kitchen.task, updates):
+            yield batch
+
+
+def brewing(setting: Setting, kitchen: Kitchen, folder: str) -> Any:
+    """TextBrewer's distiller; as a context it sets the modes of both models."""
+
+    def adaptor(batch: Any, outputs: Any) -> dict[str, Any]:
+        return {
+            "logits": outputs.logits,
+            "hidden": outputs.hidden_states,
+            "losses": outputs.loss,
+            "inputs_mask": batch["attention_mask"],
+        }
+
+    configs = setting.brewed(folder, kitchen.steps[0], kitchen.student.device)
+    return textbrewer().GeneralDistiller(*configs, kitchen.teacher, kitchen.student, adaptor, adaptor)

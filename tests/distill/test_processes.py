@@ -1,0 +1,36 @@
+"""Two processes learn the same from tensors, and what one would."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from tests import tiny
+from tests.distill.processes import learn
+
+
+def test_two_processes_and_one(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    done = subprocess.run(
+        [*command, "-m", "tests.distill.processes", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    alone = learn()
+    matrices = [name for name in alone if name.startswith("trained.")]
+    assert [tuple(alone[name].shape) for name in matrices] == [(24, 16), (6, 4)]
+    assert first.keys() == second.keys() == alone.keys()
+    for name, value in alone.items():
+        assert torch.equal(first[name], second[name]), name
+        assert (first[name] - value).abs().max() < 1e-5, name
+    for name in matrices:
+        assert not torch.equal(alone[name], torch.eye(*alone[name].shape)), "the matrix has learned"
+    query = "bert.encoder.layer.0.attention.self.query.weight"
+    assert not torch.equal(alone[f"model.{query}"], 10 * tiny.model().get_parameter(query))
