@@ -1,4 +1,4 @@
-"""The shared test over every ordered pair of passes and every family; `make test` takes one in rotation.
+"""The shared test over all examples, all ordered pairs of passes and all families; `make test` takes fewer.
 
 python -m benchmarks.matrix            what follows goes to pytest: -k vit
 """

@@ -15,7 +15,7 @@ from cook.errors import CookError, nearest
 from cook.model.quantizer import blueprint_of
 from cook.pipeline import environment
 from cook.pipeline.inputs import Data, load_student, make_passes, own_teacher, read_data, silent, taught_by
-from cook.pipeline.rows import pass_rows, state
+from cook.pipeline.rows import pass_rows, state, student
 from cook.pipeline.train import Work, carry_out
 from cook.recipe import Recipe, load_recipe, thaw
 from cook.report import Model, Report
@@ -122,6 +122,8 @@ def apply(
         recipe={"name": recipe.name, "digest": recipe.digest},
         model=Model(
             name=source.config.name_or_path or type(source).__name__,
+            student=student(recipe),
+            teachers=[each.path for each in recipe.teachers],
             before=state(outcome.before),
             after=state(outcome.after),
             float32_bytes=4 * outcome.before["parameters"],

@@ -220,10 +220,6 @@ class Session:
         reach = self.anatomy.window or valid.shape[-1]
         return allowed.tril().triu(1 - reach) if self.anatomy.causal else allowed
 
-    def teacher_outputs(self) -> Any:
-        """The first teacher's outputs for the batch of this forward; run once, whoever asks."""
-        return self.teachers[0].outputs
-
     def edit(self, edit: Edit) -> None:
         """Enter a structural edit, already made, into the blueprint."""
         self.blueprint.append(edit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -137,27 +138,24 @@ def teachers(
         source: what `"self"` is; None means a copy of the student.
 
     Raises:
-        CookError: something else is given, or a weight that is not positive.
+        CookError: something else is given, or a weight that is no positive, finite number.
     """
     if given is None:
         return []
     several = list(given) if isinstance(given, (list, tuple)) else [given]
     whole = [(*each, Teacher)[:3] if isinstance(each, tuple) else (each, 1.0, Teacher) for each in several]
-    if any(weight <= 0 for _, weight, _ in whole):
-        raise CookError("a teacher's weight must be above 0", where="teacher")
+    for _, weight, _ in whole:
+        if not (isinstance(weight, (int, float)) and 0 < weight < math.inf):
+            raise CookError(f"a teacher's weight must be a number above 0, found {weight!r}", where="teacher")
     return [kind(_resolved(model, one, source), hooks, float(weight)) for one, weight, kind in whole]
 
 
 def _resolved(model: PreTrainedModel, teacher: Any, source: PreTrainedModel | None) -> PreTrainedModel:
     """A teacher's model, reading what is padded for the student."""
-    if source is not None and isinstance(teacher, str) and teacher == "self":
-        teacher = source
+    if isinstance(teacher, str) and teacher == "self":
+        teacher = model if source is None else source
     # A model that is given as its own teacher is meant as it is now, too.
-    made = (
-        copy.deepcopy(model)
-        if teacher is model or (isinstance(teacher, str) and teacher == "self")
-        else teacher
-    )
+    made = copy.deepcopy(model) if teacher is model else teacher
     if not isinstance(made, PreTrainedModel):
         hint = "load the teacher and give the model itself, or 'self' for a copy of the student"
         raise CookError(f"found {teacher!r} for a teacher, expected a model or 'self'", hint=hint)

@@ -56,25 +56,31 @@ class Case:
 
 
 def cases(*, whole: bool = False) -> list[Case]:
-    """Every example of every pass over every family, and every ordered pair over one family in rotation.
+    """What is cooked. A family *in rotation* is the next one for each case.
+
+    Alone: the first example of every pass over every family; its others too if the pass changes the model,
+    in rotation if it only adds losses. In pairs: every ordered pair, in rotation, of which one at least
+    changes the model. Passes that only add losses meet in their terms: each twice, in rotation, and all of
+    them in one run over every family.
 
     Args:
-        whole: every pair over every family.
+        whole: every example and every ordered pair over every family.
     """
     known = registered()
-    alone = [
-        Case(family, ((name, number),))
-        for name, cls in known.items()
-        for number in range(len(cls.examples))
-        for family in tiny.FAMILIES
-    ]
     rotation = itertools.cycle(tiny.FAMILIES)
-    pairs = [
-        Case(family, ((first, 0), (second, 0)))
-        for first, second in itertools.product(known, repeat=2)
-        for family in (tiny.FAMILIES if whole else [next(rotation)])
-    ]
-    return alone + pairs
+    observers = [name for name, cls in known.items() if cls.phase == "observe"]
+
+    def over(everywhere: bool, *passes: tuple[str, int]) -> list[Case]:
+        return [Case(family, passes) for family in (tiny.FAMILIES if everywhere else [next(rotation)])]
+
+    found = over(True, *((name, 0) for name in observers))
+    for name, cls in known.items():
+        for number in range(len(cls.examples)):
+            found += over(whole or number == 0 or name not in observers, (name, number))
+    for first, second in itertools.product(known, repeat=2):
+        if whole or first == second or not {first, second} <= set(observers):
+            found += over(whole, (first, 0), (second, 0))
+    return found
 
 
 def steps(case: Case, *, trains: bool = True) -> list[dict[str, Any]]:

@@ -106,7 +106,7 @@ def test_the_model_teaches_itself_in_the_type_that_the_recipe_says() -> None:
     model = tiny.model()
     with cook.attach(model, config, total_steps=2) as session:
         session.module(tiny.batch())
-        assert session.teacher_outputs().logits.dtype == torch.bfloat16
+        assert session.teachers[0].outputs.logits.dtype == torch.bfloat16
     assert model.dtype == torch.float32
 
 

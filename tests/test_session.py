@@ -106,7 +106,7 @@ def test_a_teacher_reads_what_is_padded_for_the_student():
         teacher.config.pad_token_id = other
         bound_to = bound.session(student, "distill.logits", teacher=teacher)
         bound_to.module(tiny.batch("gpt2"))
-        assert torch.equal(bound_to.teacher_outputs().logits, expected)
+        assert torch.equal(bound_to.teachers[0].outputs.logits, expected)
 
 
 # Hooks

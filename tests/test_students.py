@@ -104,6 +104,8 @@ def test_before_is_the_source_and_after_the_student(kitchen: Path, shallow: tupl
     assert report.reload.exact
     assert report.model.latency is not None
     assert (report.model.latency["before_ms"], report.model.latency["after_ms"]) == (4.0, 1.0)
+    assert (report.model.student, report.model.teachers) == ({"layers": [0]}, ["self"])
+    assert "`bert`, layers 0, taught by the model itself, compressed" in (folder / "README.md").read_text()
 
 
 def test_the_states_of_passes_are_the_students(shallow: tuple[Path, Report]) -> None:
@@ -314,10 +316,10 @@ def test_the_model_given_to_attach_teaches_its_student() -> None:
         assert session.model.config.n_layer == 2
         assert session.teachers[0].model is model
         session.module(batch)
-        assert torch.equal(session.teacher_outputs().logits, expected)
+        assert torch.equal(session.teachers[0].outputs.logits, expected)
     half = {**config, "teacher": {"path": "self", "dtype": "bfloat16"}}
     with cook.attach(model, half, total_steps=2) as session:
         session.module(batch)
-        assert session.teacher_outputs().logits.dtype == torch.bfloat16
+        assert session.teachers[0].outputs.logits.dtype == torch.bfloat16
         assert session.teachers[0].anatomy.layers[-1] == "transformer.h.3"
     assert model.dtype == torch.float32

@@ -12,7 +12,7 @@ from datasets import Dataset
 import cook
 from cook.errors import CookError, Interrupted, RunError
 from cook.model.hooks import Hooks
-from cook.pipeline.inputs import load_model, load_teacher, read_data
+from cook.pipeline.inputs import load_model, load_teacher, planned_teachers, read_data
 from cook.recipe import Recipe, load_recipe
 from cook.session import Session
 from cook.teacher import Teacher
@@ -121,8 +121,59 @@ def test_what_is_wrong_with_one_of_several_is_told_of_that_one(tmp_path):
     )
     swapped.save_pretrained(tmp_path / "teacher")
     data = read_data(recipe, print)
+    model = load_model(recipe, data, print)
     with pytest.raises(CookError, match=r"teacher\[1\]: the teacher's labels are"):
-        load_teacher(recipe, load_model(recipe, data, print), data, tiny.tokenizer(), print)
+        load_teacher(recipe, model, data, tiny.tokenizer(), print)
+    (tmp_path / "teacher" / "config.json").unlink()
+    with pytest.raises(CookError, match=r"teacher\[1\]\.path"):
+        planned_teachers(recipe, model, data)
+
+
+def test_a_teacher_that_reads_less_than_the_student_is_refused(tmp_path):
+    recipe = write(tmp_path, ["self", other(tmp_path)])
+    config = tiny.model().config
+    config.max_position_embeddings = 6
+    type(tiny.model())(config).save_pretrained(tmp_path / "teacher")
+    data = read_data(recipe, print)
+    given = load_model(recipe, data, print), data, tiny.tokenizer(), print
+    words = r"data.max_length: .*reads 32 tokens, .*teacher 6\n.*max_length: 6"
+    with pytest.raises(CookError, match=words):
+        load_teacher(recipe, *given)
+    shorter = load_recipe(recipe, ["data.max_length=6"])
+    data = read_data(shorter, print)
+    assert load_teacher(shorter, load_model(shorter, data, print), data, tiny.tokenizer(), print)
+
+
+def test_a_teacher_without_a_tokenizer_has_to_know_as_many_tokens(tmp_path):
+    recipe = write(tmp_path, other(tmp_path))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "teacher" / name).unlink()
+    data = read_data(recipe, print)
+    given = load_model(recipe, data, print), data, tiny.tokenizer(), print
+    assert load_teacher(recipe, *given)
+    config = tiny.model().config
+    config.vocab_size = 12
+    type(tiny.model())(config).save_pretrained(tmp_path / "teacher")
+    with pytest.raises(CookError, match=r"has no tokenizer, and its 12 token numbers cannot be .* 23"):
+        load_teacher(recipe, *given)
+
+
+@pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf"), "2"])
+def test_weights_that_are_none_are_refused(weight):
+    with pytest.raises(CookError, match="weight must be a number above 0"):
+        bound.session(tiny.model(), teacher=[("self", weight)])
+
+
+def test_a_teacher_of_other_images_is_refused(tmp_path):
+    pantry = kitchen.Pantry(tmp_path)
+    recipe = pantry.recipe(kitchen.Case("vit", (("distill.logits", 0),)))
+    config = tiny.model("vit").config
+    config.image_size = 16
+    type(tiny.model("vit"))(config).save_pretrained(tmp_path / "large")
+    recipe = load_recipe(recipe, [f"teacher={tmp_path / 'large'}"])
+    data = read_data(recipe, print)
+    with pytest.raises(CookError, match=r"teacher.*: the teacher's image_size is 16, the student's 8"):
+        load_teacher(recipe, load_model(recipe, data, print), data, data.task.plain_processor(), print)
 
 
 @pytest.mark.parametrize("cache", [False, True])

@@ -66,7 +66,7 @@ def test_self_is_a_copy_of_the_model_as_it_was():
         bound.train(bound_to, rate=0.1)
         assert not torch.equal(bound.logits(model), before)
         bound_to.module(tiny.batch(seed=99))
-        torch.testing.assert_close(bound_to.teacher_outputs().logits, before)
+        torch.testing.assert_close(bound_to.teachers[0].outputs.logits, before)
 
 
 def test_the_teacher_runs_once_a_forward_frozen_and_apart():

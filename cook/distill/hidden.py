@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cook.distill.pairs import COMMON, PROJECTION, Intermediate, Pair, token_mean
+from cook.distill.pairs import COMMON, PROJECTION, Intermediate, Pair, attended_mean, token_mean
 from cook.passes import Term, register
 
 if TYPE_CHECKING:
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from cook.session import Session
 
 
-def mean_square(student: Tensor, teacher: Tensor) -> Tensor:
+def square_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """The mean of the squared differences over the last dimension."""
     return (student - teacher).square().mean(-1)
 
 
-def mean_absolute(student: Tensor, teacher: Tensor) -> Tensor:
+def absolute_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """The mean of the absolute differences over the last dimension."""
     return (student - teacher).abs().mean(-1)
 
 
-def cosine(student: Tensor, teacher: Tensor) -> Tensor:
+def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """1 minus the cosine of the angle between vectors along the last dimension."""
     return 1 - functional.cosine_similarity(student, teacher, dim=-1)
 
 
-DISTANCES = {"mse": mean_square, "l1": mean_absolute, "cosine": cosine}
+DISTANCES = {"mse": square_distance, "l1": absolute_distance, "cosine": cosine_distance}
 
 
 def valid_mean(distances: Tensor, valid: Tensor) -> Tensor:
@@ -46,16 +46,6 @@ def valid_mean(distances: Tensor, valid: Tensor) -> Tensor:
         return distances.mean()
     by_token = distances.mean(1) if distances.dim() == 3 else distances
     return token_mean(by_token.expand_as(valid), valid)
-
-
-def attended_mean(distances: Tensor, attended: Tensor) -> Tensor:
-    """The mean over examples of the mean over heads and the positions that are attended to.
-
-    Args:
-        distances: [batch, heads, tokens, tokens].
-        attended: bool [batch, tokens, tokens].
-    """
-    return token_mean(distances.mean(1).flatten(1), attended.flatten(1))
 
 
 @register

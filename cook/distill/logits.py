@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from cook.distill.chunked import mean_square, soft_cross_entropy
+from cook.distill.taught import LESSON, Taught
 from cook.distill.truncated import truncated_cross_entropy
-from cook.passes import WINDOW, Effect, Pass, Term, register
+from cook.passes import Effect, Term, register
 
 if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy
@@ -66,13 +67,11 @@ def labelled(
 
 
 @register
-class DistillLogits(Pass):
+class DistillLogits(Taught):
     """Adds the distance between the student's and the teacher's logits to the loss."""
 
     name = "distill.logits"
     summary = "learn the teacher's output distribution (cross-entropy with temperature, or squared error)"
-    phase = "observe"
-    needs = frozenset({"training", "teacher"})
     options: ClassVar[dict[str, Any]] = {
         "loss": {
             "enum": sorted(LOSSES),
@@ -85,26 +84,12 @@ class DistillLogits(Pass):
             "default": 1.0,
             "description": "softens both distributions; the loss is scaled by its square (ce)",
         },
-        "weight": {"type": "number", "minimum": 0, "default": 1.0, "description": "weight of this term"},
-        "task_weight": {
-            "type": "number",
-            "minimum": 0,
-            "default": 1.0,
-            "description": "weight of the task's own loss while this pass acts",
-        },
-        **WINDOW,
+        **LESSON,
     }
     examples = ({"temperature": 2}, {"loss": "mse", "weight": 0.5})
 
     def plan(self, anatomy: Anatomy) -> Effect:
         return Effect(note=f"{self.given['loss']}, temperature {self.given['temperature']:g}")
-
-    def task_weight(self) -> float:
-        return float(self.given["task_weight"])
-
-    def settled(self, done: int) -> bool:
-        """At any time: the model is no larger while it learns from a teacher."""
-        return True
 
     def attach(self, session: Session) -> None:
         for teacher in session.teachers:

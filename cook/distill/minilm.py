@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from cook.distill.pairs import COMMON, Intermediate, Pair, token_mean
-from cook.model.shapes import shapes
+from cook.distill.pairs import COMMON, Intermediate, Pair, Shape, token_mean
 from cook.model.tensors import scores
 from cook.passes import Term, register
 
@@ -131,11 +130,19 @@ class DistillMiniLM(Intermediate):
             return "version 1 compares head by head; version: 2 splits any heads anew"
         return "both models must see an example as the same number of tokens"
 
-    def widths(self, anatomy: Anatomy, pairs: Sequence[Pair]) -> dict[Pair, tuple[int, int]]:
-        widths = super().widths(anatomy, pairs)
-        if self.given["version"] == 2:
-            self._check_heads(anatomy, pairs)
-        return widths
+    def sizes(self, anatomy: Anatomy, pairs: Sequence[Pair]) -> dict[Pair, tuple[Shape, Shape]]:
+        sizes = super().sizes(anatomy, pairs)
+        heads = self._heads(self._theirs(anatomy))
+        for pair, both in sizes.items() if self.given["version"] == 2 else ():
+            for who, (_, before, _, width) in zip(("student", "teacher"), both, strict=True):
+                if before * width % heads:
+                    raise self.error(
+                        f"the {who}'s {getattr(pair, who)} has {before * width} numbers a token, "
+                        f"which {heads} relation heads cannot share",
+                        option="heads",
+                        hint="choose a divisor of both models' widths",
+                    )
+        return sizes
 
     def losses(self, session: Session) -> dict[str, Term]:
         terms = {}
@@ -155,17 +162,3 @@ class DistillMiniLM(Intermediate):
     def _heads(self, teacher: Anatomy) -> int:
         config: Any = teacher.model.config
         return int(self.given["heads"] or config.num_attention_heads)
-
-    def _check_heads(self, anatomy: Anatomy, pairs: Sequence[Pair]) -> None:
-        teacher = self._theirs(anatomy)
-        heads = self._heads(teacher)
-        for who, side in (("student", anatomy), ("teacher", teacher)):
-            names = [getattr(pair, who) for pair in pairs]
-            for name, (_, before, _, width) in shapes(side, names).items():
-                if before * width % heads:
-                    raise self.error(
-                        f"the {who}'s {name} has {before * width} numbers a token, "
-                        f"which {heads} relation heads cannot share",
-                        option="heads",
-                        hint="choose a divisor of both models' widths",
-                    )

@@ -13,27 +13,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
+from cook.distill.taught import LESSON, Taught
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
 from cook.model.shapes import shapes
-from cook.passes import WINDOW, Effect, Pass
+from cook.passes import Effect
 
 if TYPE_CHECKING:
     from cook.session import Session
     from cook.teacher import Teacher
 
-WEIGHT: dict[str, Any] = {"type": "number", "minimum": 0, "default": 1.0}
 COMMON: dict[str, Any] = {
-    "weight": {**WEIGHT, "description": "weight of this loss"},
-    "task_weight": {**WEIGHT, "description": "weight of the task's own loss while this pass acts"},
+    **LESSON,
     "teacher": {
         "type": "integer",
         "minimum": 0,
         "default": 0,
         "description": "which teacher, counted from 0, where there are several",
     },
-    **WINDOW,
 }
+Shape: TypeAlias = tuple[int, ...]
 LAYERS: dict[str, Any] = {
     "anyOf": [
         {"type": "array", "items": {"type": "integer"}, "minItems": 1},
@@ -120,6 +119,16 @@ def token_mean(values: Tensor, valid: Tensor) -> Tensor:
     return (sums / counts.sum(-1).clamp(min=1)).mean()
 
 
+def attended_mean(values: Tensor, attended: Tensor) -> Tensor:
+    """The mean over examples of the mean over heads and the positions that are attended to.
+
+    Args:
+        values: [batch, heads, tokens, tokens].
+        attended: bool [batch, tokens, tokens].
+    """
+    return token_mean(values.mean(1).flatten(1), attended.flatten(1))
+
+
 def projection(student: int, teacher: int) -> nn.Linear:
     """A matrix from one width to another that begins as the identity, cut or filled up with zeros.
 
@@ -130,11 +139,8 @@ def projection(student: int, teacher: int) -> nn.Linear:
     return made
 
 
-class Intermediate(Pass):
+class Intermediate(Taught):
     """A pass that compares tensors inside of student and teacher, pair by pair."""
-
-    phase = "observe"
-    needs = frozenset({"training", "teacher"})
 
     @abstractmethod
     def pairs(self, student: Anatomy, teacher: Anatomy) -> list[Pair]:
@@ -148,17 +154,17 @@ class Intermediate(Pass):
         if not anatomy.teachers:
             return Effect(note="its teacher is not there to be planned with")
         pairs = self.pairs(anatomy, self._theirs(anatomy))
-        self._project(self.widths(anatomy, pairs))
+        self._project(self.sizes(anatomy, pairs))
         return Effect(note=self.note(pairs))
 
     def attach(self, session: Session) -> None:
         self.watched = self.pairs(session.anatomy, self._theirs(session.anatomy))
         with session.hooks.silenced():  # no other pass shall see the example that tells the sizes
-            widths = self.widths(session.anatomy, self.watched)
+            sizes = self.sizes(session.anatomy, self.watched)
         for pair in self.watched:
             session.watch(pair.student)
             self.teacher(session).watch(pair.teacher)
-        self._projections = self._project(widths)
+        self._projections = self._project(sizes)
         if self._projections:
             made = nn.ModuleList(dict.fromkeys(self._projections.values()))
             session.train_also(self, made.to(session.model.device))
@@ -204,15 +210,8 @@ class Intermediate(Pass):
         first = f"{pairs[0].student} from {pairs[0].teacher}"
         return first if len(pairs) == 1 else f"{first} and {len(pairs) - 1} more"
 
-    def task_weight(self) -> float:
-        return float(self.given["task_weight"])
-
-    def settled(self, done: int) -> bool:
-        """At any time: the model is no larger while it learns from a teacher."""
-        return True
-
-    def widths(self, anatomy: Anatomy, pairs: Sequence[Pair]) -> dict[Pair, tuple[int, int]]:
-        """The last dimensions of the tensors of each pair: the student's and the teacher's.
+    def sizes(self, anatomy: Anatomy, pairs: Sequence[Pair]) -> dict[Pair, tuple[Shape, Shape]]:
+        """The shapes of the tensors of each pair, for one example: the student's and the teacher's.
 
         Raises:
             CookError: two tensors cannot be compared.
@@ -224,7 +223,7 @@ class Intermediate(Pass):
             if not self.comparable(pair, one, other):
                 told = f"{pair.student} is {_told(one)}, the teacher's {pair.teacher} is {_told(other)}"
                 raise self.error(f"{told}: they cannot be compared", hint=self.unequal(one, other))
-        return {pair: (mine[pair.student][-1], theirs[pair.teacher][-1]) for pair in pairs}
+        return {pair: (mine[pair.student], theirs[pair.teacher]) for pair in pairs}
 
     def comparable(self, pair: Pair, student: Sequence[int], teacher: Sequence[int]) -> bool:
         """Whether tensors of these shapes, whose first dimension is the examples, can be compared."""
@@ -244,19 +243,23 @@ class Intermediate(Pass):
         except CookError as error:
             raise self.error(f"in the {who}, {error.message}", hint=error.hint) from error
 
-    def _project(self, widths: Mapping[Pair, tuple[int, int]]) -> dict[Pair, nn.Module]:
+    def _project(self, sizes: Mapping[Pair, tuple[Shape, Shape]]) -> dict[Pair, nn.Module]:
         """A matrix for each pair, without bias (Jiao et al. 2020, equation 8), as the options have it."""
         kind = self.given.get("projection", "none")
-        projected = {pair: sizes for pair, sizes in widths.items() if pair.projected and kind != "none"}
+        projected = {
+            pair: (mine[-1], theirs[-1])
+            for pair, (mine, theirs) in sizes.items()
+            if pair.projected and kind != "none"
+        }
         if kind == "each":
-            return {pair: projection(*sizes) for pair, sizes in projected.items()}
+            return {pair: projection(*widths) for pair, widths in projected.items()}
         if len(different := set(projected.values())) > 1:
             raise self.error(
                 f"one matrix cannot take these widths to each other: {sorted(different)}",
                 option="projection",
                 hint="set projection: each",
             )
-        one = [projection(*sizes) for sizes in different]
+        one = [projection(*widths) for widths in different]
         return dict.fromkeys(projected, one[0]) if one else {}
 
     def _theirs(self, anatomy: Anatomy) -> Anatomy:

@@ -14,13 +14,14 @@ from cook.distill.pairs import (
     COMMON,
     LAYERS,
     PROJECTION,
-    WEIGHT,
     Intermediate,
     Pair,
+    attended_mean,
     last,
     token_mean,
     uniform,
 )
+from cook.distill.taught import WEIGHT
 from cook.passes import Term, register
 
 if TYPE_CHECKING:
@@ -59,8 +60,7 @@ def score_distance(student: Tensor, teacher: Tensor, attended: Tensor) -> Tensor
     Returns:
         A scalar: the mean over examples of the mean over heads and an example's positions.
     """
-    squares = (student - teacher).square().mean(1)
-    return token_mean(squares.flatten(1), attended.flatten(1))
+    return attended_mean((student - teacher).square(), attended)
 
 
 @register
@@ -88,7 +88,10 @@ class DistillTinyBERT(Intermediate):
             "or a list, one for each student layer from the first on; or {student: teacher}",
         },
         "projection": {**PROJECTION, "default": "shared"},
-        **{part: {**WEIGHT, "description": f"weight of the {part} beside the other parts"} for part in PARTS},
+        **{
+            part: {**WEIGHT, "description": f"weight of the {TERMS[part]} beside the others"}
+            for part in PARTS
+        },
         **COMMON,
     }
     examples = ({}, {"parts": ["hidden"], "projection": "none", "layers": "last"})

@@ -153,6 +153,8 @@ def _smaller(
         _check_keys(given, source.config if family == ours else kind(), error)
         aliases = getattr(kind, "attribute_map", {})
         config = kind(**{**inherited, **{aliases.get(key, key): value for key, value in given.items()}})
+        if (layers := getattr(config, "num_hidden_layers", 1)) < 1:
+            raise error("config", f"a student has at least one layer, found {layers}", None)
         if family == ours:
             return _build(source, type(source), config)
         config.architectures = []  # where several classes would do, an Auto class walks through this list
@@ -208,11 +210,21 @@ def _check_reads(
 ) -> None:
     """What is read is prepared once, for both. The tokens of another model are its tokenizer's to tell."""
     other = section.get("path") is not None
-    for name in IMAGES if other else (*IMAGES, "vocab_size"):
-        ours, theirs = getattr(source.config, name, None), getattr(student.config, name, None)
-        if ours is not None and theirs is not None and _sides(ours) != _sides(theirs):
-            message = f"the student reads what the model reads: its {name} is {ours}, not {theirs}"
-            raise error("path" if other else f"config.{name}", message, None if other else "leave it out")
+    for name, ours, theirs in unlike(
+        source.config, student.config, IMAGES if other else (*IMAGES, "vocab_size")
+    ):
+        message = f"the student reads what the model reads: its {name} is {ours}, not {theirs}"
+        raise error("path" if other else f"config.{name}", message, None if other else "leave it out")
+
+
+def unlike(
+    one: PreTrainedConfig, other: PreTrainedConfig, names: Sequence[str] = IMAGES
+) -> list[tuple[str, Any, Any]]:
+    """In what two models differ that are to read the same: the name, and what it is in each. What one of
+    them does not say is no difference."""
+    said = [name for name in names if None not in (getattr(one, name, None), getattr(other, name, None))]
+    values = [(name, getattr(one, name), getattr(other, name)) for name in said]
+    return [each for each in values if _sides(each[1]) != _sides(each[2])]
 
 
 def _sides(size: int | Sequence[int]) -> list[int]:

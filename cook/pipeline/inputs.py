@@ -122,10 +122,10 @@ def load_student(
     for note in load.origin_of(made).notes:
         say(note)
     if section.path is not None and processor is not None:
-        _same_tokens(recipe, section, made.config, source.config, processor)
+        _same_tokens(recipe, "student", section, made.config, source.config, processor)
     if data is not None:
         data.task.bind(made.config, data.labels)
-        _same_length(data.task, source.config, processor)
+        _same_length(data.task, source.config, processor, "the model that it is made from")
     return made
 
 
@@ -146,11 +146,9 @@ def load_teacher(recipe: Recipe, model: PreTrainedModel, data: Data, processor: 
     Raises:
         CookError: the labels or the tokenizer of one are not the student's, or it was never trained.
     """
-    sections = recipe.teachers
-    places = ["teacher"] if len(sections) == 1 else [f"teacher[{index}]" for index in range(len(sections))]
     found = [
         taught_by(section, _teacher(recipe, place, section, model, data, processor))
-        for place, section in zip(places, sections, strict=True)
+        for place, section in _placed(recipe)
     ]
     return found or None
 
@@ -169,10 +167,16 @@ def planned_teachers(recipe: Recipe, source: PreTrainedModel, data: Data | None)
             auto_class=data.task.auto_class if data else "AutoModel",
             labels=data.labels if data else None,
             meta=True,
-            error=_within(recipe, "teacher"),
+            error=_within(recipe, place),
         )
-        for section in recipe.teachers
+        for place, section in _placed(recipe)
     ]
+
+
+def _placed(recipe: Recipe) -> list[tuple[str, Any]]:
+    """The teachers' sections, each with its place in the recipe."""
+    one = len(recipe.teachers) == 1
+    return [("teacher" if one else f"teacher[{at}]", each) for at, each in enumerate(recipe.teachers)]
 
 
 def _teacher(
@@ -203,7 +207,11 @@ def _teacher(
             f"the teacher's labels are {theirs}, the student's are {ours}",
             "use a teacher that was trained on the same labels in the same order",
         )
-    _same_vocabulary(recipe, place, section, processor)
+    _same_tokens(recipe, place, section, teacher.config, model.config, processor)
+    for name, ours, theirs in student.unlike(model.config, teacher.config):
+        hint = "use a teacher of the same images"
+        raise recipe.error(place, f"the teacher's {name} is {theirs}, the student's {ours}", hint)
+    _same_length(data.task, teacher.config, processor, f"the teacher {section.path}")
     return teacher
 
 
@@ -242,9 +250,9 @@ def _same_vocabulary(recipe: Recipe, who: str, section: Any, processor: Any) -> 
         )
 
 
-def _same_tokens(recipe: Recipe, section: Any, mine: Any, source: Any, processor: Any) -> None:
-    """The tokenizers decide; a student's folder without one has to know as many tokens as the source."""
-    _same_vocabulary(recipe, "student", section, processor)
+def _same_tokens(recipe: Recipe, who: str, section: Any, mine: Any, source: Any, processor: Any) -> None:
+    """The tokenizers decide; a folder without one has to know as many tokens as the source."""
+    _same_vocabulary(recipe, who, section, processor)
     knows, known = (getattr(config, "vocab_size", None) for config in (mine, source))
     if (
         hasattr(processor, "get_vocab")
@@ -252,18 +260,18 @@ def _same_tokens(recipe: Recipe, section: Any, mine: Any, source: Any, processor
         and load.load_processor(section, "tokenizer") is None
     ):
         raise recipe.error(
-            "student.path",
+            f"{who}.path",
             f"{section.path} has no tokenizer, and its {knows} token numbers cannot be the model's {known}",
             "put the tokenizer into its folder: it has to be the model's",
         )
 
 
-def _same_length(task: Task, source: Any, processor: Any) -> None:
-    """Examples are cut to what the student reads; the source has to read them as well."""
-    known = getattr(source, "max_position_embeddings", None)
+def _same_length(task: Task, config: Any, processor: Any, who: str) -> None:
+    """Examples are cut to what the student reads; `who`, of that config, has to read them as well."""
+    known = getattr(config, "max_position_embeddings", None)
     if known is None or not hasattr(processor, "model_max_length"):
         return
     longest = text.max_length(processor, task.config, task.data, task.error)
     if longest > known:
-        message = f"the student reads {longest} tokens, the model that it is made from {known}"
+        message = f"the student reads {longest} tokens, {who} {known}"
         raise task.error("data.max_length", message, f"max_length: {known}")

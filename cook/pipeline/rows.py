@@ -7,13 +7,21 @@ from typing import Any
 
 from cook.passes import Pass
 from cook.pipeline.train import Outcome
-from cook.recipe import thaw
+from cook.recipe import Recipe, thaw
 from cook.report import PassRow, State
 
 
 def state(values: dict[str, Any]) -> State:
     """A state of the report."""
     return State(**values)
+
+
+def student(recipe: Recipe) -> dict[str, Any] | None:
+    """How the recipe makes its student, for the report; None without one."""
+    if recipe.student is None:
+        return None
+    section = thaw(recipe.student)
+    return {key: section[key] for key in ("layers", "config", "path") if section.get(key) is not None}
 
 
 def pass_rows(passes: Sequence[Pass], outcome: Outcome) -> list[PassRow]:

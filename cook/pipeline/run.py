@@ -27,7 +27,7 @@ from cook.pipeline.inputs import (
     stored_dtype,
 )
 from cook.pipeline.plan import plan_passes
-from cook.pipeline.rows import pass_rows, state
+from cook.pipeline.rows import pass_rows, state, student
 from cook.pipeline.train import Outcome, Work, carry_out
 from cook.recipe import Recipe, load_recipe
 from cook.report import Model, Report
@@ -168,6 +168,8 @@ def _check_sections(recipe: Recipe) -> None:
 def _model(recipe: Recipe, auto_class: str, source: PreTrainedModel, outcome: Outcome) -> Model:
     return Model(
         name=recipe.model.path or f"{source.config.model_type} from a config",
+        student=student(recipe),
+        teachers=[each.path for each in recipe.teachers],
         before=state(outcome.before),
         after=state(outcome.after),
         source_bytes=load.origin_of(source).bytes,

@@ -55,13 +55,19 @@ def card(
 
 
 def _introduction(report: Report, base_model: str | None) -> str:
-    """One sentence: what was made smaller, and with what. Of a local path only the last part is shown."""
-    name = base_model or ""
+    """One sentence: what was made smaller, and with what."""
+    source = _public(base_model) if base_model else "A model"
+    made = "".join(f", {clean(part)}" for part in table.lineage(report.model, _public))
+    passes = ", ".join(f"`{clean(row.name)}`" for row in report.passes)
+    how = f" compressed with cook ({passes})." if passes else " compressed with cook, without a pass."
+    return f"{source}{made},{how}" if made else f"{source}{how}"
+
+
+def _public(name: str) -> str:
+    """A hub id, or the last part of a local path, as code."""
     if not HUB_ID.fullmatch(name):
         name = clean(name).replace("`", "").rstrip("/").rpartition("/")[2]
-    source = f"`{name}`" if name else "A model"
-    passes = ", ".join(f"`{clean(row.name)}`" for row in report.passes)
-    return f"{source} compressed with cook" + (f" ({passes})." if passes else ", without a pass.")
+    return f"`{name}`"
 
 
 def _measured(report: Report) -> str:

@@ -44,6 +44,8 @@ MODEL = _record(
     {
         "source_bytes": _MAYBE_COUNT,
         "float32_bytes": _MAYBE_COUNT,
+        "student": {"type": ["object", "null"]},
+        "teachers": {"type": "array", "items": _TEXT},
         "latency": {"anyOf": [LATENCY, {"type": "null"}]},
         "auto_class": {"type": ["string", "null"]},
     },

@@ -57,6 +57,9 @@ class Model:
 
     Attributes:
         name: the hub id or folder it came from.
+        student: what was trained in its place, as the recipe has it: `{"layers": [1, 3, 5]}`, or `config` or
+            `path`; None when that was the model itself.
+        teachers: whom it learned from: "self", hub ids, folders; not those that were given from Python.
         source_bytes: the weight files it was loaded from; None for one built from a config.
         float32_bytes: its parameters at the start, in float32.
         latency: `batch`, `shape`, `before_ms` and `after_ms` (medians), `ratio`, `spread`, `rounds`.
@@ -68,6 +71,8 @@ class Model:
     after: State
     source_bytes: int | None = None
     float32_bytes: int | None = None
+    student: dict[str, Any] | None = None
+    teachers: list[str] = field(default_factory=list)
     latency: dict[str, Any] | None = None
     auto_class: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)

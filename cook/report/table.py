@@ -46,8 +46,29 @@ def markdown(report: Report) -> str:
 
 
 def title(report: Report) -> str:
-    """The model and what was done: "digits-vit: prune.weights, quant.qat"."""
-    return f"{report.model.name}: {', '.join(row.id for row in report.passes) or 'no passes'}"
+    """The model and what was done: "digits-vit, layers 1, 3: prune.weights, quant.qat"."""
+    passes = ", ".join(row.id for row in report.passes) or "no passes"
+    return f"{', '.join([report.model.name, *lineage(report.model)])}: {passes}"
+
+
+def lineage(model: Model, shown: Callable[[str], str] = str) -> list[str]:
+    """What was made of the model, and whom that learned from: "layers 1, 3", "taught by the model itself".
+
+    Args:
+        shown: how a hub id or a folder is written.
+    """
+    parts = []
+    for key, value in (model.student or {}).items():
+        if key == "layers":
+            parts.append(f"layers {', '.join(map(str, value))}")
+        elif key == "config":
+            parts.append(f"with {', '.join(f'{name} {each}' for name, each in value.items())} from scratch")
+        else:
+            parts.append(f"in its place {shown(str(value))}")
+    if model.teachers:
+        names = ["the model itself" if each == "self" else shown(each) for each in model.teachers]
+        parts.append(f"taught by {' and '.join(names)}")
+    return parts
 
 
 def legend(report: Report) -> str:
@@ -171,7 +192,11 @@ def plan_table(plan: Mapping[str, Any]) -> str:
     ]
     passes = [["pass", "window", "modules", "touches", "zeros", "parameters after", "size after"]]
     for row in plan["rows"]:
-        numbers = [units.count(row[key]) for key in ("modules", "parameters", "zeros", "parameters_after")]
+        touched = ("modules", "parameters", "zeros")
+        # A pass that only adds a loss touches nothing.
+        acts = any(row[key] for key in touched)
+        numbers = [units.count(row[key]) if acts else units.NOTHING for key in touched]
+        numbers.append(units.count(row["parameters_after"]))
         passes.append([row["id"], _window(row["window"]), *numbers, units.size(row["bytes_after"])])
     notes = {index: row.get("note") or "" for index, row in enumerate(plan["rows"], start=1)}
     tables = [grid(model, align="<>><")]

@@ -9,7 +9,9 @@ Where a row begins follows from the lengths of the rows, which the data set know
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,10 +95,13 @@ def write(
         blocks: rows in `order`, some at a time: what `Part.trimmed` gives, by name.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written; for want of room, before the first block is asked for.
     """
     header = _header(key, parts)
     starts, size = _starts(len(header), order, parts)
+    if (free := shutil.disk_usage(path.parent).free) < size:
+        told = f"{size / 1e9:,.3f} GB are needed, {free / 1e9:,.3f} GB are free"
+        raise OSError(errno.ENOSPC, told)
     with path.open("wb") as file:
         file.write(header)
         file.truncate(size)

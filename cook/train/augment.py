@@ -11,7 +11,6 @@ What can take the place of a word says the method: `neighbours`, the nearest in 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -138,7 +137,7 @@ def augmented(
     key = cache.key(
         augment=VERSION,
         rows=cache.of_rows(rows, rows.column_names),
-        words=_digest(words.whole, words.joins, words.opens),
+        words=cache.of_tensors({name: torch.from_numpy(flags) for name, flags in vars(words).items()}),
         source=identity,
         seed=seed,
         options={name: asked[name] for name in ("method", "copies", "share", "candidates")},
@@ -221,7 +220,7 @@ def _source(
         near = nearest(embeddings, words.whole, asked.candidates, wanted).numpy()
         return lambda table, where: near[flat(table["input_ids"])[0][where]]
 
-    return _digest(embeddings), neighbours
+    return cache.of_tensors({"embeddings": embeddings}), neighbours
 
 
 def _embeddings(task: Task, model: PreTrainedModel, teacher: Any, words: Words) -> Tensor:
@@ -237,6 +236,9 @@ def _embeddings(task: Task, model: PreTrainedModel, teacher: Any, words: Words) 
         task.say("augmentation finds similar words in the model's own embeddings, for there is no teacher")
     owner: Any = model if teacher is None or isinstance(teacher, str) else teacher
     found: Tensor = owner.get_input_embeddings().weight.detach().float().cpu()
+    if not bool(found.isfinite().all()):
+        hint = "look at the weights of the teacher, or of the model if there is none"
+        raise task.error("data.augment", "the word embeddings are not finite: no word is near another", hint)
     if len(found) < len(words.whole):
         raise task.error(
             "data.augment",
@@ -244,11 +246,3 @@ def _embeddings(task: Task, model: PreTrainedModel, teacher: Any, words: Words) 
             "use the tokenizer that belongs to the model and its teacher",
         )
     return found
-
-
-def _digest(*arrays: Tensor | Flags) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{tuple(array.shape)}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()

@@ -8,10 +8,12 @@ Nothing is ever read that does not match its own name.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from cook.model.folder import save_processor
 
 VERSION = 1
 """Part of every key: raised when the meaning of what is stored changes."""
+ABANDONED = 24 * 3600
+"""Seconds after which a file that nobody has written to was left by a process that was killed."""
 
 
 def _silent(name: str) -> None:
@@ -166,6 +170,7 @@ def put(key: str, kind: str, write: Callable[[Path], None]) -> Path:
     root = folder()
     try:
         root.mkdir(parents=True, exist_ok=True)
+        _tidy(root)
         handle, name = tempfile.mkstemp(dir=root, prefix=f"{key}-", suffix=".tmp")
         os.close(handle)
         unfinished = Path(name)
@@ -177,6 +182,14 @@ def put(key: str, kind: str, write: Callable[[Path], None]) -> Path:
     except OSError as problem:
         hint = "make room there, or set COOK_CACHE to another folder"
         raise RunError(f"the cache cannot be written: {problem}", where=str(root), hint=hint) from problem
+
+
+def _tidy(root: Path) -> None:
+    """Remove what processes that were killed began to write."""
+    for path in root.glob("*.tmp"):
+        with contextlib.suppress(OSError):  # another process may be faster, or own it
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                path.unlink()
 
 
 def _digest(path: Path) -> str:

@@ -67,12 +67,18 @@ class Inquiry:
             dtype: of what is floating; None keeps it.
 
         Raises:
-            CookError: a tensor grows in another way, or what is said of a row depends on its padding.
+            CookError: a tensor grows in another way or has not a row an example, or what is said of a row
+                depends on its padding.
         """
         lengths = self._tokens(self._short), self._tokens(self._long)
         one, other = (self._asked(ask, self._batch([row])) for row in (self._short, self._long))
+        both = self._asked(ask, self._both)
         found = {}
         for name, tensor in one.items():
+            if len(both[name]) != 2:
+                hint = "leave out teacher.cache, or what learns from that tensor"
+                message = f"{name} is one for all examples of a batch: it cannot be kept by example"
+                raise CookError(message, where="teacher", hint=hint)
             sizes = list(zip(tensor.shape[1:], other[name].shape[1:], strict=True))
             if any(pair[0] != pair[1] and pair != lengths for pair in sizes):
                 message = f"{name} grows otherwise than with the tokens: it cannot be kept"
@@ -81,10 +87,10 @@ class Inquiry:
             kept = (dtype if tensor.is_floating_point() else None) or str(tensor.dtype).removeprefix("torch.")
             found[name] = Part(kept, tuple(mine if mine == theirs else None for mine, theirs in sizes))
         if lengths[0] != lengths[1]:
-            padded, tokens = self._asked(ask, self._both), self.order.tokens[[self._short]]
+            tokens = self.order.tokens[[self._short]]
             for name in sorted({"logits", "logits.values"} & found.keys()):
-                both = (each[name][:1] for each in (one, padded))
-                _check_padding(*(found[name].trimmed(each, tokens, self.left) for each in both))
+                alone, padded = (each[name][:1] for each in (one, both))
+                _check_padding(*(found[name].trimmed(each, tokens, self.left) for each in (alone, padded)))
         return found
 
     def blocks(self, ask: Ask, parts: dict[str, Part], *, progress: bool) -> Iterator[dict[str, Tensor]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel
 
 from cook.errors import CookError
 from cook.model import load
+from cook.train import cache
 from cook.train.tasks import Task
 from cook.train.tasks.text import attention, pad
 from cook.train.words import Flags, Ids, Words, flat
@@ -48,7 +48,7 @@ class MaskedWords:
         self.model = self._load(section)
         self.mask, self.pad = self._tokens(section, processor)
         self.takes_types = "token_type_ids" in inspect.signature(self.model.forward).parameters
-        self.identity = _identity(self.model)
+        self.identity = cache.of_tensors(self.model.state_dict(), cache.of_config(self.model))
         self._asked = torch.zeros(0)
         if (projection := self.model.get_output_embeddings()) is not None:
             projection.register_forward_pre_hook(self._only_asked)
@@ -92,6 +92,8 @@ class MaskedWords:
         if logits.dim() == 3:  # of a head that multiplies by itself, and calls no projection
             logits = logits[self._asked]
         logits = logits.float().cpu()[:, : len(self.words.whole)]
+        if bool(logits.isnan().any()):
+            raise self._error("what the language model says is not a number", "look at its weights")
         logits[:, ~torch.from_numpy(self.words.whole)] = -torch.inf
         logits[torch.arange(len(own)), own.long()] = -torch.inf
         return logits.topk(self.count).indices
@@ -147,11 +149,3 @@ class MaskedWords:
 
     def _error(self, message: str, hint: str | None = None) -> CookError:
         return self.task.error("data.augment.model", message, hint)
-
-
-def _identity(model: PreTrainedModel) -> str:
-    digest = hashlib.sha256(model.config.to_json_string().encode())
-    for name, value in model.state_dict().items():
-        digest.update(f"\n{name} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cook.distill.hidden import DISTANCES, attended_mean, valid_mean
+from cook.distill.hidden import DISTANCES, valid_mean
+from cook.distill.pairs import attended_mean
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
 from tests import bound, tiny

@@ -292,6 +292,7 @@ def test_random_weights_are_those_of_the_seed():
         ({"vocab_size": 30}, "config.vocab_size", "its vocab_size is 23, not 30"),
         ({"model_type": "brt"}, "config.model_type", "did you mean 'bert'"),
         ({"hidden_size": 10}, "config", "no bert model can be built from it: .*10"),
+        ({"num_hidden_layers": 0}, "config", "at least one layer, found 0"),
         ({"hidden_size": "wide"}, "config", "no bert model can be built from it: .*hidden_size"),
         ({"model_type": "vit", "hidden_size": 8}, "config", "vit"),
         ({"model_type": "gpt2", "hidden_layers": 2}, "config.hidden_layers", "the config of a gpt2 model"),

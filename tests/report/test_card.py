@@ -56,6 +56,19 @@ def test_a_local_path_is_not_published() -> None:
     assert "/data" not in text
 
 
+def test_student_and_teachers_are_named() -> None:
+    built = report()
+    built.model.student = {"layers": [1, -1]}
+    built.model.teachers = ["self", "/data/models/large/", "google/vit-base"]
+    text = card(built, "", name="small", base_model="gpt2")
+    taught = "taught by the model itself and `large` and `google/vit-base`"
+    assert f"`gpt2`, layers 1, -1, {taught}, compressed with cook (`distill.logits`" in text
+    built.model.student, built.model.teachers = {"path": "/data/models/little"}, []
+    text = card(built, "", name="small", base_model="gpt2")
+    assert "`gpt2`, in its place `little`, compressed with cook" in text
+    assert "/data" not in text
+
+
 def test_what_was_not_measured_is_not_spoken_of() -> None:
     built = report()
     built.model.latency = built.model.auto_class = built.reload = None

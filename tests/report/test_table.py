@@ -6,6 +6,7 @@ import pytest
 
 from cook.report import Report, ablation_table, markdown, plan_table, terminal
 from cook.report.draw import clean, grid, pipes, shorten
+from cook.report.table import title
 from tests.report.example import report, state
 
 
@@ -31,6 +32,17 @@ def test_terminal_shows_the_model_before_and_after() -> None:
     assert line(text, "latency") == "latency, batch 1 1.21 ms 1.37 ms 1.13x slower (± 3.1 %)"
     assert "900 steps (20 epochs) in 1 min 11 s, last checkpoint, cpu, fp32, 2 threads, seed 0" in text
     assert "outputs differ by at most 2.1e-06; loading it needs `import cook`" in " ".join(text.split())
+
+
+def test_the_title_names_student_and_teachers() -> None:
+    built = report()
+    assert title(built) == "digits-vit: distill.logits, prune.weights, quant.qat"
+    built.passes = built.passes[:1]
+    built.model.teachers = ["self"]
+    assert title(built) == "digits-vit, taught by the model itself: distill.logits"
+    built.model.student, built.model.teachers = {"config": {"depth": 3, "width": 8}}, ["self", "/a/large"]
+    made = "with depth 3, width 8 from scratch, taught by the model itself and /a/large"
+    assert title(Report.from_dict(built.to_dict())) == f"digits-vit, {made}: distill.logits"
 
 
 def test_terminal_shows_a_row_a_pass() -> None:

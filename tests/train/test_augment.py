@@ -232,6 +232,13 @@ def test_random_embeddings_have_no_neighbours():
     assert len(made(*prepared(), model=model, teacher=None))
 
 
+def test_embeddings_that_are_no_numbers_are_refused():
+    model = tiny.model()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[7] = torch.nan
+    assert "not finite" in refusal(*prepared(), teacher=model).message
+
+
 def test_a_matrix_that_is_too_small_is_refused():
     small = tiny.model()
     small.resize_token_embeddings(20)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 import pytest
 from transformers import BertConfig
 
@@ -71,3 +74,14 @@ def test_a_cache_that_cannot_be_read_is_said(own_cache):
     (own_cache / f"{'k' * 40}-0.arrow").mkdir(parents=True)
     with pytest.raises(RunError, match="the cache cannot be read"):
         cache.stored("k" * 40, lambda: [])
+
+
+def test_what_a_killed_process_left_goes_after_a_day(own_cache):
+    own_cache.mkdir(exist_ok=True)
+    left, going_on = own_cache / "one.tmp", own_cache / "two.tmp"
+    for path, age in ((left, cache.ABANDONED + 60), (going_on, cache.ABANDONED - 60)):
+        path.touch()
+        os.utime(path, (time.time() - age,) * 2)
+    cache.put("key", "answers", lambda path: path.touch())
+    assert not left.exists()
+    assert going_on.exists()

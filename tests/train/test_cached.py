@@ -7,6 +7,7 @@ import hashlib
 import resource
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -120,6 +121,14 @@ def test_positions_that_move_with_a_padding_on_the_left_are_refused(tmp_path):
     assert not files(tmp_path / "cache")
 
 
+def test_what_is_not_said_by_example_is_refused(tmp_path):
+    """Position embeddings are looked up once for all examples."""
+    positions = "bert.embeddings.position_embeddings[out]"
+    with pytest.raises(CookError, match=r"position_embeddings\[out\] is one for all examples"):
+        filled(case(tmp_path), tiny.model(seed=1), positions)
+    assert not files(tmp_path / "cache")
+
+
 def test_each_thing_that_is_asked_has_its_own_entry_and_is_found_again(tmp_path, own_cache):
     given, model = case(tmp_path), tiny.model(seed=1)
     filled(given, model)
@@ -194,6 +203,16 @@ def test_a_disk_without_room_is_told(tmp_path, own_cache):
             filled(given, model, *INSIDE)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(own_cache.glob("*.tmp")) == files(own_cache) == []
+
+
+def test_a_disk_that_is_too_small_is_told_before_the_teacher_runs(tmp_path, own_cache, monkeypatch):
+    monkeypatch.setattr("cook.train.answers.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(
+        "cook.train.inquiry.Inquiry.blocks", lambda *_, **__: (pytest.fail("it runs") for _ in range(1))
+    )
+    with pytest.raises(RunError, match=r"GB are needed, 0\.000 GB are free(.|\n)*set COOK_CACHE"):
+        filled(case(tmp_path), tiny.model(seed=1), *INSIDE)
     assert list(own_cache.glob("*.tmp")) == files(own_cache) == []
 
 

@@ -110,6 +110,11 @@ def broken(masked, path, kind):
         model = BertForMaskedLM.from_pretrained(masked)
         model.resize_token_embeddings(20)
         model.save_pretrained(path)
+    elif kind == "no numbers":
+        model = BertForMaskedLM.from_pretrained(masked)
+        with torch.no_grad():
+            model.bert.embeddings.word_embeddings.weight[4] = torch.nan
+        model.save_pretrained(path)
     elif kind == "nothing":
         shutil.rmtree(path)
     return path
@@ -124,6 +129,7 @@ def broken(masked, path, kind):
         ("another vocabulary", "(24 tokens) differs from the student's (23 tokens)"),
         ("no mask", "has no mask token"),
         ("few embeddings", "ids up to 22, the model knows 20"),
+        ("no numbers", "is not a number"),
         ("nothing", "there is no folder"),
     ],
 )
