@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -48,13 +49,14 @@ def interval(before: np.ndarray, after: np.ndarray, draws: int = DRAWS) -> tuple
     return float(low), float(high)
 
 
-def run(recipe: str, out: Path, seed: int, overrides: Sequence[str]) -> Path:
-    """One `cook run` in a process of its own, skipped when it is finished already."""
+def run(recipe: str, out: Path, seed: int, overrides: Sequence[str], gpu: int | None = None) -> Path:
+    """One `cook run` in a process of its own, on one GPU if it is told which; skipped when it is finished."""
     folder = out / f"seed-{seed}"
     chosen = [*overrides, f"train.seed={seed}", f"output.path={folder}"]
     flags = [part for each in chosen for part in ("--set", each)]
     command = [sys.executable, "-m", "cook", "run", recipe, "--quiet", "--resume", *flags]
-    subprocess.run(command, check=True)
+    place = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
+    subprocess.run(command, check=True, env={**os.environ, **place})
     return folder
 
 

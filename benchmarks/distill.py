@@ -37,6 +37,7 @@ from benchmarks.turns import Loop as Turns
 from cook.pipeline.inputs import make_passes, silent
 from cook.recipe import load_recipe
 from cook.session import Session
+from cook.teacher import Named
 from cook.train.cached import CachedTeacher, fill
 
 BAR = 1.05
@@ -147,7 +148,7 @@ def over_epochs(
     def ready(session: Session, accelerator: Accelerator) -> None:
         fill(session.teachers, Numbered(lambda: None), rows, accelerator, batch_size=loop.BATCH)
 
-    taught = None if teacher is None else [(teacher, 1.0, CachedTeacher)]
+    taught = None if teacher is None else [Named(teacher, kind=CachedTeacher)]
     task = Numbered(pause)
     loop.cooked(pause, passes or [], student=student, teacher=taught, task=task, rows=rows, ready=ready)
 

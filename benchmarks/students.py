@@ -11,10 +11,13 @@ every recipe as many.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import torch
 
 from benchmarks.accuracy import run
 from cook.report import Report
@@ -57,11 +60,12 @@ def main() -> None:
     if args.steps:
         shared += ["train.epochs=null", f"train.steps={args.steps}"]
     jobs = {}
+    gpus = itertools.cycle(range(torch.cuda.device_count()) or [None])
     for recipe in args.recipes:
         path, changes = named(recipe)
         name = " ".join([Path(path).stem, *changes])
         folder = args.out / name.translate(str.maketrans(" /[]{}:,\"'", "_" * 10))
-        jobs[name] = [(path, folder, seed, [*shared, *changes]) for seed in args.seeds]
+        jobs[name] = [(path, folder, seed, [*shared, *changes], next(gpus)) for seed in args.seeds]
     with ThreadPoolExecutor(args.parallel) as pool:
         running = {name: [pool.submit(run, *job) for job in several] for name, several in jobs.items()}
         print("| recipe | seeds | mean | range | updates | seconds |")

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,11 +18,8 @@ from cook.model.hooks import Hooks
 from cook.model.tensors import Tensors
 
 One: TypeAlias = PreTrainedModel | Literal["self"]
-Given: TypeAlias = (
-    One | Sequence[One | tuple[One, float] | tuple[One, float, Callable[..., "Teacher"]]] | None
-)
-"""A teacher, or several, each with its weight if they should not count alike, and what makes a Teacher of
-the model, the hooks and the weight if it is of another kind."""
+Given: TypeAlias = One | Sequence["One | tuple[One, float] | Named"] | None
+"""A teacher, or several, each with its weight if they should not count alike."""
 
 ROWS = "rows"
 """What a batch calls the numbers of its examples in the data set; no model gets it."""
@@ -119,6 +116,28 @@ class Teacher:
         return self.outputs is not None and self.finite
 
 
+class Named(NamedTuple):
+    """A teacher as it is asked for.
+
+    Attributes:
+        model: itself, or `"self"`.
+        weight: its share beside other teachers.
+        kind: makes a Teacher of the model, the hooks and the weight.
+    """
+
+    model: One
+    weight: float = 1.0
+    kind: Callable[..., Teacher] = Teacher
+
+
+def named(given: Given) -> list[Named]:
+    """All teachers that are given, in whatever form."""
+    if given is None:
+        return []
+    several: list[Any] = given if isinstance(given, list) else [given]
+    return [Named(*each) if isinstance(each, tuple) else Named(each) for each in several]
+
+
 def not_finite(several: Sequence[Teacher], batches: Sequence[Mapping[str, Tensor]]) -> str | None:
     """Who of the teachers, in words, gives what is not finite for one of the batches; None if nobody does."""
     for index, teacher in enumerate(several):
@@ -140,14 +159,13 @@ def teachers(
     Raises:
         CookError: something else is given, or a weight that is no positive, finite number.
     """
-    if given is None:
-        return []
-    several = list(given) if isinstance(given, (list, tuple)) else [given]
-    whole = [(*each, Teacher)[:3] if isinstance(each, tuple) else (each, 1.0, Teacher) for each in several]
-    for _, weight, _ in whole:
-        if not (isinstance(weight, (int, float)) and 0 < weight < math.inf):
-            raise CookError(f"a teacher's weight must be a number above 0, found {weight!r}", where="teacher")
-    return [kind(_resolved(model, one, source), hooks, float(weight)) for one, weight, kind in whole]
+    found = []
+    for each in named(given):
+        if not (isinstance(each.weight, (int, float)) and 0 < each.weight < math.inf):
+            message = f"a teacher's weight must be a number above 0, found {each.weight!r}"
+            raise CookError(message, where="teacher")
+        found.append(each.kind(_resolved(model, each.model, source), hooks, float(each.weight)))
+    return found
 
 
 def _resolved(model: PreTrainedModel, teacher: Any, source: PreTrainedModel | None) -> PreTrainedModel:

@@ -92,6 +92,7 @@ class DistillLogits(Taught):
         return Effect(note=f"{self.given['loss']}, temperature {self.given['temperature']:g}")
 
     def attach(self, session: Session) -> None:
+        super().attach(session)
         for teacher in session.teachers:
             if self.given["loss"] == "ce":
                 teacher.soften(self.given["temperature"])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from cook.distill.pairs import COMMON, Intermediate, Pair, Shape, token_mean
 from cook.model.tensors import scores
@@ -60,12 +61,11 @@ def relation_divergence(student: Tensor, teacher: Tensor, attended: Tensor) -> T
     Returns:
         A scalar: the mean over examples of the mean over heads and an example's valid tokens.
     """
-    hidden = ~attended[:, None]
     # The least number and not infinity: rows of padding have nothing to attend to.
     lowest = torch.finfo(student.dtype).min
-    target = teacher.masked_fill(hidden, lowest).log_softmax(-1)
-    guess = student.masked_fill(hidden, lowest).log_softmax(-1)
-    divergence = (target.exp() * (target - guess)).masked_fill(hidden, 0.0).sum(-1)
+    hidden = torch.zeros_like(student[:, :1]).masked_fill_(~attended[:, None], lowest)
+    target, guess = (teacher + hidden).log_softmax(-1), (student + hidden).log_softmax(-1)
+    divergence = functional.kl_div(guess, target, reduction="none", log_target=True).sum(-1)
     return token_mean(divergence.mean(1), attended.any(-1))
 
 

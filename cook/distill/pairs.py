@@ -158,6 +158,7 @@ class Intermediate(Taught):
         return Effect(note=self.note(pairs))
 
     def attach(self, session: Session) -> None:
+        super().attach(session)
         self.watched = self.pairs(session.anatomy, self._theirs(session.anatomy))
         with session.hooks.silenced():  # no other pass shall see the example that tells the sizes
             sizes = self.sizes(session.anatomy, self.watched)

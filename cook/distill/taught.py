@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cook.passes import WINDOW, Pass
+
+if TYPE_CHECKING:
+    from cook.session import Session
 
 WEIGHT: dict[str, Any] = {"type": "number", "minimum": 0, "default": 1.0}
 LESSON: dict[str, Any] = {
@@ -20,6 +23,14 @@ class Taught(Pass):
 
     phase = "observe"
     needs = frozenset({"training", "teacher"})
+
+    def attach(self, session: Session) -> None:
+        if self.window.start == self.window.end:
+            raise self.error(
+                f"begins and ends at step {self.window.start} of {session.total_steps}: nothing is learned",
+                option="end",
+                hint="give it a longer window, or the run more steps",
+            )
 
     def task_weight(self) -> float:
         return float(self.given["task_weight"])

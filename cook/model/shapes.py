@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cook.errors import CookError
 from cook.model.anatomy import Anatomy
 from cook.model.hooks import Hooks
 from cook.model.measure import evaluating
@@ -23,7 +24,8 @@ def shapes(anatomy: Anatomy, names: Iterable[str], tokens: int = 3) -> dict[str,
         tokens: of the example, where the model reads tokens.
 
     Raises:
-        CookError: a name means nothing in this model, or the forward never comes there.
+        CookError: a name means nothing in this model, the forward never comes there, or comes with whole
+            numbers.
     """
     model: Any = anatomy.model
     hooks = Hooks()
@@ -40,7 +42,13 @@ def shapes(anatomy: Anatomy, names: Iterable[str], tokens: int = 3) -> dict[str,
             raise
     finally:
         hooks.close()
-    return {name: tuple(tensors[name].shape) for name in names}
+    found = {name: tensors[name] for name in names}
+    if whole := [name for name, tensor in found.items() if not tensor.is_floating_point()]:
+        raise CookError(
+            f"{whole[0]} holds whole numbers, as of tokens: nothing is learned from them",
+            hint="name what comes out of the embeddings, or later",
+        )
+    return {name: tuple(tensor.shape) for name, tensor in found.items()}
 
 
 def _example(model: Any, tokens: int) -> dict[str, Tensor]:

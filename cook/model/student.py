@@ -55,6 +55,9 @@ def make(
         CookError: there are no such layers, the config has no such key or builds nothing, the other
             model cannot be loaded or has other labels.
     """
+    for key in ("revision", "trust_remote_code", "allow_pickle"):
+        if section.get(key) and section.get("path") is None:
+            raise error(key, "is about a student's path, and there is none", "leave it out")
     if section.get("layers") is not None:
         student = _shallower(source, list(section["layers"]), error)
         origin = replace(load.origin_of(source), notes=[])

@@ -13,7 +13,7 @@ import torch
 import transformers
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
-from accelerate.utils import is_tensorboard_available
+from accelerate.utils import InitProcessGroupKwargs, is_tensorboard_available
 
 import cook
 from cook.errors import CookError
@@ -21,6 +21,9 @@ from cook.recipe import Recipe
 
 ENGINES = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 """What parameters stay whole under: FSDP and DeepSpeed keep shards or copies that a mask does not reach."""
+
+PATIENCE = datetime.timedelta(hours=12)
+"""How long processes wait for one that prepares data or asks a teacher about it."""
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -55,6 +58,7 @@ def accelerator(
         cpu=train.device == "cpu" or on_cpu or (_launched() > 1 and not torch.cuda.is_available()),
         log_with=train.track,
         project_dir=str(log_folder) if log_folder else None,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     if made.distributed_type not in ENGINES:
         raise CookError(

@@ -17,7 +17,7 @@ from cook.errors import CookError
 from cook.model import load, student
 from cook.passes import Pass
 from cook.recipe import Recipe
-from cook.teacher import Given
+from cook.teacher import Given, Named
 from cook.train import data as sources
 from cook.train import tasks
 from cook.train.cached import CachedTeacher
@@ -224,11 +224,12 @@ def own_teacher(section: Any, model: PreTrainedModel) -> PreTrainedModel | Liter
     return copied if section.dtype is None else copied.to(getattr(torch, section.dtype))
 
 
-def taught_by(section: Any, model: PreTrainedModel | Literal["self"]) -> Any:
-    """One of `cook.teacher.Given`: a model, its weight, and how it answers if the section says that."""
+def taught_by(section: Any, model: PreTrainedModel | Literal["self"]) -> Named:
+    """A teacher with its weight, and how it answers if its section says that."""
     if section.cache is False:
-        return model, section.weight
-    return model, section.weight, partial(CachedTeacher, top=section.cache.top, dtype=section.cache.dtype)
+        return Named(model, section.weight)
+    kind = partial(CachedTeacher, top=section.cache.top, dtype=section.cache.dtype)
+    return Named(model, section.weight, kind)
 
 
 def _within(recipe: Recipe, section: str) -> Callable[[str, str, str | None], CookError]:

@@ -17,7 +17,9 @@ ZEROS = "Zeros are stored still and do not make dense kernels faster; removed pa
 WINDOWS = (
     "Windows overlap: a row says what changed while its pass ran, `cook ablate` what changed because of it."
 )
-PASS_ALIGN = "<>>>>>"
+UNWEIGHTED = " (unweighted)"
+"""What the log puts behind the name of a term that its weight was not yet multiplied with."""
+PASS_ALIGN, LOSS_ALIGN = "<>>>>>", "<>>"
 COUNT, SIZE, SPEED = ("fewer", "more"), ("smaller", "larger"), ("faster", "slower")
 
 
@@ -30,6 +32,8 @@ def terminal(report: Report) -> str:
     if report.passes:
         notes = {index: note(row) for index, row in enumerate(report.passes, start=1)}
         parts.append(grid(pass_rows(report), align=PASS_ALIGN, notes=notes))
+    if losses := loss_rows(report):
+        parts.append(grid(losses, align=LOSS_ALIGN))
     parts.append("\n".join(wrap(legend(report)) + wrap(reloaded(report))))
     return "\n\n".join(part for part in parts if part)
 
@@ -41,6 +45,8 @@ def markdown(report: Report) -> str:
         head, *rows = pass_rows(report)
         noted = [[*row, note(entry)] for row, entry in zip(rows, report.passes, strict=True)]
         parts.append(pipes([[*head, "note"], *noted], align=PASS_ALIGN + "<"))
+    if losses := loss_rows(report):
+        parts.append(pipes(losses, align=LOSS_ALIGN))
     parts += [legend(report), reloaded(report), clean(setting(report))]
     return "\n\n".join(part for part in parts if part)
 
@@ -153,6 +159,20 @@ def pass_rows(report: Report) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def loss_rows(report: Report) -> list[list[str]]:
+    """A head, then a row a loss term: its first and its last mean in the log, before its weight.
+
+    Nothing where the task's own loss is the only one.
+    """
+    told: dict[str, list[float]] = {}
+    for entry in (report.train or {}).get("history") or ():
+        for name, value in entry.get("loss", {}).items():
+            if name.endswith(UNWEIGHTED):
+                told.setdefault(name.removesuffix(UNWEIGHTED), []).append(value)
+    rows = [[name, *(f"{values[at]:.4g}" for at in (0, -1))] for name, values in told.items()]
+    return [["loss, unweighted", "first", "last"], *rows] if len(rows) > 1 else []
 
 
 def note(row: PassRow) -> str:

@@ -62,6 +62,10 @@ class Part(NamedTuple):
         fixed = int(np.prod([size for size in self.shape if size is not None], dtype=np.int64))
         return fixed * tokens ** self.shape.count(None)
 
+    def bytes(self, tokens: Numbers) -> int:
+        """What rows of so many tokens take."""
+        return int(self.sizes(tokens).sum()) * self.stored.itemsize
+
     def of(self, tokens: int) -> tuple[int, ...]:
         """The shape of a row of so many tokens."""
         return tuple(tokens if size is None else size for size in self.shape)
@@ -124,8 +128,7 @@ def _starts(first: int, order: Order, parts: Mapping[str, Part]) -> tuple[dict[s
     starts = {}
     for name in sorted(parts):
         starts[name] = first + -first % ALIGNED
-        numbers = int(parts[name].sizes(order.tokens).sum())
-        first = starts[name] + numbers * parts[name].stored.itemsize
+        first = starts[name] + parts[name].bytes(order.tokens)
     return starts, first
 
 

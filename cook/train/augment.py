@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cook.model import load
+from cook.teacher import Given, named
 from cook.train import cache
 from cook.train.masked_words import MaskedWords
 from cook.train.tasks import Task
@@ -223,18 +224,17 @@ def _source(
     return cache.of_tensors({"embeddings": embeddings}), neighbours
 
 
-def _embeddings(task: Task, model: PreTrainedModel, teacher: Any, words: Words) -> Tensor:
+def _embeddings(task: Task, model: PreTrainedModel, teacher: Given, words: Words) -> Tensor:
     """The word embeddings of the (first) teacher; of the model itself without one."""
-    while isinstance(teacher, (list, tuple)):
-        teacher = teacher[0] if teacher else None
-    if teacher is None:
+    first = next(iter(named(teacher)), None)
+    if first is None:
         if load.origin_of(model).new_head and not model.name_or_path:
             hint = "name a teacher, or use method: masked-lm"
             raise task.error(
                 "data.augment.method", "the model starts from random weights: no word is near another", hint
             )
         task.say("augmentation finds similar words in the model's own embeddings, for there is no teacher")
-    owner: Any = model if teacher is None or isinstance(teacher, str) else teacher
+    owner: Any = model if first is None or isinstance(first.model, str) else first.model
     found: Tensor = owner.get_input_embeddings().weight.detach().float().cpu()
     if not bool(found.isfinite().all()):
         hint = "look at the weights of the teacher, or of the model if there is none"

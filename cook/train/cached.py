@@ -78,6 +78,11 @@ class CachedTeacher(Teacher):
     def soften(self, temperature: float) -> None:
         self._temperatures.add(float(temperature))
 
+    @property
+    def wanted(self) -> bool:
+        """Whether a pass wants to know anything."""
+        return bool(self._watched or self._temperatures)
+
     def meet(self, batch: Mapping[str, Tensor]) -> None:
         super().meet(batch)
         self._told = {}
@@ -158,14 +163,14 @@ class CachedTeacher(Teacher):
     def _asked(self, key: str, inquiry: Inquiry, progress: bool) -> Answers:
         def ask(path: Path) -> None:
             parts = inquiry.parts(self._say, self._dtype)
+            size = sum(part.bytes(inquiry.order.tokens) for part in parts.values()) / 1e6
+            inquiry.say(f"the teacher runs over {len(inquiry.rows):,} rows, once; {size:,.1f} MB are kept")
             blocks = inquiry.blocks(self._say, parts, progress=progress)
             write(path, key, inquiry.order, parts, blocks)
 
         started = time.monotonic()
         path = cache.put(key, KIND, ask)
-        size, seconds = path.stat().st_size / 1e6, time.monotonic() - started
-        told = f"{len(inquiry.rows):,} rows, {size:,.1f} MB, {seconds:.1f} s"
-        inquiry.say(f"the teacher's answers are kept: {told}")
+        inquiry.say(f"the teacher's answers are kept as {path.name}, {time.monotonic() - started:.1f} s")
         return Answers(path, key, inquiry.order)
 
     def _say(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -205,9 +210,9 @@ def fill(
     batch_size: int,
     progress: bool = False,
 ) -> None:
-    """Fill those of the teachers that are cached; see `CachedTeacher.fill`."""
+    """Fill those of the teachers that are cached and that a pass asks; see `CachedTeacher.fill`."""
     for each in teachers:
-        if isinstance(each, CachedTeacher):
+        if isinstance(each, CachedTeacher) and each.wanted:
             each.fill(task, rows, accelerator, batch_size=batch_size, progress=progress)
 
 
@@ -222,7 +227,9 @@ def _found(key: str, inquiry: Inquiry) -> Answers | None:
     path = cache.find(key, KIND, lambda name: say(f"the cached answers {name} are damaged: {again}"))
     if path is not None:
         try:
-            return Answers(path, key, inquiry.order)
+            answers = Answers(path, key, inquiry.order)
+            say(f"the teacher's answers are those of {path.name}")
+            return answers
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
             say(f"the cached answers {path.name} are not what the name says ({problem}): {again}")
             path.unlink(missing_ok=True)

@@ -223,3 +223,18 @@ def test_an_error_in_a_name_says_in_which_model(who, name):
     with pytest.raises(CookError, match=f"in the {who}, layers.[23].: the model has") as told:
         planned(tiny.model(), tiny.model(layers=2 if who == "student" else 3), map=names)
     assert told.value.where.endswith("passes[0]")
+
+
+def test_whole_numbers_teach_nothing():
+    words = "bert.embeddings.word_embeddings[in]"
+    with pytest.raises(CookError, match=r"word_embeddings\[in\] holds whole numbers") as told:
+        planned(tiny.model(), tiny.model(), map={words: words})
+    assert told.value.hint
+
+
+@pytest.mark.parametrize("name", ["distill.hidden", "distill.logits"])
+def test_a_window_without_a_step_is_refused(name):
+    options = {**(HIDDEN if name == "distill.hidden" else {}), "end": "40%"}
+    with pytest.raises(CookError, match="begins and ends at step 0 of 1: nothing is learned"):
+        bound.session(tiny.model(), {name: options}, steps=1, teacher=tiny.model())
+    bound.session(tiny.model(), {name: options}, steps=5, teacher=tiny.model()).close()

@@ -341,3 +341,8 @@ def test_other_models_that_are_refused(tmp_path):
     vit.config.image_size = 12
     type(vit)(vit.config).save_pretrained(tmp_path / "vit")
     fails("its image_size is 8, not 12", source_of("vit"), path=tmp_path / "vit")
+
+
+@pytest.mark.parametrize("key", ["revision", "trust_remote_code", "allow_pickle"])
+def test_what_is_about_a_path_needs_one(key):
+    fails("about a student's path", source_of("bert"), layers=[0], **{key: "main"})

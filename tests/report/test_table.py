@@ -6,7 +6,7 @@ import pytest
 
 from cook.report import Report, ablation_table, markdown, plan_table, terminal
 from cook.report.draw import clean, grid, pipes, shorten
-from cook.report.table import title
+from cook.report.table import loss_rows, title
 from tests.report.example import report, state
 
 
@@ -181,3 +181,20 @@ def test_drawing_does_not_change_the_report(draw) -> None:  # type: ignore[no-un
     built = report()
     draw(built)
     assert built == report()
+
+
+def test_losses_are_told_first_and_last() -> None:
+    example = report()
+    assert "unweighted" not in terminal(example)
+    logged = [
+        {"step": 1, "loss": {"task": 0.7, "task (unweighted)": 0.7}},
+        {"step": 2, "loss": {"task (unweighted)": 0.6, "logits": 1.0, "logits (unweighted)": 0.5}},
+        {"step": 2, "metrics": {"accuracy": 0.5}},
+        {"step": 3, "loss": {"task (unweighted)": 0.5, "logits (unweighted)": 0.125, "gradient norm": 3.0}},
+    ]
+    example.train = {**(example.train or {}), "history": logged}
+    assert loss_rows(example)[1:] == [["task", "0.7", "0.5"], ["logits", "0.5", "0.125"]]
+    assert "loss, unweighted" in terminal(example)
+    assert "| logits | 0.5 | 0.125 |" in " ".join(markdown(example).split())
+    example.train["history"] = logged[:1]
+    assert loss_rows(example) == []

@@ -21,7 +21,7 @@ from cook.errors import CookError, RunError
 from cook.model.hooks import Hooks
 from cook.teacher import Teacher
 from cook.train import batches, data, tasks
-from cook.train.cached import CachedTeacher
+from cook.train.cached import CachedTeacher, fill
 from cook.train.tasks import Task, text
 from tests import tiny
 from tests.train.sections import error, own_cache, section
@@ -291,3 +291,13 @@ def test_batches_must_say_which_rows_they_hold(tmp_path):
     teacher.meet(tiny.batch())
     with pytest.raises(CookError, match="says which rows it holds"):
         _ = teacher.outputs
+
+
+def test_nobody_who_is_not_asked_runs(tmp_path, own_cache):
+    given, model = case(tmp_path), tiny.model(seed=1)
+    idle, busy = (CachedTeacher(copy.deepcopy(model), Hooks()) for _ in range(2))
+    busy.soften(2.0)
+    fill([idle, busy], given.task, given.rows, Accelerator(cpu=True), batch_size=SIZE)
+    assert {parameter.device.type for parameter in idle.model.parameters()} == {"cpu"}
+    assert {parameter.device.type for parameter in busy.model.parameters()} == {"meta"}
+    assert len(files(own_cache)) == 1
