@@ -170,7 +170,7 @@ class CachedTeacher(Teacher):
 
         started = time.monotonic()
         path = cache.put(key, KIND, ask)
-        inquiry.say(f"the teacher's answers are kept as {path.name}, {time.monotonic() - started:.1f} s")
+        inquiry.say(f"the teacher's answers are kept in {path.parent}: {time.monotonic() - started:.1f} s")
         return Answers(path, key, inquiry.order)
 
     def _say(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -228,7 +228,7 @@ def _found(key: str, inquiry: Inquiry) -> Answers | None:
     if path is not None:
         try:
             answers = Answers(path, key, inquiry.order)
-            say(f"the teacher's answers are those of {path.name}")
+            say(f"the teacher's answers are read from {path.parent}")
             return answers
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
             say(f"the cached answers {path.name} are not what the name says ({problem}): {again}")
