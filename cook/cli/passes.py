@@ -52,7 +52,8 @@ def document(found: type[Pass]) -> str:
 
 
 def kind(option: Mapping[str, Any]) -> str:
-    """The type and range of an option in words: "number >= 0 < 1", "cubic | linear", "list of string"."""
+    """The type and range of an option in words: "number >= 0 < 1", "cubic | linear", "list of string",
+    "mapping to integer"."""
     if option.get("x-moment"):
         return "moment"
     if "enum" in option:
@@ -66,5 +67,7 @@ def kind(option: Mapping[str, Any]) -> str:
     words = [types] if isinstance(types, str) else list(types)
     if "items" in option:
         words = [f"list of {kind(option['items'])}" if word == "array" else word for word in words]
+    if isinstance(values := option.get("additionalProperties"), Mapping):
+        words = [f"mapping to {kind(values)}" if word == "object" else word for word in words]
     bounds = [f"{sign} {option[word]}" for word, sign in BOUNDS if word in option]
     return " ".join([" or ".join(words), *bounds])

@@ -68,6 +68,7 @@ def test_listing() -> None:
         ({"type": "array"}, "array"),
         ({}, "any value"),
         (MOMENT, "moment"),
+        ({"type": "object", "additionalProperties": {"type": "integer"}}, "mapping to integer"),
     ],
 )
 def test_kind(option: dict[str, Any], words: str) -> None:
