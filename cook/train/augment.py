@@ -102,7 +102,7 @@ def augmented(
     *,
     processor: Any,
     model: PreTrainedModel,
-    teacher: Any,
+    teacher: Given,
     accelerator: Accelerator,
 ) -> Dataset:
     """The rows and the copies that `data.augment` asks for: all originals, then copy 1, copy 2, ...
@@ -115,7 +115,7 @@ def augmented(
         train: the recipe's section, for its seed.
         processor: the tokenizer of the rows.
         model: what "self" means; its word embeddings stand in where there is no teacher.
-        teacher: a model, "self", None, or a sequence of these, or of pairs that begin with one.
+        teacher: in any form that a session takes; the first one's embeddings count.
         accelerator: one process makes the entry, the others wait; its device runs the language model.
 
     Raises:
@@ -198,7 +198,7 @@ def _source(
     words: Words,
     processor: Any,
     model: PreTrainedModel,
-    teacher: Any,
+    teacher: Given,
     device: torch.device,
 ) -> tuple[str, Callable[[], Candidates]]:
     """What similar words come from: its hash, and what makes it ready when there is no entry yet."""
