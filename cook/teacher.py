@@ -177,6 +177,11 @@ def _resolved(model: PreTrainedModel, teacher: Any, source: PreTrainedModel | No
     if not isinstance(made, PreTrainedModel):
         hint = "load the teacher and give the model itself, or 'self' for a copy of the student"
         raise CookError(f"found {teacher!r} for a teacher, expected a model or 'self'", hint=hint)
+    theirs, ours = (getattr(each.config, "label2id", None) or {} for each in (made, model))
+    if theirs.keys() == ours.keys() and theirs != ours:
+        # Other names may mean the same; the same names in another order never do.
+        message = f"the teacher's labels are {theirs}, the student's are {ours}"
+        raise CookError(message, where="teacher", hint="both need the same labels in the same order")
     if (padding := getattr(model.config, "pad_token_id", None)) is not None:
         # A decoder that classifies looks for the last token that is not its config's padding.
         made.config.pad_token_id = padding
