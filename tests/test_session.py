@@ -101,7 +101,7 @@ def test_a_teacher_is_no_path():
 def test_a_teacher_with_the_same_labels_in_another_order_is_refused():
     teacher = tiny.model(seed=1)
     teacher.config.label2id = {"negative": 1, "positive": 0}
-    with pytest.raises(CookError, match="the teacher's labels are .*'negative': 1.* the student's are"):
+    with pytest.raises(CookError, match=r"the teacher's labels are .*'negative': 1.* the student's are"):
         bound.session(tiny.model(), "distill.logits", teacher=teacher)
     # Names of its own say nothing.
     teacher.config.label2id = {"LABEL_0": 0, "LABEL_1": 1}
