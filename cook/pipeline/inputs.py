@@ -237,10 +237,18 @@ def _within(recipe: Recipe, section: str) -> Callable[[str, str, str | None], Co
     return lambda key, message, hint: recipe.error(f"{section}.{key}", message, hint)
 
 
-def _same_vocabulary(recipe: Recipe, who: str, section: Any, processor: Any) -> None:
+def _same_tokens(recipe: Recipe, who: str, section: Any, mine: Any, source: Any, processor: Any) -> None:
+    """The tokenizers decide; a folder without one has to know as many tokens as the source."""
     if not hasattr(processor, "get_vocab"):
         return
     theirs = load.load_processor(section, "tokenizer")
+    knows, known = (getattr(config, "vocab_size", None) for config in (mine, source))
+    if theirs is None and knows != known:
+        raise recipe.error(
+            f"{who}.path",
+            f"{section.path} has no tokenizer, and its {knows} token numbers cannot be the model's {known}",
+            "put the tokenizer into its folder: it has to be the model's",
+        )
     if theirs is not None and theirs.get_vocab() != processor.get_vocab():
         role = who.partition("[")[0]
         raise recipe.error(
@@ -248,22 +256,6 @@ def _same_vocabulary(recipe: Recipe, who: str, section: Any, processor: Any) -> 
             f"the {role}'s tokenizer ({len(theirs.get_vocab())} tokens) differs from the model's "
             f"({len(processor.get_vocab())} tokens)",
             "teacher and student read the same token numbers: use a pair with one tokenizer",
-        )
-
-
-def _same_tokens(recipe: Recipe, who: str, section: Any, mine: Any, source: Any, processor: Any) -> None:
-    """The tokenizers decide; a folder without one has to know as many tokens as the source."""
-    _same_vocabulary(recipe, who, section, processor)
-    knows, known = (getattr(config, "vocab_size", None) for config in (mine, source))
-    if (
-        hasattr(processor, "get_vocab")
-        and knows != known
-        and load.load_processor(section, "tokenizer") is None
-    ):
-        raise recipe.error(
-            f"{who}.path",
-            f"{section.path} has no tokenizer, and its {knows} token numbers cannot be the model's {known}",
-            "put the tokenizer into its folder: it has to be the model's",
         )
 
 
