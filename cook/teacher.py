@@ -182,7 +182,12 @@ def _resolved(model: PreTrainedModel, teacher: Any, source: PreTrainedModel | No
         # Other names may mean the same; the same names in another order never do.
         message = f"the teacher's labels are {theirs}, the student's are {ours}"
         raise CookError(message, where="teacher", hint="both need the same labels in the same order")
-    if (padding := getattr(model.config, "pad_token_id", None)) is not None:
-        # A decoder that classifies looks for the last token that is not its config's padding.
-        made.config.pad_token_id = padding
+    read_alike(made, model)
     return made
+
+
+def read_alike(model: PreTrainedModel, student: PreTrainedModel) -> None:
+    """Let a model read batches that are padded for the student."""
+    if (padding := getattr(student.config, "pad_token_id", None)) is not None:
+        # A decoder that classifies looks for the last token that is not its config's padding.
+        model.config.pad_token_id = padding

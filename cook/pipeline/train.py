@@ -18,7 +18,7 @@ from cook.model import measure
 from cook.model.integer import IntLinear
 from cook.passes import Pass
 from cook.session import Session
-from cook.teacher import Given
+from cook.teacher import Given, read_alike
 from cook.train.accounting import Accounting, State
 from cook.train.batches import fetch
 from cook.train.cached import fill
@@ -130,8 +130,7 @@ def _accounting(
 def _of_source(work: Work, source: PreTrainedModel, sample: dict[str, Tensor] | None) -> State:
     """The state of the source, which is back in its place afterwards."""
     place: Any = source.device
-    if (padding := getattr(work.model.config, "pad_token_id", None)) is not None:
-        source.config.pad_token_id = padding  # a decoder that classifies reads what is padded for another
+    read_alike(source, work.model)
     moved: Any = source
     state = _accounting(work, moved.to(work.accelerator.device), (), sample).state(0)
     moved.to(place)
