@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -133,3 +134,16 @@ def padded(given: dict[str, Tensor], more: int) -> dict[str, Tensor]:
 def cut(given: dict[str, Tensor], start: int, end: int) -> dict[str, Tensor]:
     """Some of its examples."""
     return {name: value[start:end] for name, value in given.items()}
+
+
+def same_in_parts_and_padded(session: Session, inputs: dict[str, Tensor]) -> None:
+    """The terms of a batch of five are the mean of those of its parts, and do not see more padding."""
+
+    def terms(batch: dict[str, Tensor]) -> dict[str, float]:
+        return {name: float(term.detach()) for name, term in session.module(batch).items()}
+
+    whole = terms(inputs)
+    one, other = terms(cut(inputs, 0, 2)), terms(cut(inputs, 2, 5))
+    assert {name: (2 * one[name] + 3 * other[name]) / 5 for name in one} == pytest.approx(whole, rel=1e-4)
+    if "input_ids" in inputs:
+        assert terms(padded(inputs, 3)) == pytest.approx(whole, rel=1e-4)

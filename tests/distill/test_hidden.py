@@ -17,6 +17,7 @@ from cook.distill.pairs import attended_mean
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
 from tests import bound, tiny
+from tests.distill.own import same_in_parts_and_padded
 from tests.model import families
 from tests.traces import differences
 
@@ -235,20 +236,7 @@ ITEMS = [
 def test_micro_batches_and_padding_change_nothing(family):
     student, inputs = tiny.model(family).eval(), tiny.batch(family, size=5)
     session = bound.session(student, *ITEMS, teacher=tiny.model(family, seed=1))
-
-    def terms(batch) -> dict[str, float]:
-        return {name: float(term.detach()) for name, term in session.module(batch).items()}
-
-    whole = terms(inputs)
-    parts = [{name: each[rows] for name, each in inputs.items()} for rows in (slice(2), slice(2, 5))]
-    one, other = map(terms, parts)
-    assert {name: (2 * one[name] + 3 * other[name]) / 5 for name in one} == pytest.approx(whole, rel=1e-4)
-    if family != "vit":
-        longer = {
-            name: each if name == "labels" else torch.nn.functional.pad(each, (0, 3))
-            for name, each in inputs.items()
-        }
-        assert terms(longer) == pytest.approx(whole, rel=1e-4)
+    same_in_parts_and_padded(session, inputs)
 
 
 def test_gradients_add_up_over_micro_batches():

@@ -15,6 +15,7 @@ from cook.distill.minilm import RELATIONS, regrouped, relation, relation_diverge
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
 from tests import bound, tiny
+from tests.distill.own import same_in_parts_and_padded
 from tests.model import families
 
 # The functions
@@ -196,20 +197,7 @@ def test_micro_batches_and_padding_change_nothing(family):
     session = bound.session(
         student.eval(), "distill.minilm", {"distill.minilm": {"version": 1}}, teacher=teacher
     )
-
-    def terms(batch):
-        return {name: float(term.detach()) for name, term in session.module(batch).items()}
-
-    whole = terms(inputs)
-    parts = [{name: each[rows] for name, each in inputs.items()} for rows in (slice(2), slice(2, 5))]
-    one, other = map(terms, parts)
-    assert {name: (2 * one[name] + 3 * other[name]) / 5 for name in one} == pytest.approx(whole, rel=1e-4)
-    if family != "vit":
-        longer = {
-            name: each if name == "labels" else torch.nn.functional.pad(each, (0, 3))
-            for name, each in inputs.items()
-        }
-        assert terms(longer) == pytest.approx(whole, rel=1e-4)
+    same_in_parts_and_padded(session, inputs)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

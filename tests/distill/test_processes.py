@@ -1,27 +1,14 @@
 """Two processes learn the same from tensors, and what one would."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import torch
 
 from tests import tiny
 from tests.distill.processes import learn
+from tests.several import two
 
 
 def test_two_processes_and_one(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run(
-        [*command, "-m", "tests.distill.processes", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-    )
-    assert done.returncode == 0, done.stderr
+    two("tests.distill.processes", str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     alone = learn()
     matrices = [name for name in alone if name.startswith("trained.")]

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from cook.errors import CookError, Interrupted, RunError
 from cook.pipeline import environment
 from cook.train import batches, checkpoint
 from cook.train.loop import Loop
+from tests.several import two
 from tests.train.loops import BATCH, ROWS, SEVERAL, Rows, loop, model, rows
 
 PRUNE = {"prune.weights": {"sparsity": 0.5, "start": 1, "end": 3}}
@@ -278,18 +276,9 @@ def test_two_processes_equal_one(given: Rows, tmp_path: Path) -> None:
     alone = loop(given, **SEVERAL)
     alone.run()
     file = tmp_path / "weights.safetensors"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run(
-        [*command, "-m", "tests.train.loops", str(file)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "COOK_CACHE": str(tmp_path / "cache"), "CUDA_VISIBLE_DEVICES": ""},
-    )
-    assert done.returncode == 0, done.stderr
+    printed = two("tests.train.loops", str(file), COOK_CACHE=str(tmp_path / "cache"))
     assert furthest(load_file(file), weights(alone)) < 1e-5
-    processes, told = done.stdout.split(maxsplit=1)
+    processes, told = printed.split(maxsplit=1)
     assert processes == "2"
     found = dict(pairs(told))
     assert [found[step] for step in range(1, 6)] == pytest.approx(losses(alone), abs=1e-5)
