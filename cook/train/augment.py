@@ -188,8 +188,13 @@ def _replaceable(rows: Dataset, words: Words) -> tuple[int, int]:
 
 def _differing(rows: Dataset, result: Dataset) -> int:
     """The tokens of all copies that are not those of the originals."""
-    ids, found = (flat(each.with_format("arrow")[:]["input_ids"])[0] for each in (rows, result))
-    return int((found.reshape(-1, len(ids)) != ids).sum())
+    tables, changed = result.with_format("arrow"), 0
+    for number, table in enumerate(_blocks(rows)):
+        own, start = flat(table["input_ids"])[0], number * ROWS
+        for copy in range(len(rows), len(result), len(rows)):
+            found = flat(tables[copy + start : copy + start + len(table)]["input_ids"])[0]
+            changed += int((found != own).sum())
+    return changed
 
 
 def _source(
