@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from datasets import Dataset
+from torch import Tensor
 from transformers import PreTrainedModel
 
 import cook
@@ -21,6 +22,7 @@ from cook.recipe import Recipe, load_recipe, thaw
 from cook.report import Model, Report
 from cook.session import Session
 from cook.teacher import Given
+from cook.train import calibration as examples
 from cook.train.augment import augmented
 from cook.train.seeds import seed_everything
 from cook.train.tasks import TASKS
@@ -50,6 +52,7 @@ def apply(
     config: Config,
     *,
     data: Mapping[str, Rows] | None = None,
+    calibration: Iterable[Mapping[str, Tensor]] | None = None,
     teacher: Given = None,
     tokenizer: Any | None = None,
 ) -> Result:
@@ -64,6 +67,8 @@ def apply(
         config: a recipe: a path, a mapping or a Recipe. `version` and `passes` are enough.
         data: `{"train": rows, "validation": rows}`, where rows are a `datasets.Dataset` or a list of
             mappings; the recipe's data section names the columns. None reads what that section names.
+        calibration: batches as the model takes them, with labels, for passes that look at examples; None
+            takes a sample of the training rows.
         teacher: a model or `"self"`, or a list of those or of pairs of one and its weight; None takes the
             recipe's.
         tokenizer: the tokenizer or image processor, for training on data.
@@ -113,6 +118,7 @@ def apply(
             accelerator=accelerator,
             source=source if recipe.student else None,
             teacher=teacher,
+            calibration=None if calibration is None else examples.given(calibration),
             progress=False,
         )
     )
@@ -146,6 +152,7 @@ def attach(
     total_steps: int,
     steps_per_epoch: int = 1,
     teacher: Given = None,
+    calibration: Iterable[Mapping[str, Tensor]] | None = None,
 ) -> Session:
     """Bind a recipe's passes to a model, for your own training loop.
 
@@ -157,6 +164,7 @@ def attach(
         steps_per_epoch: of them, in one epoch; for moments such as `1.5 epochs`.
         teacher: a model or `"self"`, or a list of those or of pairs of one and its weight; None takes the
             recipe's.
+        calibration: batches as the model takes them, with labels, for passes that look at examples.
 
     Returns:
         A session; `cook.session` shows the loop around it. Used as a context manager it removes its
@@ -174,6 +182,7 @@ def attach(
         steps_per_epoch=steps_per_epoch,
         teacher=teacher if teacher is not None else _named_teacher(recipe, model, cached=False),
         source=model if recipe.student else None,
+        calibration=None if calibration is None else examples.given(calibration),
     )
 
 

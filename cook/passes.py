@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 PHASES = ("observe", "structure", "weights", "precision")
 """The order of `finish`: structure leaves before weights are folded, integers come last."""
 
-NEEDS = frozenset({"training", "teacher"})
+NEEDS = frozenset({"training", "teacher", "calibration"})
 """What a pass can need besides the model."""
 
 FEATURES = frozenset({"ddp", "checkpointing"})
@@ -130,6 +130,7 @@ class Pass:
     """Options that show the pass at work; the shared tests run each, and the first beside other passes."""
     phase: ClassVar[str] = "observe"
     needs: ClassVar[frozenset[str]] = frozenset()
+    """What a pass of this kind needs; one whose options decide says so in `wants`."""
     supports: ClassVar[frozenset[str]] = FEATURES
 
     window: Window
@@ -139,6 +140,10 @@ class Pass:
         self.id = id or self.name
         self.where = where or self.id
         self.window = Window(0, 0)
+
+    def wants(self) -> frozenset[str]:
+        """What this pass needs with the options that it has: `needs`, or less."""
+        return self.needs
 
     def check(self) -> None:
         """Raise CookError for options that the schema lets through and that cannot work together."""

@@ -13,7 +13,7 @@ session.finish()                            plain modules again; model.save_pret
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -64,6 +64,8 @@ class Session:
             padding token of `model`.
         source: the model that `model` was made from as its student: what `"self"` means then.
         before_attach: called with each pass just before it is attached.
+        calibration: gives batches of at most so many examples, the same at every call, for passes that
+            look at data while nothing trains.
 
     Raises:
         CookError: when a pass needs what is not there, or refuses the model. No hook is left then.
@@ -79,11 +81,13 @@ class Session:
         teacher: Given = None,
         source: PreTrainedModel | None = None,
         before_attach: Callable[[Pass], None] | None = None,
+        calibration: Callable[[int], Iterator[Mapping[str, Tensor]]] | None = None,
     ):
         self.passes = list(passes)
         self.model = model
         self.total_steps = total_steps
         self.steps_per_epoch = max(1, steps_per_epoch)
+        self._calibration = calibration
         self.hooks = Hooks()
         self.teachers: list[Teacher] = teachers(model, teacher, self.hooks, source)
         self._check_needs()
@@ -125,6 +129,15 @@ class Session:
             return Moment.parse(value).step(self.total_steps, self.steps_per_epoch)
         except CookError as error:
             raise owner.error(error.message, option=option, hint=error.hint) from error
+
+    def examples(self, count: int) -> Iterator[dict[str, Tensor]]:
+        """Batches of at most `count` calibration examples on the model's device; the same at every call.
+
+        Only for passes that want `calibration`: there is some then.
+        """
+        assert self._calibration is not None
+        for batch in self._calibration(count):
+            yield {name: value.to(self.model.device) for name, value in batch.items() if name != ROWS}
 
     def train_also(self, owner: Pass, module: nn.Module) -> nn.Module:
         """Train a module of a pass (projections, gates) with the model; it never becomes part of it.
@@ -287,7 +300,11 @@ class Session:
 
     def _check_needs(self) -> None:
         for each in self.passes:
-            if "training" in each.needs and not self.trains:
+            wants = each.wants()
+            if "training" in wants and not self.trains:
                 raise each.error("needs training, and there is none", hint="give it data and a train section")
-            if "teacher" in each.needs and not self.teachers:
+            if "teacher" in wants and not self.teachers:
                 raise each.error("needs a teacher", hint="add `teacher: self`, or the teacher's path")
+            if "calibration" in wants and self._calibration is None:
+                hint = "give it data, or in Python `calibration=`: batches as the model takes them"
+                raise each.error("needs examples to look at, and there are none", hint=hint)

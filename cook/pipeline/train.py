@@ -19,6 +19,7 @@ from cook.model.integer import IntLinear
 from cook.passes import Pass
 from cook.session import Session
 from cook.teacher import Given, read_alike
+from cook.train import calibration
 from cook.train.accounting import Accounting, State
 from cook.train.batches import fetch
 from cook.train.cached import fill
@@ -41,6 +42,7 @@ class Work:
     Attributes:
         source: what the model was made from, if it is a student: what `before` is told of.
         rows: prepared splits; `train` may be missing when nothing trains.
+        calibration: what passes look at; None takes a sample of the training rows, if there are any.
         folder: for checkpoints; None keeps none.
         dtype: what floating-point weights are stored in.
         restore: called with the loop before it runs, to continue a run.
@@ -55,6 +57,7 @@ class Work:
     accelerator: Accelerator
     source: PreTrainedModel | None = None
     teacher: Given = None
+    calibration: calibration.Examples | None = None
     folder: Path | None = None
     dtype: torch.dtype | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
@@ -98,6 +101,7 @@ def carry_out(work: Work) -> Outcome:
         teacher=work.teacher,
         source=work.source,
         before_attach=accounting.attaching,
+        calibration=_calibration(work),
     ) as session:
         if total:
             _fill(work, session)
@@ -186,6 +190,15 @@ def _loop(work: Work, session: Session, accounting: Accounting) -> Loop:
     if work.restore is not None:
         work.restore(loop)
     return loop
+
+
+def _calibration(work: Work) -> calibration.Examples | None:
+    """What passes look at while nothing trains."""
+    if work.calibration is not None or work.task is None or "train" not in work.rows:
+        return work.calibration
+    seed = 0 if work.train is None else work.train.seed
+    batch_size = work.evaluation.batch_size
+    return calibration.sampled(work.rows["train"], work.task, batch_size=batch_size, seed=seed)
 
 
 def _fill(work: Work, session: Session) -> None:
