@@ -44,6 +44,8 @@ BUILT_IN = (
     "cook.distill.patient",
     "cook.distill.tinybert",
     "cook.distill.minilm",
+    "cook.prune.heads",
+    "cook.prune.neurons",
     "cook.prune.weights",
     "cook.quant.qat",
 )
@@ -96,12 +98,14 @@ class Effect:
         edits: the structural edits that `finish` will make, applied to the meta model at once so
             that the next pass plans on the result.
         zeros: how many of the model's numbers the pass will have set to zero at its end.
+        claims: what the pass alone may act on, in words such as `heads of layers.0`.
         note: one line for people.
     """
 
     parameters: list[str] = field(default_factory=list)
     edits: list[Edit] = field(default_factory=list)
     zeros: int = 0
+    claims: frozenset[str] = frozenset()
     note: str = ""
 
 

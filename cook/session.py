@@ -27,8 +27,12 @@ from cook.model.anatomy import Anatomy
 from cook.model.blueprint import Blueprint, Edit
 from cook.model.hooks import Hooks
 from cook.model.masks import Masks
+from cook.model.plain import settle
 from cook.model.quantizer import attach_quantizer, blueprint_of
 from cook.model.tensors import Tensors
+from cook.model.units import Units
+from cook.model.units import masks as unit_masks
+from cook.model.units import remove as remove_units
 from cook.passes import PHASES, Pass, Window
 from cook.recipe.moment import Moment
 from cook.teacher import ROWS, Given, Teacher, teachers
@@ -66,6 +70,7 @@ class Session:
         before_attach: called with each pass just before it is attached.
         calibration: gives batches of at most so many examples, the same at every call, for passes that
             look at data while nothing trains.
+        masks: of `model`, still empty, for somebody who wants to know of them; None makes them.
 
     Raises:
         CookError: when a pass needs what is not there, or refuses the model. No hook is left then.
@@ -82,6 +87,7 @@ class Session:
         source: PreTrainedModel | None = None,
         before_attach: Callable[[Pass], None] | None = None,
         calibration: Callable[[int], Iterator[Mapping[str, Tensor]]] | None = None,
+        masks: Masks | None = None,
     ):
         self.passes = list(passes)
         self.model = model
@@ -92,7 +98,7 @@ class Session:
         self.teachers: list[Teacher] = teachers(model, teacher, self.hooks, source)
         self._check_needs()
         self.anatomy = Anatomy(model, [each.anatomy for each in self.teachers])
-        self.masks = Masks(model)
+        self.masks = Masks(model) if masks is None else masks
         self._tensors = Tensors(self.anatomy, self.hooks)
         self.blueprint: Blueprint = blueprint_of(model)
         self.step = 0
@@ -237,6 +243,31 @@ class Session:
         """Enter a structural edit, already made, into the blueprint."""
         self.blueprint.append(edit)
 
+    def agreed(self, value: Tensor) -> Tensor:
+        """What the first process has, in all of them: on GPUs equal sums may end in other last digits."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            shared = value.to(self.model.device)
+            torch.distributed.broadcast(shared, 0)
+            return shared
+        return value
+
+    def hold(self, owner: Pass, units: Units, keep: Tensor) -> None:
+        """Hold heads or neurons at zero until they leave.
+
+        Args:
+            keep: bool [units.count]: which of them stay.
+        """
+        for name, mask in unit_masks(self.model, units, keep):
+            self.masks.set(owner.id, name, mask, leaves=True)
+
+    def remove(self, units: Units, keep: Tensor) -> None:
+        """Take what `hold` held out of the model; other passes' masks follow."""
+        edits, left = remove_units(self.model, units, keep)
+        for name, kept in left.items():
+            self.masks.select(name, kept)
+        for edit in edits:
+            self.edit(edit)
+
     def finish(self) -> None:
         """Let every pass leave plain modules behind, by phase; afterwards the session is closed.
 
@@ -248,6 +279,7 @@ class Session:
                     if each.phase == phase:
                         each.finish(self)
                         self.facts[each.id] = each.facts(self)
+            self.blueprint = settle(self.model, self.blueprint)
             attach_quantizer(self.model, self.blueprint)
         finally:
             self.close()

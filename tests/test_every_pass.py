@@ -31,8 +31,8 @@ from tests import kitchen, tiny
 from tests.kitchen import Case, Dish
 from tests.traces import differences, hooks
 
-REFUSED = {("quant.qat", "quant.qat")}
-"""Ordered pairs that the plan must refuse: both round the same weights."""
+REFUSED = {(name, name) for name in ("quant.qat", "prune.heads", "prune.neurons")}
+"""Ordered pairs that the plan must refuse: both act on the same layers, which only one can."""
 CASES = kitchen.cases(whole="COOK_WHOLE_MATRIX" in os.environ)
 COOKED = [case for case in CASES if tuple(name for name, _ in case.passes) not in REFUSED]
 FIGURES = {"parameters", "zeros", "sparsity", "bytes", "macs", "metrics", "removed"}
@@ -210,11 +210,11 @@ def test_apply_acts_at_once_or_says_what_it_needs(name: str, family: str) -> Non
     teacher: Any = "self" if "teacher" in needs else None
     if "training" in needs:
         with pytest.raises(CookError, match="needs training") as caught:
-            cook.apply(model, config, teacher=teacher)
+            cook.apply(model, config, teacher=teacher, calibration=[tiny.batch(family)])
         assert "passes[0]" in (caught.value.where or "")
         assert list(differences(before, model.state_dict())) == []
     else:
-        result = cook.apply(model, config, teacher=teacher)
+        result = cook.apply(model, config, teacher=teacher, calibration=[tiny.batch(family)])
         assert result.model is model
         (row,) = result.report.passes
         assert row.facts
@@ -229,7 +229,7 @@ def test_attach_serves_a_loop_of_ones_own(name: str) -> None:
     teacher = copy.deepcopy(model) if "teacher" in registered()[name].needs else None
     config = {"version": 1, "passes": kitchen.steps(Case(family, ((name, 0),)))}
     batch = tiny.batch(family)
-    with cook.attach(model, config, total_steps=4, teacher=teacher) as session:
+    with cook.attach(model, config, total_steps=4, teacher=teacher, calibration=[batch]) as session:
         optimizer = torch.optim.AdamW(session.module.parameters(), lr=0.01)
         session.bind(optimizer)
         for step in range(4):

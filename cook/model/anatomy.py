@@ -1,77 +1,28 @@
-"""Where the layers, attention, FFN and embeddings of a model family are.
+"""Where the layers, attention, FFN and embeddings of a model are: its family's entry, met with its modules.
 
-A family is one entry of a table; nothing else in cook knows a family's module names.
+A family that has no entry is inferred where its layers are built of the very modules that a known kind of
+layer has, and of no other matrix.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 from torch import nn
 
 from cook.errors import CookError
+from cook.model import surgery
+from cook.model.families import COUNTS, FAMILIES, HEAD_WIDTHS, Family, Stack
+from cook.model.linear import is_linear
 
 WORDS = ("layers", "attention", "ffn", "embeddings", "head")
 _LAYERS = re.compile(
     r"layers(?:\[(?P<index>-?\d+)\]|\[(?P<first>-?\d*):(?P<last>-?\d*)\])?(?:\.(?P<part>\w+))?$"
 )
-
-
-@dataclass(frozen=True)
-class Family:
-    """Names inside the base model (`layers`, `embeddings`) and inside one layer (the others).
-
-    `projections` give queries, keys and values; where one gives all three, it stands there three times.
-    """
-
-    layers: str
-    attention: tuple[str, ...]
-    ffn: tuple[str, ...]
-    embeddings: tuple[str, ...]
-    projections: tuple[str, str, str]
-
-
-_BERT = Family(
-    "encoder.layer",
-    ("attention",),
-    ("intermediate", "output"),
-    ("embeddings",),
-    ("attention.self.query", "attention.self.key", "attention.self.value"),
-)
-_LLAMA = Family(
-    "layers",
-    ("self_attn",),
-    ("mlp",),
-    ("embed_tokens",),
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-)
-
-FAMILIES: dict[str, Family] = {
-    "bert": _BERT,
-    "roberta": _BERT,
-    "electra": _BERT,
-    "distilbert": Family(
-        "transformer.layer",
-        ("attention",),
-        ("ffn",),
-        ("embeddings",),
-        ("attention.q_lin", "attention.k_lin", "attention.v_lin"),
-    ),
-    "vit": Family(
-        "layers",
-        ("attention",),
-        ("mlp",),
-        ("embeddings",),
-        ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
-    ),
-    "gpt2": Family("h", ("attn",), ("mlp",), ("wte", "wpe"), ("attn.c_attn", "attn.c_attn", "attn.c_attn")),
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-}
 
 
 class Anatomy:
@@ -86,7 +37,11 @@ class Anatomy:
         self.model = model
         self.teachers = list(teachers)
         self.kind: str = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-        self.family = FAMILIES.get(self.kind)
+
+    @cached_property
+    def family(self) -> Family | None:
+        """The family's entry; None when there is none and none can be inferred."""
+        return FAMILIES.get(self.kind) or inferred(self.model)
 
     @cached_property
     def prefix(self) -> str:
@@ -101,8 +56,21 @@ class Anatomy:
         Raises:
             CookError: when the family is unknown.
         """
-        path = self.prefix + self._known().layers
-        return [f"{path}.{index}" for index, _ in enumerate(self.model.get_submodule(path).children())]
+        return list(self.stacks)
+
+    @cached_property
+    def stacks(self) -> dict[str, Stack]:
+        """What each layer is built like, by its full name, first to last.
+
+        Raises:
+            CookError: when the family is unknown, or the model has no layer where its family has them.
+        """
+        stacks = self._known().stacks
+        found = {name: stack for stack in stacks for name in _layers(self.model, self.prefix, stack.layers)}
+        if not found:
+            places = " or ".join(self.prefix + stack.layers for stack in stacks)
+            raise CookError(f"this {self.kind} model has no layers at {places}")
+        return found
 
     def projections(self, layer: str) -> tuple[str, str, str]:
         """The full names of the modules that give a layer's queries, keys and values.
@@ -110,7 +78,7 @@ class Anatomy:
         Args:
             layer: a name out of `layers`.
         """
-        query, key, value = self._known().projections
+        query, key, value = self.stacks[layer].attentions[0].projections
         return f"{layer}.{query}", f"{layer}.{key}", f"{layer}.{value}"
 
     @cached_property
@@ -139,7 +107,8 @@ class Anatomy:
         if word == "head":
             return self._head()
         if word == "embeddings":
-            return [self.prefix + name for name in self._known().embeddings]
+            names = [self.prefix + name for name in self._known().embeddings]
+            return [name for name in names if surgery.has(self.model, name)]
         if word in ("attention", "ffn"):
             return self._parts(self.layers, word)
         if not (match := _LAYERS.match(word)):
@@ -166,8 +135,7 @@ class Anatomy:
             raise CookError(
                 f"a layer has no part {part!r}", hint="the parts of a layer are attention and ffn"
             )
-        names: tuple[str, ...] = getattr(self._known(), part)
-        return [f"{layer}.{name}" for layer in layers for name in names]
+        return [f"{layer}.{name}" for layer in layers for name in getattr(self.stacks[layer], part)]
 
     def _head(self) -> list[str]:
         base = self.prefix.removesuffix(".")
@@ -180,3 +148,67 @@ class Anatomy:
                 hint=f"name modules by glob ('*.dense'), 're:...' or class; known: {', '.join(FAMILIES)}",
             )
         return self.family
+
+
+def inferred(model: nn.Module) -> Family | None:
+    """The family of a model without an entry, if all its layers are built like those of one that has one.
+
+    Each layer has to have every module of that kind of layer, and no other matrix: what lies beside them
+    (experts, adapters, a second attention) would not be known.
+    """
+    name = getattr(model, "base_model_prefix", "")
+    base = getattr(model, name) if name and hasattr(model, name) else model
+    known = [stack for family in FAMILIES.values() for stack in family.stacks if "*" not in stack.layers]
+    found = []
+    for path, module in base.named_modules():
+        if not isinstance(module, nn.ModuleList) or not len(module):
+            continue
+        # Alike but for the place of the list, and what only entries can tell.
+        fitting = [stack for stack in known if all(_built_like(layer, stack) for layer in module)]
+        if fitting:
+            found.append(_elsewhere(fitting[0], path) if _agree(fitting) else None)
+    embeddings = getattr(base, "get_input_embeddings", lambda: None)()
+    names = tuple(path for path, module in base.named_modules() if module is embeddings)
+    if not found or None in found:
+        return None
+    return Family(tuple(stack for stack in found if stack is not None), names)
+
+
+def _built_like(layer: nn.Module, stack: Stack) -> bool:
+    wanted = {name for each in stack.attentions for name in (*each.projections, each.output)}
+    wanted |= {*stack.feed_forward.up, stack.feed_forward.down}
+    if wanted != {name for name, module in layer.named_modules() if is_linear(module)}:
+        return False
+    # A norm over all heads, or a number for each, would have to lose some too.
+    for each in stack.attentions:
+        attention: Any = layer.get_submodule(each.module)
+        width = next((getattr(attention, name) for name in HEAD_WIDTHS if hasattr(attention, name)), None)
+        inside = {id(number) for name in wanted for number in layer.get_submodule(name).parameters()}
+        others = [number for number in attention.parameters() if id(number) not in inside]
+        if width is None or any(tuple(number.shape) != (width,) for number in others):
+            return False
+    return True
+
+
+def _agree(stacks: Sequence[Stack]) -> bool:
+    """Whether these say the same of a layer, so that it does not matter which one is meant."""
+    return len({(each.attentions[0].layout, each.attentions[0].alike) for each in stacks}) == 1
+
+
+def _elsewhere(stack: Stack, path: str) -> Stack:
+    # What the attention counts, and how it makes scores, is not told by the names of its modules: whatever
+    # it has of the attributes that others count with is kept right.
+    attentions = tuple(replace(each, counts=COUNTS, scores=False) for each in stack.attentions)
+    return replace(stack, layers=path, attentions=attentions)
+
+
+def _layers(model: nn.Module, prefix: str, path: str) -> Iterator[str]:
+    """The full names of the layers at a path, of which a star stands for every number; none if it is not."""
+    before, star, after = path.partition(".*")
+    if not surgery.has(model, prefix + before):
+        return
+    for number, _ in enumerate(model.get_submodule(prefix + before).children()):
+        if star:
+            yield from _layers(model, f"{prefix}{before}.{number}.", after.removeprefix("."))
+        else:
+            yield f"{prefix}{before}.{number}"

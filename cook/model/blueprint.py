@@ -16,6 +16,7 @@ from torch import nn
 
 from cook.errors import CookError
 from cook.model import linear, surgery
+from cook.model.families import COUNTS
 from cook.model.integer import WIDTHS, IntLinear
 
 VERSION = 1
@@ -201,21 +202,14 @@ def resolve(model: nn.Module, name: str, saved_as: Sequence[str]) -> str | None:
     prefix = getattr(model, "base_model_prefix", "")
     short = name.removeprefix(f"{prefix}.")
     for candidate in (name, short, f"{prefix}.{name}"):
-        if _has(model, candidate):
+        if surgery.has(model, candidate):
             return candidate
     part = short.partition(".")[0]
-    if type(model).__name__ not in saved_as and not _has(model, part) and not _has(model, f"{prefix}.{part}"):
+    present = surgery.has(model, part) or surgery.has(model, f"{prefix}.{part}")
+    if type(model).__name__ not in saved_as and not present:
         return None
     surgery.get(model, name)
     return None
-
-
-def _has(model: nn.Module, name: str) -> bool:
-    try:
-        model.get_submodule(name)
-    except AttributeError:
-        return False
-    return True
 
 
 def _integer(model: nn.Module, name: str, options: Mapping[str, Any]) -> None:
@@ -242,6 +236,17 @@ def _integer(model: nn.Module, name: str, options: Mapping[str, Any]) -> None:
 
 def _resize(model: nn.Module, name: str, options: Mapping[str, Any]) -> None:
     surgery.resize(surgery.get(model, name), options["out"], options["in"])
+
+
+def _counts(model: nn.Module, name: str, options: Mapping[str, Any]) -> None:
+    for key, value in options["values"].items():
+        surgery.set_count(surgery.get(model, name), key, value)
+
+
+def _is_counts(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(key, str) and key in COUNTS and _SIZE.valid(size) for key, size in value.items()
+    )
 
 
 def _is_name(value: object) -> bool:
@@ -293,5 +298,9 @@ OPS: dict[str, Op] = {
         {"bits": _WIDTH, "activation": _ACTIVATION, "in": _SIZE, "out": _SIZE, "bias": _FLAG}, _integer
     ),
     "resize": Op({"in": _SIZE, "out": _SIZE}, _resize),
+    "counts": Op(
+        {"values": Field(_is_counts, f"sizes of {', '.join(sorted(COUNTS))}")},
+        _counts,
+    ),
 }
 """Every op by its name."""

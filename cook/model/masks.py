@@ -7,6 +7,9 @@ its dense weight and computes with `weight * mask` (see `transformed.SoftMask`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -46,20 +49,24 @@ class Masks:
         self._model = model
         self._masks: dict[str, dict[str, Tensor]] = {}
         self._joint: dict[str, tuple[nn.Parameter, Tensor]] = {}
+        self._structural: set[str] = set()
 
-    def set(self, owner: str, name: str, keep: Tensor) -> None:
+    def set(self, owner: str, name: str, keep: Tensor, *, leaves: bool = False) -> None:
         """Lay or replace the mask of `owner` over parameter `name`, and zero what it drops now.
 
         Args:
             owner: the id of a pass.
             name: a parameter's name in the model.
             keep: bool, in the parameter's own shape; True is kept.
+            leaves: whether what is dropped will leave the model at the end: whole rows and columns.
         """
         parameter = self._model.get_parameter(name)
         if keep.shape != parameter.shape:
             raise ValueError(
                 f"{name}: a mask of {tuple(keep.shape)} over a weight of {tuple(parameter.shape)}"
             )
+        if leaves:
+            self._structural.add(owner)
         name = self._first_name(parameter)
         owners = self._masks.setdefault(name, {})
         owners[owner] = keep
@@ -85,6 +92,33 @@ class Masks:
         """The mask that `owner` laid over parameter `name`, if any."""
         return self._masks.get(self._first_name(self._model.get_parameter(name)), {}).get(owner)
 
+    def leaving(self, parameter: Tensor) -> Tensor | None:
+        """What of a parameter will leave the model at the end: bool, in its shape; None for nothing."""
+        for name, (known, _) in self._joint.items():
+            if known is parameter:
+                masks = [keep for owner, keep in self._masks[name].items() if owner in self._structural]
+                return ~torch.stack(masks).all(0) if masks else None
+        return None
+
+    def staying(self, parameter: Tensor) -> Tensor:
+        """What of a parameter will not leave: bool, in its shape."""
+        gone = self.leaving(parameter)
+        return torch.ones_like(parameter, dtype=torch.bool) if gone is None else ~gone
+
+    def select(self, name: str, kept: Mapping[int, Tensor]) -> None:
+        """Follow parameter `name`, which has lost rows or columns.
+
+        Args:
+            kept: by axis of the parameter, the numbers that are left.
+        """
+        if name not in self._masks:
+            return
+        for axis, index in kept.items():
+            for owner, keep in self._masks[name].items():
+                self._masks[name][owner] = keep.index_select(axis, index.to(keep.device))
+        owner, keep = next(iter(self._masks[name].items()))
+        self.set(owner, name, keep)
+
     @torch.no_grad()
     def apply(self) -> None:
         """Zero in place what any mask drops."""
@@ -92,12 +126,14 @@ class Masks:
             parameters, masks = zip(*self._joint.values(), strict=True)
             torch._foreach_mul_(parameters, masks)
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        return {name: dict(owners) for name, owners in self._masks.items()}
+    def state_dict(self) -> dict[str, Any]:
+        masks = {name: dict(owners) for name, owners in self._masks.items()}
+        return {"masks": masks, "structural": sorted(self._structural)}
 
-    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._masks, self._joint = {}, {}
-        for name, owners in state.items():
+        self._structural = set(state["structural"])
+        for name, owners in state["masks"].items():
             device = self._model.get_parameter(name).device
             for owner, keep in owners.items():
                 self.set(owner, name, keep.to(device))

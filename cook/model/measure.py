@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cook.model.integer import IntLinear, packed_columns, unpack
+from cook.model.masks import Masks
 from cook.model.transformed import TransformedLinear
 
 SCALE_BYTES = 4
@@ -30,15 +31,20 @@ class Tally:
 
 
 @torch.no_grad()
-def tally(model: nn.Module, dtype: torch.dtype | None = None) -> Tally:
+def tally(model: nn.Module, dtype: torch.dtype | None = None, masks: Masks | None = None) -> Tally:
     """Count a model as `finish` would leave it now: masks folded, fake-quantised weights as integers.
 
     Args:
         model: with or without stand-ins; tied parameters are counted once. On the meta device all
             zeros are 0.
         dtype: what floating-point parameters are stored in; their own when None.
+        masks: what they say will leave is not counted.
     """
-    counts = [_weigh(*item, dtype) for item in _weights(model)]
+    leaving = masks.leaving if masks is not None else lambda _: None
+    counts = [
+        _weigh(module, name, parameter, leaving(parameter), dtype)
+        for module, name, parameter in _weights(model)
+    ]
     parameters, zeros, size = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0, 0)
     return Tally(parameters, zeros, size + _buffer_bytes(model, dtype))
 
@@ -56,7 +62,9 @@ def _weights(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
                 yield module, name, parameter
 
 
-def _weigh(module: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype | None) -> tuple[int, int, int]:
+def _weigh(
+    module: nn.Module, name: str, tensor: Tensor, leaving: Tensor | None, dtype: torch.dtype | None
+) -> tuple[int, int, int]:
     if isinstance(module, IntLinear):
         if name in ("scale", "input_scale"):
             return 0, 0, _bytes(tensor, None)
@@ -64,14 +72,26 @@ def _weigh(module: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype | No
             values = unpack(module.weight, module.bits, module.in_features)
             return values.numel(), _zeros(values), _bytes(tensor, None)
     if isinstance(module, TransformedLinear) and name == "weight":
-        values = module.effective()
+        flipped = leaving.t() if leaving is not None and module.transposed else leaving
+        values = _left(module.effective(), flipped)
         if bits := module.stored_bits:
             rows, columns = values.shape
             fixed = sum(hasattr(each, "scale") for each in module.input_transforms.values())
             size = rows * packed_columns(columns, bits) + (rows + fixed) * SCALE_BYTES
             return values.numel(), _zeros(values), size
         return values.numel(), _zeros(values), _bytes(tensor, dtype)
-    return tensor.numel(), _zeros(tensor), _bytes(tensor, dtype)
+    values = _left(tensor, leaving)
+    return values.numel(), _zeros(values), _bytes(values, dtype)
+
+
+def _left(values: Tensor, leaving: Tensor | None) -> Tensor:
+    """A vector or matrix without the entries, or the whole rows and columns, that leave."""
+    if leaving is None:
+        return values
+    stays = ~leaving
+    if values.ndim == 1:
+        return values[stays]
+    return values[stays.any(1)][:, stays.any(0)]
 
 
 def _zeros(tensor: Tensor) -> int:

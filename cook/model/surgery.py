@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,6 +23,15 @@ def get(model: nn.Module, name: str) -> nn.Module:
     except AttributeError:
         hint = nearest(name, dict(model.named_modules(remove_duplicate=False)))
         raise CookError(f"{type(model).__name__} has no module {name!r}", hint=hint) from None
+
+
+def has(model: nn.Module, name: str) -> bool:
+    """Whether there is a module called `name`."""
+    try:
+        model.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
 
 
 def replace(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
@@ -73,6 +83,84 @@ def resize(module: nn.Module, out: int, in_: int) -> None:
     else:
         message = f"{kind} cannot be resized: it is no linear layer, embedding or norm"
         raise CookError(message)
+
+
+@torch.no_grad()
+def select(module: nn.Module, *, out: Tensor | None = None, in_: Tensor | None = None) -> None:
+    """Keep some rows and columns of a module, in place.
+
+    Args:
+        module: nn.Linear, Conv1D, nn.Embedding, or a stand-in of cook that can `select` by itself.
+        out: numbers of the rows of the matrix to keep, in order; of an embedding, of its width. None: all.
+        in_: numbers of its columns; of an embedding, of its entries.
+
+    Raises:
+        CookError: for any other module.
+    """
+    if callable(own := getattr(module, "select", None)):
+        own(out=out, in_=in_)
+        return
+    flipped = linear.is_transposed(module) or isinstance(module, nn.Embedding)
+    if (not flipped and not linear.is_linear(module)) or getattr(module, "packed", False):
+        raise CookError(f"{type(module).__name__} cannot lose rows or columns: it is no float matrix")
+    weight: Any = module.weight
+    learns = weight.requires_grad
+    for axis, index in ((1, out), (0, in_)) if flipped else ((0, out), (1, in_)):
+        if index is not None:
+            weight = weight.index_select(axis, index.to(weight.device))
+    bias: Any = getattr(module, "bias", None)
+    if bias is not None and out is not None:
+        module.bias = nn.Parameter(bias[out.to(bias.device)], requires_grad=bias.requires_grad)
+    module.weight = nn.Parameter(weight, requires_grad=learns)
+    rows, columns = weight.shape[::-1] if flipped else weight.shape
+    resize(module, rows, columns)
+
+
+class Changed:
+    """A config of which one module sees some values changed; all else, and what is set, is the config's."""
+
+    def __init__(self, config: Any, changes: Mapping[str, int]):
+        vars(self).update(_config=config, _changes=dict(changes))
+
+    def __getattr__(self, name: str) -> Any:
+        # Copying asks for such names before there is anything to look in.
+        if name.startswith("__") or "_config" not in vars(self):
+            raise AttributeError(name)
+        return self._changes[name] if name in self._changes else getattr(self._config, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._config, name, value)
+
+    def whole(self) -> Any:
+        """The config without the changes."""
+        return self._config
+
+
+def count(module: nn.Module, name: str) -> int | None:
+    """The number that a module has under `name`, or its config under `config.name`; None without one."""
+    owner, _, attribute = name.rpartition(".")
+    found = getattr(getattr(module, owner, None) if owner else module, attribute, None)
+    return found if type(found) is int else None
+
+
+def set_count(module: nn.Module, name: str, value: int) -> None:
+    """Set a number that `count` finds; one of a config is set for this module alone.
+
+    Raises:
+        CookError: there is no such number.
+    """
+    if count(module, name) is None:
+        raise CookError(f"a {type(module).__name__} has no number {name!r}")
+    owner, _, attribute = name.rpartition(".")
+    if not owner:
+        setattr(module, attribute, value)
+        return
+    whole: Any = module
+    config = whole.config
+    if isinstance(config, Changed):
+        config._changes[attribute] = value
+    else:
+        whole.config = Changed(config, {attribute: value})
 
 
 def _fit(module: nn.Module, name: str, shape: tuple[int, ...]) -> None:

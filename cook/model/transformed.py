@@ -41,6 +41,12 @@ class SoftMask(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         return StraightThroughMask.apply(weight, self.keep)
 
+    def select(self, *, out: Tensor | None = None, in_: Tensor | None = None) -> None:
+        """Follow the weight when it loses rows or columns."""
+        for axis, index in ((0, out), (1, in_)):
+            if index is not None:
+                self.keep = self.keep.index_select(axis, index.to(self.keep.device))
+
 
 class TransformedLinear(nn.Module):
     """Stands in for a Linear or Conv1D and shares its parameters, under the same names.
@@ -117,6 +123,16 @@ class TransformedLinear(nn.Module):
         for transform in self.input_transforms.values():
             inputs = transform(inputs)
         return functional.linear(inputs, self.effective(), self.bias)
+
+    def select(self, *, out: Tensor | None = None, in_: Tensor | None = None) -> None:
+        """Keep some rows and columns, as `surgery.select`; transforms that know their size lose them too."""
+        source = self.source()
+        surgery.select(source, out=out, in_=in_)
+        self.weight, self.bias = source.get_parameter("weight"), getattr(source, "bias", None)
+        self.out_features, self.in_features = shape(source)
+        for transform in self.weight_transforms.values():
+            if callable(own := getattr(transform, "select", None)):
+                own(out=out, in_=in_)
 
     def source(self) -> nn.Module:
         """The layer that this one stands in for, with the parameters as they are now."""

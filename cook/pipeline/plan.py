@@ -17,7 +17,7 @@ from cook.model.blueprint import Blueprint
 from cook.model.linear import weight_count
 from cook.model.measure import tally
 from cook.model.quantizer import attach_quantizer
-from cook.passes import Effect, Pass
+from cook.passes import PHASES, Effect, Pass
 from cook.pipeline import depend
 from cook.pipeline.inputs import (
     Data,
@@ -60,48 +60,68 @@ def plan(recipe: Recipe) -> Plan:
     model = load_student(recipe, source, data, silent)
     passes = make_passes(recipe)
     teachers = planned_teachers(recipe, source, data)
-    rows = []
-    for each in passes:
+    rows: dict[str, dict[str, Any]] = {}
+    planned: list[tuple[Pass, Effect]] = []
+    for each in finishing(passes):
         modules = dict(model.named_modules())
-        [(_, effect)] = plan_passes(model, [each], teachers)
-        after = _sizes(model, dtype)
-        rows.append(
-            {
-                "id": each.id,
-                "modules": len({name.rpartition(".")[0] for name in effect.parameters}),
-                "parameters": _count(modules, effect),
-                "zeros": effect.zeros,
-                "parameters_after": after["parameters"],
-                "bytes_after": after["bytes"],
-                "window": [str(each.given.get("start", "0%")), str(each.given.get("end", "100%"))],
-                "note": effect.note,
-            }
-        )
-    return Plan(before, _sizes(model, dtype), rows)
+        planned += plan_passes(model, [each], teachers, planned)
+        effect, after = planned[-1][1], _sizes(model, dtype)
+        rows[each.id] = {
+            "id": each.id,
+            "modules": len({name.rpartition(".")[0] for name in effect.parameters}),
+            "parameters": _count(modules, effect),
+            "zeros": effect.zeros,
+            "parameters_after": after["parameters"],
+            "bytes_after": after["bytes"],
+            "window": [str(each.given.get("start", "0%")), str(each.given.get("end", "100%"))],
+            "note": effect.note,
+        }
+    return Plan(before, _sizes(model, dtype), [rows[each.id] for each in passes])
+
+
+def finishing(passes: Sequence[Pass]) -> list[Pass]:
+    """The passes in the order in which they finish: what others leave is what a pass has in the end."""
+    return sorted(passes, key=lambda each: PHASES.index(each.phase))
 
 
 def plan_passes(
-    model: nn.Module, passes: Sequence[Pass], teachers: Sequence[nn.Module] = ()
+    model: nn.Module,
+    passes: Sequence[Pass],
+    teachers: Sequence[nn.Module] = (),
+    earlier: Sequence[tuple[Pass, Effect]] = (),
 ) -> list[tuple[Pass, Effect]]:
     """Plan each pass on `model` (on the meta device), and make its edits there before the next one.
 
     Args:
+        passes: are planned in the order in which they finish.
         teachers: the models, on the meta device too, that the passes will learn from.
+        earlier: what was planned on this model already.
 
     Raises:
-        CookError: placed at the pass that cannot do what it is asked to.
+        CookError: placed at the pass that cannot do what it is asked to, or claims what another one does.
     """
-    effects = []
-    for each in passes:
+    effects: list[tuple[Pass, Effect]] = []
+    for each in finishing(passes):
         try:
             effect = each.plan(Anatomy(model, [Anatomy(teacher) for teacher in teachers]))
         except CookError as error:
             if error.where is None:
                 error.where = each.where
             raise
+        _check_claims(each, effect, [*earlier, *effects])
         Blueprint(edits=list(effect.edits)).apply(model)
         effects.append((each, effect))
     return effects
+
+
+def _check_claims(each: Pass, effect: Effect, planned: Sequence[tuple[Pass, Effect]]) -> None:
+    for other, its in planned:
+        if shared := sorted(effect.claims & its.claims):
+            more = f" (and {len(shared) - 1} more)" if len(shared) > 1 else ""
+            raise each.error(
+                f"{other.id} acts on the {shared[0]}{more} already",
+                hint="give one of the two passes an `exclude`, or leave it out",
+            )
 
 
 def _without_weights(recipe: Recipe, data: Data | None) -> PreTrainedModel:

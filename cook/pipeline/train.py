@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from cook.errors import RunError, nearest
 from cook.model import measure
 from cook.model.integer import IntLinear
+from cook.model.masks import Masks
 from cook.passes import Pass
 from cook.session import Session
 from cook.teacher import Given, read_alike
@@ -87,7 +88,8 @@ def carry_out(work: Work) -> Outcome:
     _check_supported(work)
     work.model.to(work.accelerator.device)
     sample = example(work)
-    accounting = _accounting(work, work.model, work.passes, sample)
+    masks = Masks(work.model)
+    accounting = _accounting(work, work.model, work.passes, sample, masks)
     before = accounting.state(0) if work.source is None else _of_source(work, work.source, sample)
     accounting.whole = before["parameters"]
     _check_metric(work, before["metrics"])
@@ -102,6 +104,7 @@ def carry_out(work: Work) -> Outcome:
         source=work.source,
         before_attach=accounting.attaching,
         calibration=_calibration(work),
+        masks=masks,
     ) as session:
         if total:
             _fill(work, session)
@@ -120,7 +123,11 @@ def carry_out(work: Work) -> Outcome:
 
 
 def _accounting(
-    work: Work, model: PreTrainedModel, passes: Sequence[Pass], sample: dict[str, Tensor] | None
+    work: Work,
+    model: PreTrainedModel,
+    passes: Sequence[Pass],
+    sample: dict[str, Tensor] | None,
+    masks: Masks | None = None,
 ) -> Accounting:
     return Accounting(
         model,
@@ -128,6 +135,7 @@ def _accounting(
         evaluate=lambda: _metrics(work, model),
         macs=lambda: measure.macs(model, sample) if sample else None,
         dtype=work.dtype,
+        masks=masks,
     )
 
 

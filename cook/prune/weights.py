@@ -20,6 +20,7 @@ from cook.prune.schedule import sparsity_at
 
 if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy
+    from cook.model.masks import Masks
     from cook.session import Session
 
 
@@ -200,22 +201,29 @@ class PruneWeights(Pass):
             return 1 - keep / group
         return float(self.given["sparsity"])
 
-    def _masks(self, model: nn.Module, sparsity: float) -> list[Tensor]:
+    def _masks(self, model: nn.Module, sparsity: float, masks: Masks) -> list[Tensor]:
         if self.given["pattern"]:
             sizes = pattern_sizes(self.given["pattern"])
             modules = [_module(model, name) for name in self.parameters]
-            masks = [pattern_mask(_rows(module), *sizes) for module in modules]
+            found = [pattern_mask(_rows(module), *sizes) for module in modules]
             return [
                 mask.t().contiguous() if is_transposed(module) else mask
-                for module, mask in zip(modules, masks, strict=True)
+                for module, mask in zip(modules, found, strict=True)
             ]
+        # What leaves with a head or a neuron is no zero in the end: the share is of what stays.
         weights = [model.get_parameter(name) for name in self.parameters]
-        return magnitude_masks(weights, sparsity, self.given["scope"])
+        stays = [masks.staying(weight) for weight in weights]
+        left = [weight[some] for weight, some in zip(weights, stays, strict=True)]
+        found = magnitude_masks(left, sparsity, self.given["scope"])
+        return [
+            torch.ones_like(some).masked_scatter_(some, keep) for some, keep in zip(stays, found, strict=True)
+        ]
 
     def _prune(self, session: Session, sparsity: float) -> None:
         if sparsity == self.reached:
             return
-        for name, keep in zip(self.parameters, self._masks(session.model, sparsity), strict=True):
+        masks = self._masks(session.model, sparsity, session.masks)
+        for name, keep in zip(self.parameters, masks, strict=True):
             session.masks.set(self.id, name, keep)
         self.reached = sparsity
 

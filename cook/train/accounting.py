@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cook.model.masks import Masks
 from cook.model.measure import Tally, tally
 from cook.passes import Pass
 
@@ -24,6 +25,7 @@ class Accounting:
         evaluate: gives the validation metrics of the model as it is; `{}` when there are no data.
         macs: multiply-accumulates of the model as it is; None when they cannot be counted.
         dtype: what floating-point weights will be stored in; None for their own.
+        masks: of the session, which say what will leave the model at the end.
     """
 
     def __init__(
@@ -34,9 +36,10 @@ class Accounting:
         evaluate: Callable[[], Metrics],
         macs: Callable[[], int | None],
         dtype: torch.dtype | None = None,
+        masks: Masks | None = None,
     ):
         self.model, self.passes = model, passes
-        self._evaluate, self._macs, self._dtype = evaluate, macs, dtype
+        self._evaluate, self._macs, self._dtype, self._masks = evaluate, macs, dtype, masks
         self.states: dict[str, list[State]] = {each.id: [] for each in passes}
         self.whole = tally(model, dtype).parameters
         self._last: tuple[tuple[int, Tally], State] | None = None
@@ -67,7 +70,7 @@ class Accounting:
 
     def state(self, step: int) -> State:
         """The model as it is after `step` steps."""
-        count = tally(self.model, self._dtype)
+        count = tally(self.model, self._dtype, self._masks)
         if self._last is None or self._last[0] != (step, count):
             self._last = (step, count), self._describe(count)
         return dict(self._last[1])

@@ -11,7 +11,9 @@ from transformers import AutoConfig, AutoModelForImageClassification, AutoModelF
 from cook.model.anatomy import FAMILIES, Anatomy
 from tests.tiny import LABELS
 
-NAMES = sorted(FAMILIES)
+NAMES = ["bert", "distilbert", "electra", "gpt2", "llama", "mistral", "qwen2", "roberta", "vit"]
+"""Those whose attention scores are computed from what their projections give."""
+ALL = sorted(FAMILIES)
 CAUSAL = ("gpt2", "llama", "mistral", "qwen2")
 WINDOW = 3
 """How many tokens the tiny Mistral looks back."""
@@ -30,6 +32,55 @@ SETTINGS = {
     "llama": _GROUPED,
     "mistral": {**_GROUPED, "sliding_window": WINDOW},
     "qwen2": _GROUPED,
+    "albert": {**_COMMON, **_TEXT, "embedding_size": 8},
+    "deberta-v2": {
+        **_COMMON,
+        **_TEXT,
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_buckets": 4,
+        "max_relative_positions": 8,
+        "share_att_key": False,
+    },
+    "opt": {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "ffn_dim": 32,
+        "word_embed_proj_dim": 16,
+        **_TEXT,
+    },
+    "gpt_neox": {**_COMMON, **_TEXT},
+    "qwen3": {**_GROUPED, "head_dim": 6},
+    "gemma": {**_GROUPED, "head_dim": 6},
+    "phi3": _GROUPED,
+    "t5": {
+        "d_model": 16,
+        "d_kv": 6,
+        "d_ff": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "vocab_size": 23,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+        "feed_forward_proj": "gated-gelu",
+        "initializer_factor": 0.3,
+    },
+    "bart": {
+        "d_model": 16,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 24,
+        "vocab_size": 23,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "max_position_embeddings": 32,
+        "init_std": 0.3,
+    },
     "vit": {**_COMMON, "image_size": 8, "patch_size": 4, "num_channels": 1},
 }
 

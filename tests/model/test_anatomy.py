@@ -18,6 +18,7 @@ SIZES = {
     "num_key_value_heads": 2,
     "intermediate_size": 32,
     "vocab_size": 40,
+    "pad_token_id": 0,
     "dim": 16,
     "n_layers": 3,
     "n_heads": 4,
@@ -25,8 +26,15 @@ SIZES = {
     "n_embd": 16,
     "n_layer": 3,
     "n_head": 4,
+    "num_layers": 3,
+    "encoder_layers": 3,
+    "decoder_layers": 3,
+    "ffn_dim": 32,
+    "word_embed_proj_dim": 16,
 }
 HEADLESS = {"vit"}  # has no text head
+LAYERS = {"albert": 1, "t5": 6, "bart": 6}
+"""ALBERT has one layer that runs three times; encoder and decoder have three each."""
 
 
 def meta(kind: str, auto=AutoModel) -> nn.Module:
@@ -40,8 +48,8 @@ def meta(kind: str, auto=AutoModel) -> nn.Module:
 def test_every_family_has_all_its_parts(kind):
     model = meta(kind)
     anatomy = Anatomy(model)
-    assert len(anatomy.layers) == 3
-    for word in ("layers", "attention", "ffn", "embeddings", "layers[1].attention", "layers.ffn"):
+    assert len(anatomy.layers) == LAYERS.get(kind, 3)
+    for word in ("layers", "attention", "ffn", "embeddings", "layers[-1].attention", "layers.ffn"):
         for name in anatomy.roots(word):
             model.get_submodule(name)
     # Attention and FFN hold, between them, every linear layer of a layer.

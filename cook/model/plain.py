@@ -1,0 +1,84 @@
+"""What a config can say needs no Blueprint: a model whose layers are all alike again becomes a plain one."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from cook.errors import CookError
+from cook.model import surgery, units
+from cook.model.anatomy import Anatomy
+from cook.model.blueprint import Blueprint
+from cook.model.source import FAILURES
+
+SIZES = ("resize", "counts")
+"""The edits that a config may be able to say."""
+
+
+def settle(model: PreTrainedModel, blueprint: Blueprint) -> Blueprint:
+    """Let the config say the sizes of a model, if it can say all of them.
+
+    Whether it can is tried: a model without weights is built from it, and must have the same parameters and
+    count the same heads.
+
+    Args:
+        model: edited as `blueprint` says; its config is changed if that suffices.
+
+    Returns:
+        The Blueprint without the edits that the config says now; the same one where it cannot.
+    """
+    rest = Blueprint(edits=[edit for edit in blueprint.edits if edit.op not in SIZES])
+    if len(rest.edits) == len(blueprint.edits):
+        return blueprint
+    try:
+        changes = _said(model)
+        config = copy.deepcopy(model.config)
+        for name, value in changes.items():
+            setattr(config, name, value)
+        with torch.device("meta"):
+            built = type(model)(config)
+        rest.apply(built)
+    except (CookError, *FAILURES):
+        return blueprint
+    if _shapes(built) != _shapes(model) or not _count_alike(built, model, blueprint):
+        return blueprint
+    for name, value in changes.items():
+        setattr(model.config, name, value)
+    for module in model.modules():
+        if isinstance(own := vars(module).get("config"), surgery.Changed):
+            vars(module)["config"] = own.whole()
+    return rest
+
+
+def _said(model: PreTrainedModel) -> dict[str, int]:
+    """The sizes of the first layer of each stack, in the config's words."""
+    anatomy = Anatomy(model)
+    owner: Any = model
+    found: dict[str, int] = {}
+    for each in (*units.heads(anatomy), *units.neurons(anatomy)):
+        words = anatomy.stacks[each.layers[0]].config
+        numbers = {"neurons": each.count} if each.kind == "neurons" else {"groups": each.count}
+        if each.kind == "heads":
+            numbers["heads"] = each.count * each.heads
+        for what, number in numbers.items():
+            if (name := words.get(what)) is not None and hasattr(owner.config, name):
+                found.setdefault(name, number)
+    return found
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
+
+
+def _count_alike(built: nn.Module, model: nn.Module, blueprint: Blueprint) -> bool:
+    return all(
+        surgery.count(built.get_submodule(edit.module), name)
+        == surgery.count(model.get_submodule(edit.module), name)
+        for edit in blueprint.edits
+        if edit.op == "counts"
+        for name in edit.options["values"]
+    )

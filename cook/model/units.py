@@ -1,0 +1,257 @@
+"""Heads and neurons: what leaves a layer together, and which rows and columns of which modules that is.
+
+A unit is a head with all that belongs to it (under grouped queries: a key-value head with all its queries),
+or a neuron of an FFN: a row of what leads to it, a column of what leads away. Where layers must keep the
+same heads (T5, whose first layer's position bias serves all), a unit reaches over all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cook.errors import CookError
+from cook.model import linear, surgery
+from cook.model.anatomy import Anatomy
+from cook.model.blueprint import Edit
+from cook.model.families import HEAD_WIDTHS, Attention, FeedForward
+
+
+@dataclass(frozen=True)
+class Part:
+    """What units own of one module: unit u the numbers `start + u * size` up to `+ size`, for each span.
+
+    Attributes:
+        axis: `out` for rows of the matrix and their biases, or the width of an embedding; `in` for columns.
+        spans: (start, size) each.
+    """
+
+    module: str
+    axis: str
+    spans: tuple[tuple[int, int], ...]
+
+    def numbers(self, units: Tensor) -> Tensor:
+        """The numbers that these units own, in increasing order.
+
+        Args:
+            units: bool [count].
+        """
+        owned = [
+            start + torch.arange(len(units) * size, device=units.device).view(-1, size)[units].flatten()
+            for start, size in self.spans
+        ]
+        return torch.cat(owned)
+
+
+@dataclass(frozen=True)
+class Units:
+    """The heads of an attention or the neurons of an FFN.
+
+    Attributes:
+        kind: `heads` or `neurons`.
+        layers: the layers that hold them; several where those must keep the same ones.
+        count: units.
+        parts: all that they own.
+        outputs: those of the parts whose columns read what the units give.
+        counts: by module, the attributes that count the units, each with how much a unit counts.
+        heads: that a unit of `heads` is: more than one where several queries share a key.
+    """
+
+    kind: str
+    layers: tuple[str, ...]
+    count: int
+    parts: tuple[Part, ...]
+    outputs: tuple[Part, ...]
+    counts: Mapping[str, Mapping[str, int]]
+    heads: int = 1
+
+    @property
+    def where(self) -> str:
+        """The modules that the units belong to, in a word."""
+        path = self.outputs[0].module
+        return path if len(self.outputs) == 1 else f"{path} and {len(self.outputs) - 1} more"
+
+
+def heads(anatomy: Anatomy) -> list[Units]:
+    """The heads of every attention, first layer to last.
+
+    Raises:
+        CookError: the family is unknown, or its projections are no whole number of heads.
+    """
+    found: list[Units] = []
+    alike: dict[tuple[int, str], list[Units]] = {}
+    for layer, stack in anatomy.stacks.items():
+        for attention in stack.attentions:
+            units = _heads(anatomy.model, layer, attention)
+            if attention.alike:
+                alike.setdefault((id(stack), attention.output), []).append(units)
+            else:
+                found.append(units)
+    return found + [_together(each) for each in alike.values()]
+
+
+def neurons(anatomy: Anatomy) -> list[Units]:
+    """The neurons of every FFN, first layer to last.
+
+    Raises:
+        CookError: the family is unknown, or what leads to an FFN's neurons does not fit what leads away.
+    """
+    return [_neurons(anatomy.model, layer, stack.feed_forward) for layer, stack in anatomy.stacks.items()]
+
+
+def _heads(model: nn.Module, layer: str, attention: Attention) -> Units:
+    module = f"{layer}.{attention.module}"
+    owner: Any = surgery.get(model, module)
+    width = next((getattr(owner, name) for name in HEAD_WIDTHS if hasattr(owner, name)), None)
+    if not isinstance(width, int):
+        raise CookError(f"{module} does not say how wide a head is")
+    query, key, value = (f"{layer}.{name}" for name in attention.projections)
+    output = f"{layer}.{attention.output}"
+    number = _whole(_size(model, output, "in"), width, output)
+    rows = _whole(_size(model, key, "out"), width, key)
+    if attention.layout == "apart":
+        groups = rows
+    elif attention.layout == "stacked":
+        groups = _whole(rows - number, 2, key)
+    else:
+        groups = _whole(rows, 3, key)
+    each = _whole(number, groups, output)
+    if attention.layout == "apart":
+        parts = [
+            Part(query, "out", ((0, each * width),)),
+            *(Part(name, "out", ((0, width),)) for name in (key, value)),
+        ]
+    elif attention.layout == "stacked":
+        starts = (number * width, (number + groups) * width)
+        parts = [Part(query, "out", ((0, each * width), *((start, width) for start in starts)))]
+    else:
+        parts = [Part(query, "out", ((0, 3 * width),))]
+    further = [f"{layer}.{name}" for name in attention.also]
+    parts += [Part(name, "out", ((0, width),)) for name in further if surgery.has(model, name)]
+    if attention.bias and surgery.has(model, f"{layer}.{attention.bias}"):
+        parts.append(Part(f"{layer}.{attention.bias}", "out", ((0, each),)))
+    joined = Part(output, "in", ((0, each * width),))
+    worth = {"heads": each, "groups": 1, "width": each * width}
+    counts = {
+        name: worth[what]
+        for name, what in attention.counts.items()
+        if surgery.count(owner, name) == groups * worth[what]
+    }
+    named = {module: counts} if counts else {}
+    return Units("heads", (layer,), groups, (*parts, joined), (joined,), named, each)
+
+
+def _neurons(model: nn.Module, layer: str, ffn: FeedForward) -> Units:
+    down = f"{layer}.{ffn.down}"
+    count = _size(model, down, "in")
+    parts = []
+    for name in (f"{layer}.{each}" for each in ffn.up):
+        if surgery.has(model, name):
+            times = _whole(_size(model, name, "out"), count, name)
+            parts.append(Part(name, "out", tuple((index * count, 1) for index in range(times))))
+    if not parts:
+        raise CookError(f"{layer} has none of {', '.join(ffn.up)}")
+    joined = Part(down, "in", ((0, 1),))
+    return Units("neurons", (layer,), count, (*parts, joined), (joined,), {})
+
+
+def _together(several: Sequence[Units]) -> Units:
+    first = several[0]
+    if any(each.count != first.count for each in several):
+        raise CookError(f"the layers at {first.where} must have equal heads, and have not")
+    return Units(
+        first.kind,
+        tuple(layer for each in several for layer in each.layers),
+        first.count,
+        tuple(part for each in several for part in each.parts),
+        tuple(part for each in several for part in each.outputs),
+        {module: counts for each in several for module, counts in each.counts.items()},
+        first.heads,
+    )
+
+
+def masks(model: nn.Module, units: Units, keep: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The masks that hold the other units at zero: the names of parameters, and bool in their shapes.
+
+    All that a unit owns is zero then, so that removing it changes nothing, whatever comes in.
+
+    Args:
+        keep: bool [units.count].
+    """
+    gone = ~keep.cpu()
+    for part in units.parts:
+        module: Any = surgery.get(model, part.module)
+        numbers = part.numbers(gone)
+        for name, parameter in module.named_parameters(recurse=False):
+            if name not in ("weight", "bias") or (name == "bias" and part.axis == "in"):
+                continue
+            mask = torch.ones(parameter.shape, dtype=torch.bool)
+            mask.index_fill_(0 if name == "bias" else axis_of(module, part.axis), numbers, False)
+            yield f"{part.module}.{name}", mask.to(parameter.device)
+
+
+def remove(model: nn.Module, units: Units, keep: Tensor) -> tuple[list[Edit], dict[str, dict[int, Tensor]]]:
+    """Take the other units out of the model.
+
+    Args:
+        keep: bool [units.count], at least one True.
+
+    Returns:
+        The edits that were made, and for each parameter that lost something, by axis, the numbers left.
+    """
+    left: dict[str, dict[int, Tensor]] = {}
+    edits = []
+    keep = keep.cpu()
+    for part in units.parts:
+        module: Any = surgery.get(model, part.module)
+        numbers = part.numbers(keep)
+        surgery.select(module, **{"out" if part.axis == "out" else "in_": numbers})
+        for name, _ in module.named_parameters(recurse=False):
+            if name == "weight" or (name == "bias" and part.axis == "out"):
+                axis = 0 if name == "bias" else axis_of(module, part.axis)
+                left[f"{part.module}.{name}"] = {axis: numbers}
+        sizes = {"out": _size(model, part.module, "out"), "in": _size(model, part.module, "in")}
+        edits.append(Edit("resize", part.module, sizes))
+    for name, worth in units.counts.items():
+        values = {key: int(keep.sum()) * each for key, each in worth.items()}
+        for key, value in values.items():
+            surgery.set_count(surgery.get(model, name), key, value)
+        edits.append(Edit("counts", name, {"values": values}))
+    return edits, left
+
+
+def weights(model: nn.Module, units: Units) -> int:
+    """How many parameters one unit owns."""
+    owned = 0
+    for part in units.parts:
+        module: Any = surgery.get(model, part.module)
+        numbers = sum(size for _, size in part.spans)
+        owned += numbers * _size(model, part.module, "in" if part.axis == "out" else "out")
+        if part.axis == "out" and getattr(module, "bias", None) is not None:
+            owned += numbers
+    return owned
+
+
+def axis_of(module: nn.Module, axis: str) -> int:
+    """Where a module's weight has what a part calls `out` or `in`."""
+    flipped = linear.is_transposed(module) or isinstance(module, nn.Embedding)
+    return int((axis == "out") == flipped)
+
+
+def _size(model: nn.Module, name: str, axis: str) -> int:
+    module: Any = surgery.get(model, name)
+    if isinstance(module, nn.Embedding):
+        return module.embedding_dim if axis == "out" else module.num_embeddings
+    if not linear.is_linear(module):
+        raise CookError(f"{name} is a {type(module).__name__}, expected a linear layer")
+    return linear.shape(module)[0 if axis == "out" else 1]
+
+
+def _whole(number: int, divisor: int, name: str) -> int:
+    if divisor < 1 or number < 1 or number % divisor:
+        raise CookError(f"the {number} rows or columns of {name} are no whole number of {divisor}")
+    return number // divisor
