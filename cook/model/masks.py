@@ -78,6 +78,7 @@ class Masks:
 
     def drop(self, owner: str) -> None:
         """Forget the masks of `owner`: what they zeroed is zero now and free to learn again."""
+        self._structural.discard(owner)
         for name in [name for name, owners in self._masks.items() if owner in owners]:
             owners = self._masks[name]
             del owners[owner]

@@ -210,8 +210,11 @@ class PruneWeights(Pass):
                 mask.t().contiguous() if is_transposed(module) else mask
                 for module, mask in zip(modules, found, strict=True)
             ]
-        # What leaves with a head or a neuron is no zero in the end: the share is of what stays.
         weights = [model.get_parameter(name) for name in self.parameters]
+        gone = [masks.leaving(weight) for weight in weights]
+        if all(each is None for each in gone):
+            return magnitude_masks(weights, sparsity, self.given["scope"])
+        # What leaves with a head or a neuron is no zero in the end: the share is of what stays.
         stays = [masks.staying(weight) for weight in weights]
         left = [weight[some] for weight, some in zip(weights, stays, strict=True)]
         found = magnitude_masks(left, sparsity, self.given["scope"])

@@ -15,6 +15,9 @@ NAMES = ["bert", "distilbert", "electra", "gpt2", "llama", "mistral", "qwen2", "
 """Those whose attention scores are computed from what their projections give."""
 ALL = sorted(FAMILIES)
 CAUSAL = ("gpt2", "llama", "mistral", "qwen2")
+ENCODER_DECODER = ("bart", "t5")
+ATTENTION = {"deberta-v2": "eager"}
+"""The only attention of those that cannot choose."""
 WINDOW = 3
 """How many tokens the tiny Mistral looks back."""
 NORM = {"gpt2": "ln_1", "vit": "layernorm_before", **dict.fromkeys(CAUSAL[1:], "input_layernorm")}
@@ -65,7 +68,7 @@ SETTINGS = {
         "eos_token_id": 1,
         "decoder_start_token_id": 0,
         "feed_forward_proj": "gated-gelu",
-        "initializer_factor": 0.3,
+        "initializer_factor": 3.0,
     },
     "bart": {
         "d_model": 16,
@@ -107,7 +110,10 @@ def batch(family: str, *, left: bool = False, seed: int = 0) -> dict[str, Tensor
     padding = SETTINGS[family]["pad_token_id"]
     if left:
         mask = mask.flip(1)
-    return {"input_ids": tokens.where(mask.bool(), padding), "attention_mask": mask, "labels": labels}
+    tokens = tokens.where(mask.bool(), padding)
+    if family in ENCODER_DECODER:
+        tokens[torch.arange(3), mask.sum(1) - 1] = 1  # what their heads read stands at the end of the text
+    return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
 
 
 def attended(family: str, inputs: dict[str, Tensor], tokens: int) -> Tensor:

@@ -200,7 +200,7 @@ def test_finishing_changes_no_output_and_leaves_plain_layers():
     session.finish()
     assert torch.equal(bound.logits(model), masked)
     assert [type(module) for module in model.modules()] == classes
-    assert session.masks.state_dict() == {}
+    assert session.masks.state_dict() == {"masks": {}, "structural": []}
 
 
 def test_nothing_to_prune_is_an_error():
