@@ -99,6 +99,8 @@ class Effect:
             that the next pass plans on the result.
         zeros: how many of the model's numbers the pass will have set to zero at its end.
         claims: what the pass alone may act on, in words such as `heads of layers.0`.
+        loses: modules whose columns leave when the pass finishes, and how many at a time.
+        groups: modules whose columns the pass takes together, and how many, from the first one on.
         note: one line for people.
     """
 
@@ -106,6 +108,8 @@ class Effect:
     edits: list[Edit] = field(default_factory=list)
     zeros: int = 0
     claims: frozenset[str] = frozenset()
+    loses: Mapping[str, int] = field(default_factory=dict)
+    groups: Mapping[str, int] = field(default_factory=dict)
     note: str = ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -34,40 +35,56 @@ def settle(model: PreTrainedModel, blueprint: Blueprint) -> Blueprint:
     rest = Blueprint(edits=[edit for edit in blueprint.edits if edit.op not in SIZES])
     if len(rest.edits) == len(blueprint.edits):
         return blueprint
+    for changes in _said(model):
+        if _says_all(model, changes, rest, blueprint):
+            for name, value in changes.items():
+                setattr(model.config, name, value)
+            for module in model.modules():
+                if isinstance(own := vars(module).get("config"), surgery.Changed):
+                    vars(module)["config"] = own.whole()
+            return rest
+    return blueprint
+
+
+def _says_all(
+    model: PreTrainedModel, changes: Mapping[str, int], rest: Blueprint, blueprint: Blueprint
+) -> bool:
+    """Whether a model built from the changed config, with the rest of the edits, is like the one there is."""
+    config = copy.deepcopy(model.config)
+    for name, value in changes.items():
+        setattr(config, name, value)
     try:
-        changes = _said(model)
-        config = copy.deepcopy(model.config)
-        for name, value in changes.items():
-            setattr(config, name, value)
         with torch.device("meta"):
             built = type(model)(config)
         rest.apply(built)
     except (CookError, *FAILURES):
-        return blueprint
-    if _shapes(built) != _shapes(model) or not _count_alike(built, model, blueprint):
-        return blueprint
-    for name, value in changes.items():
-        setattr(model.config, name, value)
-    for module in model.modules():
-        if isinstance(own := vars(module).get("config"), surgery.Changed):
-            vars(module)["config"] = own.whole()
-    return rest
+        return False
+    return _shapes(built) == _shapes(model) and _count_alike(built, model, blueprint)
 
 
-def _said(model: PreTrainedModel) -> dict[str, int]:
-    """The sizes of the first layer of each stack, in the config's words."""
-    anatomy = Anatomy(model)
+def _said(model: PreTrainedModel) -> list[dict[str, int]]:
+    """The sizes of the first layer of each stack, in the config's words; nothing for an unknown family.
+
+    Some families take the width of a head from their config only if it is there: with it, and without.
+    """
+    try:
+        anatomy = Anatomy(model)
+        several = [*units.heads(anatomy), *units.neurons(anatomy)]
+    except CookError:
+        return []
     owner: Any = model
     found: dict[str, int] = {}
-    for each in (*units.heads(anatomy), *units.neurons(anatomy)):
+    width: dict[str, int] = {}
+    for each in several:
         words = anatomy.stacks[each.layers[0]].config
         numbers = {"neurons": each.count} if each.kind == "neurons" else {"groups": each.count}
         if each.kind == "heads":
             numbers["heads"] = each.count * each.heads
+            width.setdefault("head_dim", each.outputs[0].spans[0][1] // each.heads)
         for what, number in numbers.items():
             if (name := words.get(what)) is not None and hasattr(owner.config, name):
                 found.setdefault(name, number)
-    return found
+    return [found, {**found, **width}]
 
 
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:

@@ -115,6 +115,7 @@ def plan_passes(
 
 
 def _check_claims(each: Pass, effect: Effect, planned: Sequence[tuple[Pass, Effect]]) -> None:
+    """Refuse what two passes cannot both do, where the second one is planned."""
     for other, its in planned:
         if shared := sorted(effect.claims & its.claims):
             more = f" (and {len(shared) - 1} more)" if len(shared) > 1 else ""
@@ -122,6 +123,15 @@ def _check_claims(each: Pass, effect: Effect, planned: Sequence[tuple[Pass, Effe
                 f"{other.id} acts on the {shared[0]}{more} already",
                 hint="give one of the two passes an `exclude`, or leave it out",
             )
+        for loses, groups in ((its.loses, effect.groups), (effect.loses, its.groups)):
+            torn = [name for name in groups if name in loses and loses[name] % groups[name]]
+            if torn:
+                more = f" (and {len(torn) - 1} more)" if len(torn) > 1 else ""
+                raise each.error(
+                    f"{torn[0]}{more} loses columns {loses[torn[0]]} at a time, which tears the groups of "
+                    f"{groups[torn[0]]} that {each.id if groups is effect.groups else other.id} makes",
+                    hint=f"exclude: [{', '.join(torn[:3])}{', ...' if len(torn) > 3 else ''}] in one of them",
+                )
 
 
 def _without_weights(recipe: Recipe, data: Data | None) -> PreTrainedModel:

@@ -37,7 +37,7 @@ def least(
     units is gone. With `multiple` 1 exactly `round(share * units)` go, or as many as the layers can spare.
 
     Args:
-        scores: of each layer's units; equal ones go in order.
+        scores: of each layer's units; equal ones go in order, and those at minus infinity go in any case.
         scope: `global`, over all layers together, or `layer`, in each by itself.
         minimum, limit, multiple: of each layer, as in `spare`.
 
@@ -60,8 +60,8 @@ def least(
     target = round(share * sum(len(each) for each in scores))
     keep = [torch.ones(len(each), dtype=torch.bool) for each in scores]
     gone = 0
-    for _, layer, _, units in sorted(blocks, key=lambda block: block[:3]):
-        if 2 * (target - gone) < len(units):
+    for score, layer, _, units in sorted(blocks, key=lambda block: block[:3]):
+        if score > -torch.inf and 2 * (target - gone) < len(units):
             break
         keep[layer][units.cpu()] = False
         gone += len(units)

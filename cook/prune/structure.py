@@ -114,6 +114,9 @@ class Structure(Pass):
         return Effect(
             parameters=[f"{part.module}.weight" for each in units for part in each.parts],
             edits=edits,
+            loses={
+                part.module: sum(size for _, size in part.spans) for each in units for part in each.outputs
+            },
             claims=frozenset(f"{each.kind} of {each.where}" for each in units),
             note=f"{gone:,} of {whole:,} {self._called(units)} leave with {parameters:,} parameters, "
             f"chosen by {self.given['importance']}",

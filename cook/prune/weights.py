@@ -124,8 +124,10 @@ class PruneWeights(Pass):
         whole, pattern = sum(sizes), self.given["pattern"]
         together = [whole] if self.given["scope"] == "global" else sizes
         of = f"of {whole:,} weights in {len(parameters)} matrices"
+        group = pattern_sizes(pattern)[1] if pattern else 1
         return Effect(
             parameters=parameters,
+            groups={name.removesuffix(".weight"): group for name in parameters} if pattern else {},
             zeros=sum(round(self._final() * size) for size in together),
             note=f"{pattern} {of} kept" if pattern else f"{self._final():.1%} {of} to zero",
         )

@@ -206,3 +206,20 @@ def test_replace_and_get_name_what_is_near():
         surgery.get(model, "clasifier")
     with pytest.raises(CookError, match="itself"):
         surgery.replace(model, "", nn.Identity())
+
+
+def test_counts_are_those_that_a_family_has():
+    attention = "bert.encoder.layer.0.attention.self"
+    model = tiny.model()
+    Blueprint(edits=[Edit("counts", attention, {"values": {"num_attention_heads": 2}})]).apply(model)
+    assert model.get_submodule(attention).num_attention_heads == 2
+    for values in ({"training": 1}, {"__class__": 1}, {"num_heads": 0}, {"num_heads": True}, [1]):
+        with pytest.raises(CookError, match="values is"):
+            Blueprint.from_dict(
+                {
+                    **Blueprint().to_dict(),
+                    "edits": [{"op": "counts", "module": attention, "options": {"values": values}}],
+                }
+            )
+    with pytest.raises(CookError, match="has no number 'num_heads'"):
+        Blueprint(edits=[Edit("counts", attention, {"values": {"num_heads": 2}})]).apply(model)
