@@ -50,6 +50,7 @@ def test_the_commands_are_understood(kitchen: Path, command: list[str]) -> None:
 
 
 def test_the_recipe_can_be_planned(kitchen: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(kitchen / "whole-smaller.yaml")]) == 0
     assert main(["validate", str(kitchen / "digits.yaml")]) == 0
     assert main(["plan", str(kitchen / "digits.yaml")]) == 0
     assert "quant.qat" in capsys.readouterr().out

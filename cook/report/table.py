@@ -215,9 +215,9 @@ def plan_table(plan: Mapping[str, Any]) -> str:
         touched = ("modules", "parameters", "zeros")
         # A pass that only adds a loss touches nothing.
         acts = any(row[key] for key in touched)
-        numbers = [units.count(row[key]) if acts else units.NOTHING for key in touched]
-        numbers.append(units.count(row["parameters_after"]))
-        passes.append([row["id"], _window(row["window"]), *numbers, units.size(row["bytes_after"])])
+        told = [units.count(row[key]) for key in (*touched, "parameters_after")]
+        numbers = [*told, units.size(row["bytes_after"])] if acts else [units.NOTHING] * 5
+        passes.append([row["id"], _window(row["window"]), *numbers])
     notes = {index: row.get("note") or "" for index, row in enumerate(plan["rows"], start=1)}
     tables = [grid(model, align="<>><")]
     if plan["rows"]:

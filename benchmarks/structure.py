@@ -1,0 +1,150 @@
+"""What removing heads and neurons gives: time, size, and how much each criterion costs in accuracy.
+
+    python -m benchmarks.structure speed --model MODEL
+    python -m benchmarks.structure criteria --model MODEL --train train.tsv --validation validation.tsv
+
+`speed` times the model beside the same one with half its heads and half its neurons, in turns. `criteria`
+removes shares of them at once, without any training, by each kind of importance and over several samples of
+examples (gradient) or draws (random), and evaluates what is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import random
+import statistics
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import cook
+from benchmarks.pairs import machine, measure, ratio
+from cook.model.measure import macs, tally
+
+BATCHES = (1, 32)
+LENGTHS = (64, 128)
+
+
+def load(path: str) -> Any:
+    return AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32).eval()
+
+
+def halved(model: Any, share: float = 0.5) -> Any:
+    """A copy without a share of each layer's heads and neurons; which ones does not matter for its speed."""
+    options = {"sparsity": share, "importance": "magnitude", "scope": "layer"}
+    config = {"version": 1, "passes": [{"prune.heads": options}, {"prune.neurons": options}]}
+    return cook.apply(copy.deepcopy(model), config).model.eval()
+
+
+@torch.inference_mode()
+def forward(model: Any, batch: dict[str, torch.Tensor]) -> None:
+    model(**batch)
+
+
+def speed(args: argparse.Namespace) -> None:
+    """The table of times, and what is left of multiply-accumulates and bytes."""
+    whole = load(args.model)
+    half = halved(whole)
+    print(machine())
+    before, after = tally(whole), tally(half)
+    print(f"parameters {after.parameters / before.parameters:.3f}, bytes {after.bytes / before.bytes:.3f}")
+    print("| batch x tokens | MACs left | whole / half | spread | control |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for size in BATCHES:
+        for length in LENGTHS:
+            tokens = torch.randint(1000, 2000, (size, length), generator=torch.Generator().manual_seed(0))
+            batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+            rivals = {"whole": whole, "half": half, "again": whole}
+            seconds = measure(
+                {name: partial(forward, model, batch) for name, model in rivals.items()}, rounds=args.rounds
+            )
+            found, control = (
+                ratio(seconds["whole"], seconds["half"]),
+                ratio(seconds["whole"], seconds["again"]),
+            )
+            left = macs(half, batch) / macs(whole, batch)
+            interval = f"{found.middle:.2f} [{found.low:.2f}, {found.high:.2f}] | {found.spread:.2f}"
+            print(f"| {size} x {length} | {left:.3f} | {interval} | {control.middle:.2f} |")
+
+
+def sample(args: argparse.Namespace, tokenizer: Any, seed: int) -> list[dict[str, torch.Tensor]]:
+    """Batches of training rows, drawn with a seed."""
+    with open(args.train, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    drawn = random.Random(seed).sample(rows, args.rows)
+    batches = []
+    for start in range(0, len(drawn), 32):
+        some = drawn[start : start + 32]
+        batch = tokenizer([row[args.text] for row in some], padding=True, return_tensors="pt")
+        batches.append({**batch, "labels": torch.tensor([int(row[args.label]) for row in some])})
+    return batches
+
+
+def criteria(args: argparse.Namespace) -> None:
+    """Accuracy after removal at once, by criterion."""
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    with open(args.validation, encoding="utf-8", newline="") as file:
+        rows = {"validation": list(csv.DictReader(file, delimiter="\t"))}
+    for row in rows["validation"]:
+        row[args.label] = int(row[args.label])
+    data = {"text": args.text, "label": args.label}
+    print(f"| pass | share | {' | '.join(args.importance)} |")
+    print(f"| --- | ---: | {' | '.join('---:' for _ in args.importance)} |")
+    for name in args.passes:
+        for share in args.shares:
+            cells = []
+            for kind in args.importance:
+                seeds = args.seeds if kind != "magnitude" else args.seeds[:1]
+                found = []
+                for seed in seeds:
+                    options = {"sparsity": share, "importance": kind, "seed": seed, "rows": args.rows}
+                    config = {
+                        "version": 1,
+                        "model": {"path": args.model, "task": "text-classification"},
+                        "data": data,
+                        "passes": [{name: options}],
+                    }
+                    report = cook.apply(
+                        load(args.model),
+                        config,
+                        data=rows,
+                        calibration=sample(args, tokenizer, seed),
+                        tokenizer=tokenizer,
+                    ).report
+                    found.append(report.model.after.metrics["accuracy"])
+                spread = f" ({min(found):.4f} to {max(found):.4f})" if len(found) > 1 else ""
+                cells.append(f"{statistics.fmean(found):.4f}{spread}")
+            print(f"| `{name}` | {share:.0%} | {' | '.join(cells)} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(required=True)
+    one = verbs.add_parser("speed")
+    one.add_argument("--rounds", type=int, default=30)
+    one.set_defaults(run=speed)
+    other = verbs.add_parser("criteria")
+    other.add_argument("--train", required=True)
+    other.add_argument("--validation", required=True)
+    other.add_argument("--text", default="sentence")
+    other.add_argument("--label", default="label")
+    other.add_argument("--passes", nargs="+", default=["prune.heads", "prune.neurons"])
+    other.add_argument("--shares", type=float, nargs="+", default=[0.25, 0.5])
+    other.add_argument("--importance", nargs="+", default=["gradient", "magnitude", "random"])
+    other.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    other.add_argument("--rows", type=int, default=512)
+    other.set_defaults(run=criteria)
+    for each in (one, other):
+        each.add_argument("--model", required=True)
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()

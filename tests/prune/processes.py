@@ -1,0 +1,45 @@
+"""Heads and neurons that leave under DDP; as a program, one process of several.
+
+torchrun --nproc-per-node 2 -m tests.prune.processes FOLDER
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from cook.train.calibration import given
+from tests import bound, tiny
+
+STEPS, SIZE = 4, 6
+ITEMS = ({"prune.heads": {"sparsity": 0.5}}, {"prune.neurons": {"sparsity": 0.5, "multiple": 1}})
+
+
+def main(folder: Path) -> None:
+    """Train and finish, with examples of this process's own, and write down what is left."""
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
+    model = tiny.model().eval()
+    examples = given([tiny.batch(size=8, seed=100 + rank)])
+    session = bound.session(model, *ITEMS, steps=STEPS, calibration=examples)
+    module = DistributedDataParallel(session.module)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    session.bind(optimizer)
+    for step in range(STEPS):
+        session.before_step(step)
+        batch = {name: each[rank::2] for name, each in tiny.batch(size=SIZE, seed=step).items()}
+        sum(module(batch).values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        session.after_step()
+    session.finish()
+    torch.save(model.state_dict(), folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
