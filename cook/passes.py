@@ -29,8 +29,11 @@ if TYPE_CHECKING:
     from cook.model.blueprint import Edit
     from cook.session import Session
 
-PHASES = ("observe", "structure", "weights", "precision")
-"""The order of `finish`: structure leaves before weights are folded, integers come last."""
+PHASES = ("shape", "observe", "structure", "weights", "precision")
+"""The order of `finish`: structure leaves before weights are folded, integers come last.
+
+What changes shape at once does so before any other pass is attached, wherever the recipe has it.
+"""
 
 NEEDS = frozenset({"training", "teacher", "calibration"})
 """What a pass can need besides the model."""
@@ -44,6 +47,7 @@ BUILT_IN = (
     "cook.distill.patient",
     "cook.distill.tinybert",
     "cook.distill.minilm",
+    "cook.prune.layers",
     "cook.prune.heads",
     "cook.prune.neurons",
     "cook.prune.weights",

@@ -25,6 +25,7 @@ from transformers.utils import ModelOutput
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
 from cook.model.blueprint import Blueprint, Edit
+from cook.model.depth import compact
 from cook.model.hooks import Hooks
 from cook.model.masks import Masks
 from cook.model.plain import settle
@@ -108,7 +109,7 @@ class Session:
         self.facts: dict[str, dict[str, Any]] = {}
         self.module = SessionModule(self)
         try:
-            for each in self.passes:
+            for each in sorted(self.passes, key=lambda each: each.phase != "shape"):
                 each.window = self._window(each)
                 if before_attach is not None:
                     before_attach(each)
@@ -279,7 +280,7 @@ class Session:
                     if each.phase == phase:
                         each.finish(self)
                         self.facts[each.id] = each.facts(self)
-            self.blueprint = settle(self.model, self.blueprint)
+            self.blueprint = settle(self.model, compact(self.model, self.blueprint))
             attach_quantizer(self.model, self.blueprint)
         finally:
             self.close()

@@ -183,13 +183,15 @@ class Intermediate(Taught):
         """
         given, mine, theirs = self.given["layers"], len(student.layers), len(teacher.layers)
         if isinstance(given, str):
-            if mine > theirs:
+            live = [number for number, layer in enumerate(student.layers) if layer in student.live]
+            if len(live) > theirs:
                 raise self.error(
-                    f"{given!r} needs a teacher layer for each of the student's {mine}: there are {theirs}",
+                    f"{given!r} needs a teacher layer for each of the student's {len(live)}: "
+                    f"there are {theirs}",
                     option="layers",
                     hint="say which learn, as {student: teacher}: {0: 0}",
                 )
-            given = strategies[given](mine, theirs)
+            given = {str(live[i]): each for i, each in enumerate(strategies[given](len(live), theirs))}
         try:
             return layer_map(given, mine, theirs)
         except CookError as error:

@@ -18,6 +18,7 @@ from cook.errors import CookError
 from cook.model import surgery
 from cook.model.families import COUNTS, FAMILIES, HEAD_WIDTHS, Family, Stack
 from cook.model.linear import is_linear
+from cook.model.skipped import Skipped
 
 WORDS = ("layers", "attention", "ffn", "embeddings", "head")
 _LAYERS = re.compile(
@@ -58,6 +59,11 @@ class Anatomy:
         """
         return list(self.stacks)
 
+    @property
+    def live(self) -> list[str]:
+        """The layers that no pass has dropped; what the others are called stays as it was."""
+        return [name for name in self.layers if not isinstance(self.model.get_submodule(name), Skipped)]
+
     @cached_property
     def stacks(self) -> dict[str, Stack]:
         """What each layer is built like, by its full name, first to last.
@@ -84,7 +90,7 @@ class Anatomy:
     @cached_property
     def causal(self) -> bool:
         """Whether tokens attend to earlier ones only."""
-        query = self.projections(self.layers[0])[0]
+        query = self.projections(self.live[0])[0]
         attention = self.model.get_submodule(query.rpartition(".")[0])
         return bool(getattr(attention, "is_causal", False))
 
@@ -110,10 +116,15 @@ class Anatomy:
             names = [self.prefix + name for name in self._known().embeddings]
             return [name for name in names if surgery.has(self.model, name)]
         if word in ("attention", "ffn"):
-            return self._parts(self.layers, word)
+            return self._parts(self.live, word)
         if not (match := _LAYERS.match(word)):
             return None
-        chosen = self._numbered(word, match)
+        live = set(self.live)
+        chosen = [layer for layer in self._numbered(word, match) if layer in live]
+        if not chosen:
+            raise CookError(
+                f"{word} is left out by another pass", hint="numbers are those of the whole model"
+            )
         return self._parts(chosen, match["part"]) if match["part"] else chosen
 
     def _numbered(self, word: str, match: re.Match[str]) -> list[str]:

@@ -18,6 +18,7 @@ from cook.errors import CookError
 from cook.model import linear, surgery
 from cook.model.families import COUNTS
 from cook.model.integer import WIDTHS, IntLinear
+from cook.model.skipped import Skipped
 
 VERSION = 1
 MAX_EDITS = 100_000
@@ -243,6 +244,10 @@ def _counts(model: nn.Module, name: str, options: Mapping[str, Any]) -> None:
         surgery.set_count(surgery.get(model, name), key, value)
 
 
+def _skip(model: nn.Module, name: str, options: Mapping[str, Any]) -> None:
+    surgery.replace(model, name, Skipped(surgery.get(model, name), pair=options["pair"]))
+
+
 def _is_counts(value: object) -> bool:
     return isinstance(value, Mapping) and all(
         isinstance(key, str) and key in COUNTS and _SIZE.valid(size) for key, size in value.items()
@@ -298,6 +303,7 @@ OPS: dict[str, Op] = {
         {"bits": _WIDTH, "activation": _ACTIVATION, "in": _SIZE, "out": _SIZE, "bias": _FLAG}, _integer
     ),
     "resize": Op({"in": _SIZE, "out": _SIZE}, _resize),
+    "skip": Op({"pair": _FLAG}, _skip),
     "counts": Op(
         {"values": Field(_is_counts, f"sizes of {', '.join(sorted(COUNTS))}")},
         _counts,

@@ -61,7 +61,8 @@ class Stack:
         layers: the list that holds them; `*` in it stands for every number.
         attention, ffn: the modules that these words mean, in one layer.
         attentions: the one of the tokens among themselves first.
-        config: what the config calls the number of `heads`, of key-value `groups`, of `neurons`.
+        config: what the config calls the number of `heads`, of key-value `groups`, of `neurons`, of `layers`.
+        gives: what a layer gives the next one: its `states`, those in a `pair`, or in words what else.
     """
 
     layers: str
@@ -70,6 +71,7 @@ class Stack:
     attentions: tuple[Attention, ...]
     feed_forward: FeedForward
     config: Mapping[str, str] = field(default_factory=lambda: dict(_CONFIG))
+    gives: str = "states"
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def _named(prefix: str, *names: str) -> tuple[str, str, str]:
 _HEADS = {"num_attention_heads": "heads", "all_head_size": "width"}
 
 
-def _bert(*names: str, **attention: object) -> Family:
+def _bert(*names: str, gives: str = "states", **attention: object) -> Family:
     """BERT and its kin, which call queries, keys and values by these names."""
     found = Attention(
         _named("attention.self", *names),
@@ -97,7 +99,8 @@ def _bert(*names: str, **attention: object) -> Family:
         **attention,  # type: ignore[arg-type]
     )
     ffn = FeedForward(("intermediate.dense",), "output.dense")
-    stack = Stack("encoder.layer", ("attention",), ("intermediate", "output"), (found,), ffn)
+    parts = ("attention",), ("intermediate", "output")
+    stack = Stack("encoder.layer", *parts, (found,), ffn, gives=gives)
     return Family((stack,), ("embeddings",))
 
 
@@ -131,7 +134,11 @@ def _bart_stack(name: str, *attentions: str) -> Stack:
         )
         for each in attentions
     )
-    config = {"heads": f"{name}_attention_heads", "neurons": f"{name}_ffn_dim"}
+    config = {
+        "heads": f"{name}_attention_heads",
+        "neurons": f"{name}_ffn_dim",
+        "layers": f"{name}_layers",
+    }
     return Stack(f"{name}.layers", attentions, ("fc1", "fc2"), found, FeedForward(("fc1",), "fc2"), config)
 
 
@@ -151,7 +158,8 @@ def _t5_stack(name: str, *attentions: Attention) -> Stack:
     at = f"layer.{len(attentions)}.DenseReluDense"
     ffn = FeedForward((f"{at}.wi", f"{at}.wi_0", f"{at}.wi_1"), f"{at}.wo")
     parts = tuple(each.module for each in attentions), (at,)
-    return Stack(f"{name}.block", *parts, attentions, ffn, {**_CONFIG, "neurons": "d_ff"})
+    config = {**_CONFIG, "neurons": "d_ff"}
+    return Stack(f"{name}.block", *parts, attentions, ffn, config, gives="position biases too")
 
 
 FAMILIES: dict[str, Family] = {
@@ -162,6 +170,7 @@ FAMILIES: dict[str, Family] = {
         "query_proj",
         "key_proj",
         "value_proj",
+        gives="pair",
         also=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
         scores=False,
     ),

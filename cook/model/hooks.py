@@ -21,9 +21,13 @@ class Hooks:
     def __len__(self) -> int:
         return len(self._handles)
 
-    def forward(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        """Call `hook(module, inputs, output)` after each forward of `module`, unless silenced."""
-        self._handles.append(module.register_forward_hook(self._unless_silenced(hook)))
+    def forward(self, module: nn.Module, hook: Callable[..., Any], *, named: bool = False) -> None:
+        """Call `hook(module, inputs, output)` after each forward of `module`, unless silenced.
+
+        Args:
+            named: call `hook(module, inputs, named inputs, output)`.
+        """
+        self._handles.append(module.register_forward_hook(self._unless_silenced(hook), with_kwargs=named))
 
     def forward_pre(self, module: nn.Module, hook: Callable[..., Any], *, named: bool = False) -> None:
         """Call `hook(module, inputs)` before each forward of `module`, unless silenced.

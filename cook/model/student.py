@@ -18,6 +18,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from cook.errors import CookError, nearest
 from cook.model import load
 from cook.model.anatomy import Anatomy
+from cook.model.depth import shorten
 from cook.model.quantizer import blueprint_of
 from cook.model.source import FAILURES, Refuse, plain
 
@@ -88,11 +89,7 @@ def _shallower(source: PreTrainedModel, numbers: list[int], error: Refuse) -> Pr
         raise error("layers", message, "give student.config or student.path") from unknown
     kept = _kept(numbers, len(layers), error)
     config = copy.deepcopy(source.config)
-    config.num_hidden_layers = len(kept)
-    for name, value in vars(source.config).items():
-        # One entry a layer: layer_types and its like.
-        if "layer" in name and isinstance(value, (list, tuple)) and len(value) == len(layers):
-            setattr(config, name, type(value)(value[number] for number in kept))
+    shorten(config, kept, len(layers))
     student = _build(source, type(source), config)
     places = {f"{layers[old]}.": f"{new}." for old, new in zip(kept, Anatomy(student).layers, strict=True)}
     try:

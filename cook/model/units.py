@@ -84,7 +84,8 @@ def heads(anatomy: Anatomy) -> list[Units]:
     """
     found: list[Units] = []
     alike: dict[tuple[int, str], list[Units]] = {}
-    for layer, stack in anatomy.stacks.items():
+    for layer in anatomy.live:
+        stack = anatomy.stacks[layer]
         for attention in stack.attentions:
             units = _heads(anatomy.model, layer, attention)
             if attention.alike:
@@ -100,7 +101,7 @@ def neurons(anatomy: Anatomy) -> list[Units]:
     Raises:
         CookError: the family is unknown, or what leads to an FFN's neurons does not fit what leads away.
     """
-    return [_neurons(anatomy.model, layer, stack.feed_forward) for layer, stack in anatomy.stacks.items()]
+    return [_neurons(anatomy.model, layer, anatomy.stacks[layer].feed_forward) for layer in anatomy.live]
 
 
 def _heads(model: nn.Module, layer: str, attention: Attention) -> Units:

@@ -1,0 +1,85 @@
+"""Layers that are dropped: skipped at once, gone and counted anew when the model is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from cook.errors import CookError
+from cook.model import surgery
+from cook.model.anatomy import Anatomy
+from cook.model.blueprint import Blueprint, Edit
+from cook.model.skipped import Skipped
+
+
+def droppable(anatomy: Anatomy) -> list[str]:
+    """The names of the layers, if this family's can be dropped one by one.
+
+    Raises:
+        CookError: the family is unknown, or its layers give each other more than their states.
+    """
+    config: Any = getattr(anatomy.model, "config", None)
+    for layer, stack in anatomy.stacks.items():
+        if stack.gives not in ("states", "pair"):
+            raise CookError(
+                f"the layers of a {anatomy.kind} model give each other {stack.gives}, which would be lost",
+                hint="use a smaller student: student.config or student.path",
+            )
+        if "*" in stack.layers:
+            raise CookError(f"{layer} of this {anatomy.kind} model runs several times and cannot be left out")
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        raise CookError(
+            f"this {anatomy.kind} model divides attention by a layer's number, which would change"
+        )
+    return anatomy.layers
+
+
+def skips(anatomy: Anatomy, layers: Sequence[str]) -> list[Edit]:
+    """The edits that put a `Skipped` in the place of each of these layers."""
+    return [Edit("skip", layer, {"pair": anatomy.stacks[layer].gives == "pair"}) for layer in layers]
+
+
+def shorten(config: Any, kept: Sequence[int], count: int, key: str = "num_hidden_layers") -> None:
+    """Let a config say that of `count` layers those of these numbers are left."""
+    setattr(config, key, len(kept))
+    for name, value in list(vars(config).items()):
+        # One entry a layer: layer_types and its like.
+        if "layer" in name and isinstance(value, (list, tuple)) and len(value) == count:
+            setattr(config, name, type(value)(value[number] for number in kept))
+
+
+def compact(model: nn.Module, blueprint: Blueprint) -> Blueprint:
+    """Take skipped layers out, and count the others from 0.
+
+    Returns:
+        The Blueprint in the new names, without what was skipped: the config says how many layers there are.
+    """
+    if not any(isinstance(module, Skipped) for module in model.modules()):
+        return blueprint
+    anatomy = Anatomy(model)
+    lists = {name.rpartition(".")[0]: anatomy.stacks[name] for name in anatomy.layers}
+    places: dict[str, str] = {}
+    for path, stack in lists.items():
+        layers: Any = surgery.get(model, path)
+        kept = [number for number, layer in enumerate(layers) if not isinstance(layer, Skipped)]
+        surgery.replace(model, path, nn.ModuleList(layers[number] for number in kept))
+        for new, old in enumerate(kept):
+            places[f"{path}.{old}."] = f"{path}.{new}."
+            for module in layers[old].modules():
+                if surgery.count(module, "layer_idx") is not None:
+                    module.layer_idx = new
+        if len(kept) < len(layers):
+            shorten(model.config, kept, len(layers), stack.config.get("layers", "num_hidden_layers"))
+
+    def renamed(name: str) -> str:
+        for old, new in places.items():
+            if name.startswith(old):
+                return new + name.removeprefix(old)
+        return name
+
+    return Blueprint(
+        edits=[replace(edit, module=renamed(edit.module)) for edit in blueprint.edits if edit.op != "skip"]
+    )

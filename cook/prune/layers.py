@@ -1,0 +1,217 @@
+"""Layer pruning: some of the layers are left out from the start (LayerDrop's pruning, ShortGPT's choice)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cook.model.blueprint import Blueprint
+from cook.model.depth import droppable, skips
+from cook.model.hooks import Hooks
+from cook.model.measure import evaluating
+from cook.passes import Effect, Pass, register
+
+if TYPE_CHECKING:
+    from cook.model.anatomy import Anatomy
+    from cook.session import Session
+
+
+def chosen(layers: int, count: int, choose: str) -> list[int]:
+    """The numbers of the `count` layers that stay of so many.
+
+    Args:
+        choose: `top` drops the last ones, `bottom` the first ones, `alternate` every k-th one and never
+            the last (A. Fan et al. 2020, H. Sajjad et al. 2023).
+
+    >>> chosen(6, 3, "alternate")
+    [1, 3, 5]
+    """
+    if choose == "top":
+        return list(range(count))
+    if choose == "bottom":
+        return list(range(layers - count, layers))
+    if choose == "alternate":
+        return [(index + 1) * layers // count - 1 for index in range(count)]
+    raise ValueError(f"no choice {choose!r}; there are top, bottom and alternate")
+
+
+@torch.no_grad()
+def block_influence(
+    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], layers: Iterable[str]
+) -> list[float]:
+    """How far each layer turns its input, `1 - E[cos(x_in, x_out)]` over all valid tokens.
+
+    X. Men et al., "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect", 2024,
+    equation 1.
+
+    Args:
+        model: runs in eval mode.
+        batches: inputs, on the model's device; tokens that `attention_mask` leaves out do not count.
+        layers: names of the modules.
+    """
+    names = list(layers)
+    sums, tokens = torch.zeros(len(names), dtype=torch.float64), 0
+    for batch in batches:
+        mask = batch.get("attention_mask")
+        cosines: dict[int, Tensor] = {}
+        hooks = Hooks()
+        for number, name in enumerate(names):
+            hooks.forward(model.get_submodule(name), partial(_compare, cosines, number), named=True)
+        try:
+            with evaluating(model):
+                model(**{key: value for key, value in batch.items() if key != "labels"})
+        finally:
+            hooks.close()
+        # Of images every patch counts, and of texts what is no padding.
+        valid = torch.ones_like(cosines[0], dtype=torch.bool)
+        if mask is not None and mask.shape == valid.shape:
+            valid = mask.bool()
+        sums += torch.stack([(1 - cosines[n])[valid].double().sum().cpu() for n in range(len(names))])
+        tokens += int(valid.sum())
+    return (sums / max(1, tokens)).tolist()
+
+
+def _compare(
+    cosines: dict[int, Tensor], number: int, _: nn.Module, given: Any, named: Any, output: Any
+) -> None:
+    inner = given[0] if given else named["hidden_states"]
+    outer = output if isinstance(output, Tensor) else output[0]
+    cosines[number] = functional.cosine_similarity(inner.float(), outer.float(), dim=-1)
+
+
+@register
+class PruneLayers(Pass):
+    """Leaves layers out; the numbers of layers in a recipe stay those of the model as it was loaded."""
+
+    name = "prune.layers"
+    summary = "leave whole layers out from the start; what is left is smaller and faster, and a plain model"
+    phase = "shape"
+    options: ClassVar[dict[str, Any]] = {
+        "keep": {
+            "type": ["array", "null"],
+            "items": {"type": "integer"},
+            "minItems": 1,
+            "default": None,
+            "description": "the numbers of the layers that stay, in increasing order; -1 is the last",
+        },
+        "count": {
+            "type": ["integer", "null"],
+            "minimum": 1,
+            "default": None,
+            "description": "how many layers stay, where `choose` says which; either this or keep",
+        },
+        "choose": {
+            "enum": ["influence", "top", "bottom", "alternate"],
+            "default": "influence",
+            "description": "which ones go: those that turn their input least (ShortGPT), the last ones, the"
+            " first ones, or every k-th",
+        },
+        "rows": {
+            "type": "integer",
+            "minimum": 1,
+            "default": 128,
+            "description": "training examples that influence is measured on, all there are if fewer",
+        },
+    }
+    examples = ({"keep": [0]}, {"count": 1}, {"count": 1, "choose": "bottom"})
+
+    def check(self) -> None:
+        if (self.given["keep"] is None) == (self.given["count"] is None):
+            hint = "write keep: [1, 3, 5], or count: 3"
+            raise self.error("expected either keep or count", option="keep", hint=hint)
+
+    def wants(self) -> frozenset[str]:
+        by_influence = self.given["count"] is not None and self.given["choose"] == "influence"
+        return frozenset({"calibration"}) if by_influence else frozenset()
+
+    def settled(self, done: int) -> bool:
+        """The layers are left out from the start."""
+        return True
+
+    def plan(self, anatomy: Anatomy) -> Effect:
+        layers = droppable(anatomy)
+        # Which ones turn their input least is found on data; layers of one stack are equally large.
+        count = self._count(anatomy) if self.wants() else 0
+        kept = chosen(len(layers), count, "top") if count else self._kept(anatomy, layers)
+        gone = [layer for number, layer in enumerate(layers) if number not in kept]
+        inside = [
+            f"{layer}.{name}"
+            for layer in gone
+            for name, number in anatomy.model.get_submodule(layer).named_parameters()
+            if number.ndim == 2 and name.endswith(".weight")
+        ]
+        which = "chosen by influence" if self.wants() else f"{', '.join(map(str, kept))} stay"
+        return Effect(
+            parameters=inside,
+            edits=skips(anatomy, gone),
+            claims=frozenset({"layers"}),
+            note=f"{len(gone)} of {len(layers)} layers are left out, {which}",
+        )
+
+    def attach(self, session: Session) -> None:
+        anatomy = session.anatomy
+        layers = droppable(anatomy)
+        self.influence: list[float] | None = None
+        if self.wants():
+            examples = session.examples(self.given["rows"])
+            influence = session.agreed(torch.tensor(block_influence(session.model, examples, layers)))
+            self.influence = influence.tolist()
+            most = influence.argsort(descending=True, stable=True)[: self._count(anatomy)]
+            self.kept = sorted(most.tolist())
+        else:
+            self.kept = self._kept(anatomy, layers)
+        gone = [layer for number, layer in enumerate(layers) if number not in self.kept]
+        edits = skips(anatomy, gone)
+        Blueprint(edits=edits).apply(session.model)
+        for edit in edits:
+            session.edit(edit)
+        self.whole = len(layers)
+
+    def facts(self, session: Session) -> dict[str, Any]:
+        found: dict[str, Any] = {"kept": self.kept, "of": self.whole}
+        return found if self.influence is None else {**found, "influence": self.influence}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kept": self.kept}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if list(state["kept"]) != self.kept:
+            raise self.error(
+                f"kept layers {self.kept} now and {list(state['kept'])} before the interrupt",
+                hint="start the run anew",
+            )
+
+    def _kept(self, anatomy: Anatomy, layers: list[str]) -> list[int]:
+        if self.given["keep"] is None:
+            return chosen(len(layers), self._count(anatomy), self.given["choose"])
+        for number in self.given["keep"]:
+            if not -len(layers) <= number < len(layers):
+                message = f"there is no layer {number}: the model has {len(layers)}, 0 to {len(layers) - 1}"
+                raise self.error(message, option="keep")
+        kept = [number % len(layers) for number in self.given["keep"]]
+        if kept != sorted(set(kept)):
+            hint = "name each layer once, in increasing order"
+            raise self.error(f"{self.given['keep']} does not increase", option="keep", hint=hint)
+        for stack in {id(each): each for each in anatomy.stacks.values()}.values():
+            own = [number for number, layer in enumerate(layers) if anatomy.stacks[layer] is stack]
+            if not set(own) & set(kept):
+                message = f"no layer would be left of {own[0]} to {own[-1]}"
+                raise self.error(message, option="keep", hint=f"keep one of {stack.layers} at least")
+        if len(kept) == len(layers):
+            raise self.error(f"all {len(layers)} layers stay", option="keep", hint="leave the pass out")
+        return kept
+
+    def _count(self, anatomy: Anatomy) -> int:
+        count, layers = self.given["count"], len(anatomy.layers)
+        if len({id(stack) for stack in anatomy.stacks.values()}) > 1:
+            hint = "name them: keep counts from the encoder's first to the decoder's last"
+            raise self.error("the model has layers of several kinds", option="count", hint=hint)
+        if count >= layers:
+            message = f"{count} layers would stay, the model has {layers}"
+            raise self.error(message, option="count", hint=f"at most {layers - 1}")
+        return int(count)
