@@ -7,10 +7,14 @@ its dense weight and computes with `weight * mask` (see `transformed.SoftMask`).
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from cook.model.transformed import SoftMask, TransformedLinear, restore, transform
+
+M = TypeVar("M", bound=SoftMask)
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:
@@ -106,14 +110,17 @@ class Masks:
         return next(name for name, other in self._model.named_parameters() if other is parameter)
 
 
-def soften(model: nn.Module, name: str, owner: str) -> SoftMask:
+def soften(model: nn.Module, name: str, owner: str, kind: type[M] = SoftMask) -> M:  # type: ignore[assignment]
     """Give linear layer `name` a soft mask of `owner`, replacing the layer if it is a plain one.
+
+    Args:
+        kind: of mask: `SoftMask`, whose gradients are straight-through, or a subclass with other ones.
 
     Returns:
         The mask, all True; set its `keep` [out, in] in place.
     """
     layer = transform(model, name)
-    mask = SoftMask(layer.out_features, layer.in_features, layer.weight.device)
+    mask = kind(layer.out_features, layer.in_features, layer.weight.device)
     layer.add_weight_transform(owner, mask)
     return mask
 
