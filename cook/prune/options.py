@@ -71,8 +71,8 @@ OPTIONS: dict[str, Any] = {
         "default": 0.1,
         "exclusiveMinimum": 0,
         "exclusiveMaximum": 1,
-        "description": "with soft-movement, weights stay while the sigmoid of their score is above it; that is"
-        " 0.5 at first",
+        "description": "with soft-movement, weights stay while the sigmoid of their score is above it;"
+        " that is 0.5 at first",
     },
     "penalty": {
         "type": "number",
