@@ -42,17 +42,17 @@ def soft_movement_mask(scores: Tensor, threshold: float) -> Tensor:
 
 def soft_movement_penalty(scores: list[Tensor]) -> Tensor:
     """`mean(sigmoid(S))` over all scores together, which drives them down: a scalar from 0 to 1."""
-    return sum((each.sigmoid().sum() for each in scores), torch.zeros(())) / sum(
-        each.numel() for each in scores
-    )
+    together = torch.stack([each.sigmoid().sum() for each in scores]).sum()
+    return together / sum(each.numel() for each in scores)
 
 
 class MovementMask(SoftMask):
     """A soft mask that teaches scores [out, in], which begin at zero, while `learning`.
 
     Attributes:
-        parameter: what is trained; the scores are it times `speed`. Adam moves every parameter by about the
-            learning rate, which is too little for scores that have a threshold to reach.
+        parameter: what is trained; the scores are it times `speed`.
+        speed: how many times the learning rate scores learn with, under any optimizer: Adam moves all that
+            it trains by about that rate, which is too little for scores that have a threshold to reach.
         learning: whether gradients go to the scores.
     """
 
@@ -69,10 +69,12 @@ class MovementMask(SoftMask):
 
     @property
     def scores(self) -> Tensor:
-        return self.parameter * self.speed
+        """The scores, whose gradient the parameter gets as it is."""
+        return self.parameter + (self.speed - 1) * self.parameter.detach()
 
     def forward(self, weight: Tensor) -> Tensor:
         if not self.learning:
             return weight * self.keep
-        kept: Tensor = ScoredWeight.apply(weight, self.scores, self.keep)
+        # Only the gradient of the scores is of use here, and it is the parameter's.
+        kept: Tensor = ScoredWeight.apply(weight, self.parameter, self.keep)
         return kept

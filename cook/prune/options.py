@@ -84,7 +84,7 @@ OPTIONS: dict[str, Any] = {
         "type": "number",
         "default": 300,
         "exclusiveMinimum": 0,
-        "description": "with soft-movement, how many learning rates a score moves in a step of Adam",
+        "description": "with soft-movement, how many times the learning rate scores learn with",
     },
     **SELECTION,
     **WINDOW,

@@ -71,13 +71,11 @@ class PruneWeights(Pass):
         names = self._targets(anatomy)
         out_in = [rows(anatomy.model.get_submodule(name)).shape for name in names]
         whole, final = sum(out * width for out, width in out_in), final_sparsity(self.given)
-        of = f"of {whole:,} weights in {len(names)} matrices"
+        of, pattern = f"of {whole:,} weights in {len(names)} matrices", self.given["pattern"]
         if final is None:
             note = f"as many {of} to zero as the penalty brings below the threshold"
         else:
-            note = (
-                f"{self.given['pattern']} {of} kept" if self.given["pattern"] else f"{final:.1%} {of} to zero"
-            )
+            note = f"{pattern} {of} kept" if pattern else f"{final:.1%} {of} to zero"
         return Effect(
             parameters=[f"{name}.weight" for name in names],
             zeros=zeros_at_end(self.given, [(out, width) for out, width in out_in]),
