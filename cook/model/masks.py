@@ -7,6 +7,7 @@ its dense weight and computes with `weight * mask` (see `transformed.SoftMask`).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TypeVar
 
 import torch
@@ -49,6 +50,7 @@ class Masks:
     def __init__(self, model: nn.Module):
         self._model = model
         self._masks: dict[str, dict[str, Tensor]] = {}
+        # What `apply` multiplies with, made when it first does: where nothing trains it never is.
         self._joint: dict[str, tuple[nn.Parameter, Tensor]] = {}
 
     def set(self, owner: str, name: str, keep: Tensor) -> None:
@@ -67,18 +69,16 @@ class Masks:
         name = self._first_name(parameter)
         owners = self._masks.setdefault(name, {})
         owners[owner] = keep
-        joint = torch.stack(list(owners.values())).all(0) if len(owners) > 1 else keep
-        # In the weight's dtype: multiplying by bool would convert the mask at every step.
-        self._joint[name] = parameter, joint.to(parameter.dtype)
+        self._joint.pop(name, None)
         with torch.no_grad():
-            parameter.mul_(self._joint[name][1])
+            parameter.mul_(_meet(owners.values()))
 
     def drop(self, owner: str) -> None:
         """Forget the masks of `owner`: what they zeroed is zero now and free to learn again."""
         for name in [name for name, owners in self._masks.items() if owner in owners]:
             owners = self._masks[name]
             del owners[owner]
-            del self._joint[name]
+            self._joint.pop(name, None)
             if owners:
                 other, keep = next(iter(owners.items()))
                 self.set(other, name, keep)
@@ -92,6 +92,10 @@ class Masks:
     @torch.no_grad()
     def apply(self) -> None:
         """Zero in place what any mask drops."""
+        for name in self._masks.keys() - self._joint.keys():
+            parameter = self._model.get_parameter(name)
+            # In the weight's dtype: multiplying by bool would convert the mask at every step.
+            self._joint[name] = parameter, _meet(self._masks[name].values()).to(parameter.dtype)
         if self._joint:
             parameters, masks = zip(*self._joint.values(), strict=True)
             torch._foreach_mul_(parameters, masks)
@@ -108,6 +112,11 @@ class Masks:
 
     def _first_name(self, parameter: nn.Parameter) -> str:
         return next(name for name, other in self._model.named_parameters() if other is parameter)
+
+
+def _meet(keeps: Collection[Tensor]) -> Tensor:
+    """What all of some masks keep."""
+    return torch.stack(list(keeps)).all(0) if len(keeps) > 1 else next(iter(keeps))
 
 
 def soften(model: nn.Module, name: str, owner: str, kind: type[M] = SoftMask) -> M:  # type: ignore[assignment]

@@ -176,8 +176,13 @@ class PruneWeights(Pass):
             for mask, keep in zip(self.scored, self._moved(sparsity), strict=True):
                 mask.keep.copy_(keep)
         else:
+            # What nothing will change any more needs no mask to hold it.
+            held = session.trains or session.passes[-1] is not self
             for name, keep in self._masks(session, sparsity):
-                session.masks.set(self.id, f"{name}.weight", keep)
+                if held:
+                    session.masks.set(self.id, f"{name}.weight", keep)
+                else:
+                    session.model.get_parameter(f"{name}.weight").detach().mul_(keep)
         if sparsity is None:
             kept = [mask.keep for mask in self.scored]
             sparsity = 1 - sum(int(keep.sum()) for keep in kept) / sum(keep.numel() for keep in kept)

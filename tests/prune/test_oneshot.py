@@ -29,11 +29,6 @@ def session(model, options, examples, *, steps=0):
     return bound.session(model, {"prune.weights": options}, steps=steps, calibration=given(examples))
 
 
-def shares_inputs(one, other):
-    """Whether two targets of one layer see the same inputs: then neither sees the other pruned."""
-    return one.rpartition(".")[0] == other.rpartition(".")[0]
-
-
 @torch.no_grad()
 def slowly(model, names, options, examples):
     """Every layer with hooks on a whole forward of the model, whose earlier layers are already pruned."""
@@ -150,6 +145,21 @@ def test_half_precision_keeps_its_type():
     found = session(model, {"method": "sparsegpt", "sparsity": 0.5}, batches())
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert sum(zeros(found)) == count(found) // 2
+
+
+def test_what_an_earlier_pass_zeroed_at_once_stays_zero():
+    model = tiny.model()
+    items = [
+        {"prune.weights": {"sparsity": 0.3}},
+        {"prune.weights": {"method": "sparsegpt", "sparsity": 0.5}},
+    ]
+    found = bound.session(model, *items, steps=0, calibration=given(batches()))
+    alone = bound.session(tiny.model(), items[0], steps=0)
+    for name in alone.passes[0].parameters:
+        gone = alone.model.get_parameter(name) == 0
+        assert bool((model.get_parameter(name)[gone] == 0).all()), name
+    found.finish()
+    assert found.masks.state_dict() == {}
 
 
 @pytest.mark.parametrize(
