@@ -33,7 +33,7 @@ def test_gradients_against_loops():
 def test_the_penalty_is_a_mean_over_all_scores_and_pushes_them_down():
     small, large = (torch.randn(2, size, dtype=torch.float64, requires_grad=True) for size in (1, 3))
     value = soft_movement_penalty([small, large])
-    every = [float(score) for scores in (small, large) for score in scores.flatten()]
+    every = [score for scores in (small, large) for score in scores.detach().flatten().tolist()]
     sigmoids = [1 / (1 + 2.718281828459045**-score) for score in every]
     assert float(value.detach()) == pytest.approx(sum(sigmoids) / 8)
     value.backward()
