@@ -103,8 +103,9 @@ class Effect:
             that the next pass plans on the result.
         zeros: how many of the model's numbers the pass will have set to zero at its end.
         claims: what the pass alone may act on, in words such as `heads of layers.0`.
-        loses: modules whose columns leave when the pass finishes, and how many at a time.
-        groups: modules whose columns the pass takes together, and how many, from the first one on.
+        loses: what leaves when the pass finishes: a module and `out` (rows) or `in` (columns), and how many
+            at a time.
+        groups: the rows or columns of a module that the pass takes together, and how many, from the first on.
         note: one line for people.
     """
 
@@ -112,8 +113,8 @@ class Effect:
     edits: list[Edit] = field(default_factory=list)
     zeros: int = 0
     claims: frozenset[str] = frozenset()
-    loses: Mapping[str, int] = field(default_factory=dict)
-    groups: Mapping[str, int] = field(default_factory=dict)
+    loses: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    groups: Mapping[tuple[str, str], int] = field(default_factory=dict)
     note: str = ""
 
 

@@ -106,6 +106,22 @@ REFUSED: dict[str, tuple[Any, list[str]]] = {
         ["recipe.yaml:26:10: teacher: the model starts from random weights", "a recipe without passes"],
     ),
     "no teacher": (passes("distill.logits"), ["teacher: missing; distill.logits needs it", "teacher: self"]),
+    "movement that nothing trains": (
+        passes({"prune.weights": {"method": "movement", "sparsity": 0.5}}, train=None),
+        ["train: missing; prune.weights needs it"],
+    ),
+    "nothing to calibrate with": (
+        passes({"prune.weights": {"method": "wanda", "sparsity": 0.5}}, train=None, data=None),
+        ["data: missing; prune.weights needs it"],
+    ),
+    "too little to calibrate with": (
+        passes({"prune.weights": {"method": "sparsegpt", "sparsity": 0.5, "rows": 1}}),
+        ["passes[0].rows: found ", "calibration tokens for the 16 inputs", "raise rows"],
+    ),
+    "one-shot pruning outside of the layers": (
+        passes({"prune.weights": {"method": "wanda", "sparsity": 0.5, "include": ["head"]}}),
+        ["passes[0].include: classifier lies outside of the layers", "exclude: [classifier]"],
+    ),
     "a model that is not there": (
         section("model", path="./bart"),
         ["recipe.yaml:3:9: model.path: there is no './bart'", "did you mean 'bert'?"],

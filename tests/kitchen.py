@@ -90,6 +90,12 @@ def steps(case: Case, *, trains: bool = True) -> list[dict[str, Any]]:
     return [{name: {**late[name], **known[name].examples[number]}} for name, number in case.passes]
 
 
+def wants(case: Case) -> set[str]:
+    """All that the passes of a case need besides the model, with the options that they have."""
+    made = make_passes(load_recipe({"version": 1, "passes": steps(case)}, partial=True))
+    return set().union(*(each.wants() for each in made))
+
+
 class Pantry:
     """Model folders and data files, made once each.
 
@@ -132,7 +138,7 @@ class Pantry:
         """A recipe for the case; checkpoints are written at KEPT, whatever else happens."""
         train, validation = self.images if case.family == "vit" else self.texts
         task = TASKS.get(case.family, "text-classification")
-        teacher = any("teacher" in registered()[name].needs for name, _ in case.passes)
+        teacher = "teacher" in wants(case)
         return load_recipe(
             {
                 "version": 1,

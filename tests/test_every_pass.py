@@ -204,21 +204,39 @@ def test_a_conflict_is_refused_in_the_plan(case: Case, dishes: Dishes) -> None:
     assert caught.value.hint
 
 
+TRAINED = {("quant.qat", 1)}
+"""Examples with an option that needs training, where the pass itself does not."""
+EXAMPLES = [(name, number) for name, cls in registered().items() for number in range(len(cls.examples))]
+
+
+def present(case: Case) -> dict[str, Any]:
+    """A teacher and calibration examples, where the passes want them."""
+    wants = kitchen.wants(case)
+    found: dict[str, Any] = {"teacher": "self"} if "teacher" in wants else {}
+    if "calibration" in wants:
+        found["calibration"] = [tiny.batch(case.family, size=16, seed=seed) for seed in range(2)]
+    return found
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-@pytest.mark.parametrize("name", registered())
-def test_apply_acts_at_once_or_says_what_it_needs(name: str, family: str) -> None:
+@pytest.mark.parametrize(("name", "number"), EXAMPLES)
+def test_apply_acts_at_once_or_says_what_it_needs(name: str, number: int, family: str) -> None:
     model = tiny.model(family).eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    config = {"version": 1, "passes": kitchen.steps(Case(family, ((name, 0),)), trains=False)}
-    needs = registered()[name].needs
-    teacher: Any = "self" if "teacher" in needs else None
-    if "training" in needs:
+    case = Case(family, ((name, number),))
+    config = {"version": 1, "passes": kitchen.steps(case, trains=False)}
+    wants, given = kitchen.wants(case), present(case)
+    if "calibration" in wants:
+        with pytest.raises(CookError, match="needs examples to look at") as caught:
+            cook.apply(model, config)
+        assert "passes[0]" in (caught.value.where or "")
+    if "training" in wants or (name, number) in TRAINED:
         with pytest.raises(CookError, match="needs training") as caught:
-            cook.apply(model, config, teacher=teacher, calibration=[tiny.batch(family)])
+            cook.apply(model, config, **given)
         assert "passes[0]" in (caught.value.where or "")
         assert list(differences(before, model.state_dict())) == []
     else:
-        result = cook.apply(model, config, teacher=teacher, calibration=[tiny.batch(family)])
+        result = cook.apply(model, config, **given)
         assert result.model is model
         (row,) = result.report.passes
         assert row.facts
@@ -226,14 +244,17 @@ def test_apply_acts_at_once_or_says_what_it_needs(name: str, family: str) -> Non
     assert hooks(model) == {}
 
 
-@pytest.mark.parametrize("name", registered())
-def test_attach_serves_a_loop_of_ones_own(name: str) -> None:
-    family = tiny.FAMILIES[sorted(registered()).index(name) % len(tiny.FAMILIES)]
+@pytest.mark.parametrize(("name", "number"), EXAMPLES)
+def test_attach_serves_a_loop_of_ones_own(name: str, number: int) -> None:
+    family = tiny.FAMILIES[EXAMPLES.index((name, number)) % len(tiny.FAMILIES)]
     model = tiny.model(family).train()
-    teacher = copy.deepcopy(model) if "teacher" in registered()[name].needs else None
-    config = {"version": 1, "passes": kitchen.steps(Case(family, ((name, 0),)))}
+    case = Case(family, ((name, number),))
+    given = present(case)
+    if "teacher" in given:
+        given["teacher"] = copy.deepcopy(model)
+    config = {"version": 1, "passes": kitchen.steps(case)}
     batch = tiny.batch(family)
-    with cook.attach(model, config, total_steps=4, teacher=teacher, calibration=[batch]) as session:
+    with cook.attach(model, config, total_steps=4, **given) as session:
         optimizer = torch.optim.AdamW(session.module.parameters(), lr=0.01)
         session.bind(optimizer)
         for step in range(4):

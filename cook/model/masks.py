@@ -7,13 +7,15 @@ its dense weight and computes with `weight * mask` (see `transformed.SoftMask`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from cook.model.transformed import SoftMask, TransformedLinear, restore, transform
+
+M = TypeVar("M", bound=SoftMask)
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:
@@ -48,6 +50,7 @@ class Masks:
     def __init__(self, model: nn.Module):
         self._model = model
         self._masks: dict[str, dict[str, Tensor]] = {}
+        # What `apply` multiplies with, made when it first does: where nothing trains it never is.
         self._joint: dict[str, tuple[nn.Parameter, Tensor]] = {}
         self._structural: set[str] = set()
 
@@ -70,11 +73,9 @@ class Masks:
         name = self._first_name(parameter)
         owners = self._masks.setdefault(name, {})
         owners[owner] = keep
-        joint = torch.stack(list(owners.values())).all(0) if len(owners) > 1 else keep
-        # In the weight's dtype: multiplying by bool would convert the mask at every step.
-        self._joint[name] = parameter, joint.to(parameter.dtype)
+        self._joint.pop(name, None)
         with torch.no_grad():
-            parameter.mul_(self._joint[name][1])
+            parameter.mul_(_meet(owners.values()))
 
     def drop(self, owner: str) -> None:
         """Forget the masks of `owner`: what they zeroed is zero now and free to learn again."""
@@ -82,7 +83,7 @@ class Masks:
         for name in [name for name, owners in self._masks.items() if owner in owners]:
             owners = self._masks[name]
             del owners[owner]
-            del self._joint[name]
+            self._joint.pop(name, None)
             if owners:
                 other, keep = next(iter(owners.items()))
                 self.set(other, name, keep)
@@ -95,16 +96,11 @@ class Masks:
 
     def leaving(self, parameter: Tensor) -> Tensor | None:
         """What of a parameter will leave the model at the end: bool, in its shape; None for nothing."""
-        for name, (known, _) in self._joint.items():
-            if known is parameter:
-                masks = [keep for owner, keep in self._masks[name].items() if owner in self._structural]
-                return ~torch.stack(masks).all(0) if masks else None
+        for name, owners in self._masks.items():
+            masks = [keep for owner, keep in owners.items() if owner in self._structural]
+            if masks and self._model.get_parameter(name) is parameter:
+                return ~_meet(masks)
         return None
-
-    def staying(self, parameter: Tensor) -> Tensor:
-        """What of a parameter will not leave: bool, in its shape."""
-        gone = self.leaving(parameter)
-        return torch.ones_like(parameter, dtype=torch.bool) if gone is None else ~gone
 
     def select(self, name: str, kept: Mapping[int, Tensor]) -> None:
         """Follow parameter `name`, which has lost rows or columns.
@@ -123,6 +119,10 @@ class Masks:
     @torch.no_grad()
     def apply(self) -> None:
         """Zero in place what any mask drops."""
+        for name in self._masks.keys() - self._joint.keys():
+            parameter = self._model.get_parameter(name)
+            # In the weight's dtype: multiplying by bool would convert the mask at every step.
+            self._joint[name] = parameter, _meet(self._masks[name].values()).to(parameter.dtype)
         if self._joint:
             parameters, masks = zip(*self._joint.values(), strict=True)
             torch._foreach_mul_(parameters, masks)
@@ -143,14 +143,22 @@ class Masks:
         return next(name for name, other in self._model.named_parameters() if other is parameter)
 
 
-def soften(model: nn.Module, name: str, owner: str) -> SoftMask:
+def _meet(keeps: Collection[Tensor]) -> Tensor:
+    """What all of some masks keep."""
+    return torch.stack(list(keeps)).all(0) if len(keeps) > 1 else next(iter(keeps))
+
+
+def soften(model: nn.Module, name: str, owner: str, kind: type[M] = SoftMask) -> M:  # type: ignore[assignment]
     """Give linear layer `name` a soft mask of `owner`, replacing the layer if it is a plain one.
+
+    Args:
+        kind: of mask: `SoftMask`, whose gradients are straight-through, or a subclass with other ones.
 
     Returns:
         The mask, all True; set its `keep` [out, in] in place.
     """
     layer = transform(model, name)
-    mask = SoftMask(layer.out_features, layer.in_features, layer.weight.device)
+    mask = kind(layer.out_features, layer.in_features, layer.weight.device)
     layer.add_weight_transform(owner, mask)
     return mask
 

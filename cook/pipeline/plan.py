@@ -124,13 +124,16 @@ def _check_claims(each: Pass, effect: Effect, planned: Sequence[tuple[Pass, Effe
                 hint="give one of the two passes an `exclude`, or leave it out",
             )
         for loses, groups in ((its.loses, effect.groups), (effect.loses, its.groups)):
-            torn = [name for name in groups if name in loses and loses[name] % groups[name]]
+            torn = [place for place in groups if place in loses and loses[place] % groups[place]]
             if torn:
-                more = f" (and {len(torn) - 1} more)" if len(torn) > 1 else ""
+                (name, axis), more = torn[0], f" (and {len(torn) - 1} more)" if len(torn) > 1 else ""
+                what = f"{'rows' if axis == 'out' else 'columns'} {loses[torn[0]]} at a time"
+                whose = each.id if groups is effect.groups else other.id
+                names = list(dict.fromkeys(place[0] for place in torn))
                 raise each.error(
-                    f"{torn[0]}{more} loses columns {loses[torn[0]]} at a time, which tears the groups of "
-                    f"{groups[torn[0]]} that {each.id if groups is effect.groups else other.id} makes",
-                    hint=f"exclude: [{', '.join(torn[:3])}{', ...' if len(torn) > 3 else ''}] in one of them",
+                    f"{name}{more} loses {what}, which tears the groups of {groups[torn[0]]} of {whose}",
+                    hint=f"exclude them in one of the two: [{', '.join(names[:3])}"
+                    f"{', ...' if len(names) > 3 else ''}]",
                 )
 
 

@@ -15,16 +15,16 @@ def pattern_sizes(pattern: str) -> tuple[int, int]:
     return int(keep), int(group)
 
 
-def pattern_mask(weight: Tensor, keep: int, group: int) -> Tensor:
-    """Which weights to keep so that every `group` consecutive ones of a row hold `keep`, the largest.
+def pattern_mask(scores: Tensor, keep: int, group: int) -> Tensor:
+    """What to keep so that every `group` consecutive ones of a row hold `keep`, the highest.
 
     Args:
-        weight: [out, in], with `in` a multiple of `group`.
+        scores: [out, in], with `in` a multiple of `group`: magnitudes, for instance.
         keep: N of N:M, 1 to `group`; exactly so many are kept, and of equal ones the last.
 
     Returns:
         A bool mask [out, in], True where kept.
     """
-    scores = weight.detach().abs().unflatten(-1, (-1, group))
-    smallest = scores.argsort(dim=-1, stable=True)[..., : group - keep]
-    return torch.ones_like(scores, dtype=torch.bool).scatter_(-1, smallest, False).flatten(-2)
+    grouped = scores.unflatten(-1, (-1, group))
+    lowest = grouped.argsort(dim=-1, stable=True)[..., : group - keep]
+    return torch.ones_like(grouped, dtype=torch.bool).scatter_(-1, lowest, False).flatten(-2)

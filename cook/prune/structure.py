@@ -7,6 +7,7 @@ it; at each moment of the schedule the scores are taken anew, and what is gone s
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -115,7 +116,9 @@ class Structure(Pass):
             parameters=[f"{part.module}.weight" for each in units for part in each.parts],
             edits=edits,
             loses={
-                part.module: sum(size for _, size in part.spans) for each in units for part in each.outputs
+                (part.module, part.axis): math.gcd(*(number for span in part.spans for number in span))
+                for each in units
+                for part in each.parts
             },
             claims=frozenset(f"{each.kind} of {each.where}" for each in units),
             note=f"{gone:,} of {whole:,} {self._called(units)} leave with {parameters:,} parameters, "

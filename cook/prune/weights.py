@@ -1,155 +1,123 @@
-"""Magnitude pruning: the weights nearest to zero become zero (Han et al. 2015).
+"""Pruning of single weights: held at exactly zero, anywhere in the matrices, in blocks, or N of every M.
 
-Anywhere in the matrices, or in an N:M pattern, which sparse kernels can skip (Mishra et al. 2021).
+What goes is chosen by magnitude (Han et al. 2015), by movement (`movement.py`), or in one shot from
+calibration examples (`oneshot.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from cook.model.linear import is_linear, is_transposed, matrix, weight_count
-from cook.model.masks import lowest
-from cook.model.targets import select
-from cook.passes import MOMENT, SELECTION, WINDOW, Effect, Pass, register
+from cook.errors import CookError
+from cook.model.linear import is_transposed
+from cook.model.masks import fold, soften
+from cook.passes import Effect, Pass, Term, register
+from cook.prune import oneshot
+from cook.prune.block import block_means, block_sizes, over_blocks
+from cook.prune.movement import MovementMask, soft_movement_mask, soft_movement_penalty
+from cook.prune.options import OPTIONS, final_sparsity, mistakes, zeros_at_end
 from cook.prune.pattern import pattern_mask, pattern_sizes
 from cook.prune.schedule import sparsity_at
+from cook.prune.targets import rows, targets
+from cook.prune.threshold import among, threshold_masks
 
 if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy
-    from cook.model.masks import Masks
     from cook.session import Session
 
-
-def magnitude_masks(weights: Sequence[Tensor], sparsity: float, scope: str = "global") -> list[Tensor]:
-    """Which weights to keep when the share `sparsity` of the smallest magnitudes goes.
-
-    Args:
-        weights: tensors of any shapes.
-        sparsity: 0 to 1; exactly `round(sparsity * n)` weights are dropped, ties in order.
-        scope: `global`, one threshold for all tensors together, or `layer`, one for each.
-
-    Returns:
-        A bool mask for each tensor, True where kept.
-    """
-    scores = [weight.detach().abs() for weight in weights]
-    if scope == "layer":
-        return [~lowest(score, round(sparsity * score.numel())) for score in scores]
-    if scope != "global":
-        raise ValueError(f"no scope {scope!r}; there are global and layer")
-    together = torch.cat([score.flatten() for score in scores])
-    keep = ~lowest(together, round(sparsity * together.numel()))
-    parts = keep.split([score.numel() for score in scores])
-    return [part.view_as(score) for part, score in zip(parts, scores, strict=True)]
-
-
-def has_matrix(module: nn.Module) -> bool:
-    """Linear layers and embeddings: what has a weight matrix to prune."""
-    return is_linear(module) or isinstance(module, nn.Embedding)
+MOVING = ("movement", "soft-movement")
 
 
 @register
 class PruneWeights(Pass):
-    """Moves a threshold over its window and holds what falls below it at exactly zero."""
+    """Moves a threshold over its window and holds what falls below it at zero.
+
+    Magnitude and the one-shot methods lay hard masks, which stay where they are. Movement lays soft ones,
+    whose weights may come back until the window ends.
+    """
 
     name = "prune.weights"
-    summary = "set the smallest weights to zero, under a schedule, and keep them there"
+    summary = "set the least important weights to zero, under a schedule or in one shot, and keep them there"
     phase = "weights"
-    options: ClassVar[dict[str, Any]] = {
-        "sparsity": {
-            "type": ["number", "null"],
-            "default": None,
-            "minimum": 0,
-            "exclusiveMaximum": 1,
-            "description": "share of the targets' weights that are zero at the end; needed without a pattern",
-        },
-        "pattern": {
-            "type": ["string", "null"],
-            "default": None,
-            "pattern": "^[1-9][0-9]{0,3}:[1-9][0-9]{0,3}$",
-            "description": "N:M, as 2:4: of every M weights along a layer's input the N largest stay, from"
-            " the start of the window on; takes no scope, schedule or every",
-        },
-        "scope": {
-            "enum": ["global", "layer"],
-            "default": "global",
-            "description": "one threshold for all targets together, or one for each",
-        },
-        "schedule": {
-            "enum": ["cubic", "linear", "constant"],
-            "default": "cubic",
-            "description": "how sparsity grows from the start of the window to its end",
-        },
-        "every": {
-            **MOMENT,
-            "default": None,
-            "type": ["string", "integer", "null"],
-            "description": "how often the threshold moves; 1 % of the window when left out",
-        },
-        **SELECTION,
-        **WINDOW,
-        "end": {**WINDOW["end"], "default": "70%"},
-    }
+    options: ClassVar[dict[str, Any]] = OPTIONS
     examples = (
         {"sparsity": 0.5},
         {"sparsity": 0.6, "scope": "layer", "schedule": "linear", "every": 2},
         {"pattern": "2:4"},
+        {"sparsity": 0.5, "block": [4, 2]},
+        {"method": "movement", "sparsity": 0.5},
+        {"method": "soft-movement", "penalty": 10, "speed": 100, "threshold": 0.4},
+        {"method": "wanda", "pattern": "2:4"},
+        {"method": "sparsegpt", "sparsity": 0.5},
     )
 
+    @property
+    def method(self) -> str:
+        return str(self.given["method"])
+
+    def wants(self) -> frozenset[str]:
+        if self.method in MOVING:
+            return frozenset({"training"})
+        return frozenset({"calibration"}) if self.method in oneshot.METHODS else frozenset()
+
     def check(self) -> None:
-        pattern, sparsity = self.given["pattern"], self.given["sparsity"]
-        if pattern is None:
-            if sparsity is None:
-                hint = "write sparsity: 0.5, or pattern: 2:4"
-                raise self.error("missing; expected a sparsity or a pattern", option="sparsity", hint=hint)
-            return
-        keep, group = pattern_sizes(pattern)
-        if keep >= group:
-            message = f"{pattern} keeps every weight; expected N:M with N below M"
-            raise self.error(message, option="pattern", hint="2:4 keeps two of four")
-        if sparsity is not None and abs(sparsity - self._final()) > 1e-6:
-            message = f"found {sparsity:g}, but the pattern {pattern} is a sparsity of {self._final():g}"
-            raise self.error(message, option="sparsity", hint="give one of the two")
-        for option in ("scope", "schedule", "every"):
-            if self.given[option] != self.options[option]["default"]:
-                message = f"means nothing with the pattern {pattern}, which is laid at once at the start"
-                raise self.error(message, option=option, hint="leave it out")
+        for mistake in mistakes(self.given):
+            raise self.error(mistake.message, option=mistake.option, hint=mistake.hint)
 
     def plan(self, anatomy: Anatomy) -> Effect:
-        parameters = self._parameters(anatomy)
-        sizes = [weight_count(_module(anatomy.model, name)) for name in parameters]
-        whole, pattern = sum(sizes), self.given["pattern"]
-        together = [whole] if self.given["scope"] == "global" else sizes
-        of = f"of {whole:,} weights in {len(parameters)} matrices"
-        group = pattern_sizes(pattern)[1] if pattern else 1
+        names = self._targets(anatomy)
+        out_in = [rows(anatomy.model.get_submodule(name)).shape for name in names]
+        whole, final = sum(out * width for out, width in out_in), final_sparsity(self.given)
+        of, pattern = f"of {whole:,} weights in {len(names)} matrices", self.given["pattern"]
+        if final is None:
+            note = f"as many {of} to zero as the penalty brings below the threshold"
+        else:
+            note = f"{pattern} {of} kept" if pattern else f"{final:.1%} {of} to zero"
         return Effect(
-            parameters=parameters,
-            groups={name.removesuffix(".weight"): group for name in parameters} if pattern else {},
-            zeros=sum(round(self._final() * size) for size in together),
-            note=f"{pattern} {of} kept" if pattern else f"{self._final():.1%} {of} to zero",
+            parameters=[f"{name}.weight" for name in names],
+            groups={(name, axis): size for name in names for axis, size in self._groups().items()},
+            zeros=zeros_at_end(self.given, [(out, width) for out, width in out_in]),
+            note=note,
         )
 
     def attach(self, session: Session) -> None:
-        self.parameters = self._parameters(session.anatomy)
+        self.targets = self._targets(session.anatomy)
+        self.parameters = [f"{name}.weight" for name in self.targets]
         width = self.window.end - self.window.start
         every = self.given["every"]
-        self.every = session.moment(every, self, "every") if every is not None else round(width / 100)
-        self.every = max(1, self.every)
-        self.reached = 0.0
-        if not session.trains:
+        told = session.trains and every is not None
+        self.every = max(1, session.moment(every, self, "every") if told else round(width / 100))
+        self.reached, self.complete = 0.0, False
+        self.seen: dict[str, Any] = {}
+        self.scored: list[MovementMask] = []
+        if self.method in MOVING:
+            self._soften(session)
+        elif not session.trains:
             self._complete(session)
 
     def before_step(self, session: Session) -> None:
         elapsed = session.step - self.window.start
+        for mask in self.scored:
+            mask.learning = session.step in self.window
         if session.step >= self.window.end:
             self._complete(session)
         elif elapsed >= 0 and elapsed % self.every == 0:
             # Under hard masks the largest of a group stay the largest: its pattern never changes.
-            schedule = "constant" if self.given["pattern"] else self.given["schedule"]
-            self._prune(session, sparsity_at(self.window.progress(session.step), self._final(), schedule))
+            at_once = self.given["pattern"] or self.method in oneshot.METHODS
+            schedule = "constant" if at_once else self.given["schedule"]
+            final = final_sparsity(self.given)
+            due = None if final is None else sparsity_at(self.window.progress(session.step), final, schedule)
+            self._prune(session, due)
+
+    def losses(self, session: Session) -> dict[str, Term]:
+        if self.method != "soft-movement":
+            return {}
+        progress = self.window.progress(session.step)
+        weight = sparsity_at(progress, self.given["penalty"], self.given["schedule"])
+        return {"penalty": Term(soft_movement_penalty([mask.scores for mask in self.scored]), weight)}
 
     def after_step(self, session: Session) -> None:
         if session.step == self.window.end - 1:
@@ -157,91 +125,129 @@ class PruneWeights(Pass):
 
     def finish(self, session: Session) -> None:
         self._complete(session)
+        for name in self.targets if self.scored else ():
+            fold(session.model, name, self.id)
         session.masks.drop(self.id)
 
     def facts(self, session: Session) -> dict[str, Any]:
         weights = [session.model.get_parameter(name) for name in self.parameters]
         zeros = sum(int((weight == 0).sum()) for weight in weights)
         whole = sum(weight.numel() for weight in weights)
-        found = {"zeros": zeros, "of": whole, "sparsity": zeros / whole, "asked": self._final()}
+        found = {"method": self.method, "zeros": zeros, "of": whole, "sparsity": zeros / whole, **self.seen}
+        if (final := final_sparsity(self.given)) is not None:
+            found["asked"] = final
         return {**found, "pattern": self.given["pattern"]} if self.given["pattern"] else found
 
     def status(self) -> str:
         return f"{self.reached:.0%} zero"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"reached": self.reached}
+        return {"reached": self.reached, "complete": self.complete, "seen": self.seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.reached = state["reached"]
+        self.reached, self.complete, self.seen = state["reached"], state["complete"], dict(state["seen"])
 
-    def _parameters(self, anatomy: Anatomy) -> list[str]:
-        what = "linear layer or embedding"
-        modules = select(anatomy, self.given["include"], self.given["exclude"], kind=has_matrix, what=what)
-        # A matrix that is tied under two names is pruned once.
-        named: dict[int, str] = {}
-        for name in modules:
-            named.setdefault(id(anatomy.model.get_submodule(name).weight), f"{name}.weight")
+    def _groups(self) -> dict[str, int]:
+        """How many rows (`out`) and columns (`in`) are taken together."""
         if self.given["pattern"]:
-            self._check_widths({name: _module(anatomy.model, name) for name in named.values()})
-        return list(named.values())
+            return {"in": pattern_sizes(self.given["pattern"])[1]}
+        if self.given["block"] is not None:
+            return dict(zip(("out", "in"), block_sizes(self.given["block"]), strict=True))
+        return {}
 
-    def _check_widths(self, modules: Mapping[str, nn.Module]) -> None:
-        _, group = pattern_sizes(self.given["pattern"])
-        widths = {name.removesuffix(".weight"): _rows(each).shape[1] for name, each in modules.items()}
-        uneven = [name for name, width in widths.items() if width % group]
-        if uneven:
-            message = f"{uneven[0]} has {widths[uneven[0]]} inputs, which is no multiple of {group}"
-            others = f" (and {len(uneven) - 1} more)" if len(uneven) > 1 else ""
-            shown = ", ".join([*uneven[:3], "..."] if len(uneven) > 3 else uneven)
-            raise self.error(message + others, option="pattern", hint=f"leave out: exclude: [{shown}]")
+    def _targets(self, anatomy: Anatomy) -> list[str]:
+        return targets(self, anatomy, inside=self.method in oneshot.METHODS, alone=self.method in MOVING)
 
-    def _final(self) -> float:
-        """The sparsity at the end of the window."""
-        if self.given["pattern"]:
-            keep, group = pattern_sizes(self.given["pattern"])
-            return 1 - keep / group
-        return float(self.given["sparsity"])
-
-    def _masks(self, model: nn.Module, sparsity: float, masks: Masks) -> list[Tensor]:
-        if self.given["pattern"]:
-            sizes = pattern_sizes(self.given["pattern"])
-            modules = [_module(model, name) for name in self.parameters]
-            found = [pattern_mask(_rows(module), *sizes) for module in modules]
-            return [
-                mask.t().contiguous() if is_transposed(module) else mask
-                for module, mask in zip(modules, found, strict=True)
-            ]
-        weights = [model.get_parameter(name) for name in self.parameters]
-        gone = [masks.leaving(weight) for weight in weights]
-        if all(each is None for each in gone):
-            return magnitude_masks(weights, sparsity, self.given["scope"])
-        # What leaves with a head or a neuron is no zero in the end: the share is of what stays.
-        stays = [masks.staying(weight) for weight in weights]
-        left = [weight[some] for weight, some in zip(weights, stays, strict=True)]
-        found = magnitude_masks(left, sparsity, self.given["scope"])
-        return [
-            torch.ones_like(some).masked_scatter_(some, keep) for some, keep in zip(stays, found, strict=True)
-        ]
-
-    def _prune(self, session: Session, sparsity: float) -> None:
-        if sparsity == self.reached:
-            return
-        masks = self._masks(session.model, sparsity, session.masks)
-        for name, keep in zip(self.parameters, masks, strict=True):
-            session.masks.set(self.id, name, keep)
-        self.reached = sparsity
+    def _soften(self, session: Session) -> None:
+        if self.window.end == self.window.start:
+            hint = "let it end later: scores are learned inside of the window"
+            raise self.error("an empty window, in which nothing moves", option="end", hint=hint)
+        self.scored = [soften(session.model, name, self.id, MovementMask) for name in self.targets]
+        for mask in self.scored:
+            mask.speed = self.given["speed"] if self.method == "soft-movement" else 1.0
+        session.train_also(self, nn.ParameterList([mask.parameter for mask in self.scored]))
 
     def _complete(self, session: Session) -> None:
         """The last threshold; late when the step at the window's end was skipped."""
-        self._prune(session, self._final())
+        if not self.complete:
+            self._prune(session, final_sparsity(self.given))
+            self.complete = True
+
+    def _prune(self, session: Session, sparsity: float | None) -> None:
+        """Choose what stays.
+
+        Args:
+            sparsity: that is due; None with soft-movement, which has a threshold.
+        """
+        if sparsity is not None and sparsity == self.reached:
+            return
+        if self.scored:
+            for mask, keep in zip(self.scored, self._moved(sparsity), strict=True):
+                mask.keep.copy_(keep)
+        else:
+            # What nothing will change any more needs no mask to hold it.
+            held = session.trains or session.passes[-1] is not self
+            for name, keep in self._masks(session, sparsity):
+                if held:
+                    session.masks.set(self.id, f"{name}.weight", keep)
+                else:
+                    session.model.get_parameter(f"{name}.weight").detach().mul_(keep)
+        if sparsity is None:
+            kept = [mask.keep for mask in self.scored]
+            sparsity = 1 - sum(int(keep.sum()) for keep in kept) / sum(keep.numel() for keep in kept)
+        self.reached = sparsity
+
+    def _moved(self, sparsity: float | None) -> list[Tensor]:
+        scores = [mask.scores.detach() for mask in self.scored]
+        if sparsity is None:
+            return [soft_movement_mask(each, self.given["threshold"]) for each in scores]
+        return self._chosen(scores, sparsity)
+
+    def _masks(self, session: Session, sparsity: float | None) -> Iterator[tuple[str, Tensor]]:
+        """The targets, each with what its weight keeps, in its own shape."""
+        assert sparsity is not None
+        if self.method in oneshot.METHODS:
+            yield from self._looked_at(session, sparsity)
+            return
+        modules = [session.model.get_submodule(name) for name in self.targets]
+        scores = [rows(module).detach().abs() for module in modules]
+        if self.given["pattern"]:
+            keeps = [pattern_mask(each, *pattern_sizes(self.given["pattern"])) for each in scores]
+        else:
+            keeps = self._chosen(scores, sparsity, [_leaving(session, module) for module in modules])
+        for name, module, keep in zip(self.targets, modules, keeps, strict=True):
+            yield name, keep.t().contiguous() if is_transposed(module) else keep
+
+    def _chosen(
+        self, scores: list[Tensor], sparsity: float, leaving: Sequence[Tensor | None] = ()
+    ) -> list[Tensor]:
+        """What stays of scores [out, in] under a threshold, in blocks if so asked.
+
+        Args:
+            leaving: what leaves with heads or neurons, and is no zero in the end: the share is of the rest.
+        """
+        scope, block = self.given["scope"], self.given["block"]
+        if block is None and any(gone is not None for gone in leaving):
+            return among(scores, sparsity, scope, leaving)
+        if block is None:
+            return threshold_masks(scores, sparsity, scope)
+        sizes = block_sizes(block)
+        means = [block_means(each, *sizes) for each in scores]
+        return [over_blocks(keep, *sizes) for keep in threshold_masks(means, sparsity, scope)]
+
+    def _looked_at(self, session: Session, sparsity: float) -> Iterator[tuple[str, Tensor]]:
+        pattern = pattern_sizes(self.given["pattern"]) if self.given["pattern"] else None
+        shot = oneshot.OneShot(self.method, sparsity, pattern)
+        try:
+            yield from shot.masks(session.anatomy, self.targets, session.examples(self.given["rows"]))
+        except CookError as error:
+            raise self.error(error.message, option="rows", hint=error.hint) from error
+        self.seen = {"tokens": shot.tokens}
+        if self.method == "sparsegpt":
+            self.seen["damping"] = shot.damping
 
 
-def _module(model: nn.Module, parameter: str) -> nn.Module:
-    return model.get_submodule(parameter.removesuffix(".weight"))
-
-
-def _rows(module: Any) -> Tensor:
-    """The weight [out, in] of a linear layer, or of an embedding, whose rows feed what comes after."""
-    weight: Tensor = matrix(module) if is_linear(module) else module.weight
-    return weight
+def _leaving(session: Session, module: Any) -> Tensor | None:
+    """What of a weight [out, in] will leave the model."""
+    gone = session.masks.leaving(module.weight)
+    return gone.t() if gone is not None and is_transposed(module) else gone

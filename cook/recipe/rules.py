@@ -42,15 +42,15 @@ def rules(
     listed = value.get("passes")
     items = list(uses(listed)) if isinstance(listed, list) else []
     known = [(path, pass_name, passes[pass_name]) for path, pass_name, _ in items if pass_name in passes]
+    right = [item for item in known if not any(other[:2] == item[0] for other in wrong)]
     if not partial:
-        yield from _needs(value, known, problem)
+        yield from _needs(value, known, right, problem)
     yield from _task(value, problem)
     yield from _augment(value, problem)
-    for path, pass_name, cls in known:
-        if not any(other[:2] == path for other in wrong):
-            options = value["passes"][path[1]][pass_name]
-            yield from _pass(path, cls, options, marks, name)
-            yield from _moments((*path, pass_name), cls.options, options, value.get("train"), problem)
+    for path, pass_name, cls in right:
+        options = value["passes"][path[1]][pass_name]
+        yield from _pass(path, cls, options, marks, name)
+        yield from _moments((*path, pass_name), cls.options, options, value.get("train"), problem)
 
 
 def uses(listed: list[Any]) -> Iterator[tuple[Path, str, str]]:
@@ -64,18 +64,26 @@ def uses(listed: list[Any]) -> Iterator[tuple[Path, str, str]]:
 
 
 Problem = Callable[..., tuple[Path, CookError]]
+Known = tuple[Path, str, type[Pass]]
 
 
-def _needs(value: dict[str, Any], known: list[tuple[Path, str, type[Pass]]], problem: Problem) -> Found:
+def _needs(value: dict[str, Any], known: list[Known], right: list[Known], problem: Problem) -> Found:
     advice = {
         "train": "add 'train: {epochs: 1}'",
         "data": "add the section: 'data: {path: ..., text: ..., label: ...}'",
         "teacher": "add 'teacher: self', or the path of a better model",
     }
     wants: dict[str, str] = {"data": "train"} if "train" in value else {}
-    for section, need in (("teacher", "teacher"), ("train", "training"), ("data", "training")):
-        for _, name, cls in known:
-            if need in cls.needs:
+    wanted = [
+        # What options decide is known of those that are right.
+        (name, _made(cls, value["passes"][path[1]][name]).wants() if item in right else cls.needs)
+        for item in known
+        for path, name, cls in [item]
+    ]
+    sections = ("teacher", "teacher"), ("train", "training"), ("data", "training"), ("data", "calibration")
+    for section, need in sections:
+        for name, needs in wanted:
+            if need in needs:
                 wants.setdefault(section, name)
     for section, who in wants.items():
         if section not in value:
@@ -106,11 +114,15 @@ def _augment(value: dict[str, Any], problem: Problem) -> Found:
         yield problem(("data", "augment", "model"), "there is no use for a model", hint)
 
 
+def _made(cls: type[Pass], options: dict[str, Any], where: str | None = None) -> Pass:
+    return cls(fill({"properties": cls.options}, options), where=where)
+
+
 def _pass(path: Path, cls: type[Pass], options: dict[str, Any], marks: Marks, name: str) -> Found:
     """The pass's own check, its error moved to the line of the option that it names."""
     place = where(marks, name, path)
     try:
-        cls(fill({"properties": cls.options}, options), where=place).check()
+        _made(cls, options, where=place).check()
     except CookError as error:
         option: Path = ()
         if error.where and error.where.startswith(f"{place}."):

@@ -214,6 +214,7 @@ def test_sources_whose_layers_cannot_be_chosen():
     fails("divides attention by a layer's number", by_number, layers=[0])
     unknown = source_of("bert")
     unknown.config.model_type = "unheard"
+    unknown.bert.encoder.layer[0].more = torch.nn.Linear(2, 2)  # or it would be inferred
     fails("where the layers of a 'unheard' model are", unknown, layers=[0])
     other = source_of("bert")
     other.bert.pooler = torch.nn.Identity()

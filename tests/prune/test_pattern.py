@@ -38,7 +38,7 @@ def slow_group(values: list[float], keep: int) -> list[bool]:
 def test_patterns_against_a_sort_of_each_group(rows, groups, sizes, seed, ties):
     weight = torch.randn(rows, groups * sizes[1], generator=torch.Generator().manual_seed(seed))
     weight = weight.round() if ties else weight
-    keep = pattern_mask(weight, *sizes)
+    keep = pattern_mask(weight.abs(), *sizes)
     assert keep.tolist() == slow_pattern(weight.tolist(), *sizes)
     assert (keep.view(rows, groups, sizes[1]).sum(-1) == sizes[0]).all()
 
@@ -137,6 +137,20 @@ def test_a_pattern_meets_the_masks_of_other_passes_by_intersection():
         ({"pattern": "2:4", "scope": "layer"}, "scope", "means nothing with the pattern 2:4"),
         ({"pattern": "2:4", "schedule": "linear"}, "schedule", "leave it out"),
         ({"pattern": "2:4", "every": 2}, "every", "leave it out"),
+        ({"pattern": "2:4", "block": 4}, "block", "means nothing with the pattern 2:4"),
+        ({"method": "wander"}, "method", "wanda"),
+        ({"method": "wanda"}, "sparsity", "write sparsity: 0.5, or pattern: 2:4"),
+        ({"method": "movement"}, "sparsity", "missing; expected a sparsity"),
+        ({"method": "wanda", "sparsity": 0.5, "block": 4}, "block", "it is for magnitude, movement"),
+        ({"method": "wanda", "sparsity": 0.5, "scope": "layer"}, "scope", "nothing with method wanda"),
+        ({"method": "sparsegpt", "pattern": "2:4", "schedule": "linear"}, "schedule", "leave it out"),
+        ({"method": "movement", "pattern": "2:4"}, "pattern", "it is for magnitude, wanda, sparsegpt"),
+        ({"method": "movement", "sparsity": 0.5, "schedule": "constant"}, "schedule", "cubic or linear"),
+        ({"method": "soft-movement", "sparsity": 0.5}, "sparsity", "nothing with method soft-movement"),
+        ({"sparsity": 0.5, "rows": 64}, "rows", "it is for wanda, sparsegpt"),
+        ({"sparsity": 0.5, "penalty": 1}, "penalty", "it is for soft-movement"),
+        ({"sparsity": 0.5, "block": [4]}, "block", "found a list of 1"),
+        ({"sparsity": 0.5, "block": [4, 0]}, "block[1]", "0"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, place, words):

@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
 from cook.prune.schedule import sparsity_at
-from cook.prune.weights import magnitude_masks
+from cook.prune.threshold import threshold_masks
 from cook.session import Session
 from tests import bound, tiny
 from tests.tiny import FAMILIES
@@ -33,17 +33,18 @@ def test_masks_against_a_sort(sizes, sparsity, seed, ties):
     if ties:
         weights = [weight.round() for weight in weights]
     together = [value for weight in weights for value in weight.flatten().tolist()]
-    globally = magnitude_masks(weights, sparsity)
+    scores = [weight.abs() for weight in weights]
+    globally = threshold_masks(scores, sparsity)
     found = [value for mask in globally for value in mask.flatten().tolist()]
     assert found == slow_keep(together, sparsity)
-    for mask, weight in zip(magnitude_masks(weights, sparsity, "layer"), weights, strict=True):
+    for mask, weight in zip(threshold_masks(scores, sparsity, "layer"), weights, strict=True):
         assert mask.shape == weight.shape
         assert mask.flatten().tolist() == slow_keep(weight.flatten().tolist(), sparsity)
 
 
 def test_no_other_scope():
     with pytest.raises(ValueError, match="no scope 'row'"):
-        magnitude_masks([torch.randn(2, 2)], 0.5, "row")
+        threshold_masks([torch.randn(2, 2)], 0.5, "row")
 
 
 def zeros(session: Session) -> list[int]:

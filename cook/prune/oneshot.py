@@ -1,0 +1,111 @@
+"""Pruning in one shot from calibration examples, layer by layer on the inputs of what is already pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cook.errors import CookError
+from cook.model.anatomy import Anatomy
+from cook.model.layerwise import Layerwise
+from cook.model.linear import is_transposed, matrix
+from cook.model.statistics import Gram, SquaredNorms
+from cook.model.targets import within
+from cook.prune.pattern import pattern_mask
+from cook.prune.sparsegpt import DAMPING, inverse_factor, sparsegpt
+from cook.prune.wanda import row_masks, wanda_scores
+
+METHODS = ("wanda", "sparsegpt")
+
+
+@dataclass
+class OneShot:
+    """How to prune, and what was seen on the way.
+
+    Args:
+        method: one of METHODS.
+        sparsity: of each row (wanda) or each matrix (sparsegpt).
+        pattern: (N, M) in its place.
+
+    Attributes:
+        tokens: valid tokens of the calibration examples.
+        damping: the largest share of the mean diagonal that a Hessian needed.
+    """
+
+    method: str
+    sparsity: float
+    pattern: tuple[int, int] | None = None
+    tokens: int = 0
+    damping: float = DAMPING
+
+    def masks(
+        self, anatomy: Anatomy, targets: Sequence[str], batches: Iterable[Mapping[str, Tensor]]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The targets in order, each with its mask, which has to be applied before the next is asked for.
+
+        SparseGPT changes the weights that stay, in place.
+
+        Args:
+            targets: linear layers inside of the model's layers.
+
+        Yields:
+            A target's name and a bool mask in its weight's own shape, True where kept.
+
+        Raises:
+            CookError: there are too few examples; `sparsegpt` needs as many tokens as a layer has inputs.
+        """
+        way = Layerwise(anatomy, batches)
+        left = list(targets)
+        for layer in way:
+            inside = within(left, [layer])
+            if inside:
+                statistics: Mapping[str, Any] = way.statistics(inside, _KINDS[self.method])
+                factors: dict[int, Tensor] = {}
+                for name in inside:
+                    module = anatomy.model.get_submodule(name)
+                    self._check(name, statistics[name])
+                    weight, found = matrix(module), statistics[name]
+                    keep = (
+                        self._wanda(weight, found)
+                        if self.method == "wanda"
+                        else self._sparsegpt(weight, found, factors, name)
+                    )
+                    yield name, keep.t().contiguous() if is_transposed(module) else keep.contiguous()
+            left = [name for name in left if name not in inside]
+            if not left:
+                return
+
+    def _wanda(self, weight: Tensor, found: SquaredNorms) -> Tensor:
+        scores = wanda_scores(weight, found.value)
+        return pattern_mask(scores, *self.pattern) if self.pattern else row_masks(scores, self.sparsity)
+
+    @torch.no_grad()
+    def _sparsegpt(self, weight: Tensor, found: Gram, factors: dict[int, Tensor], name: str) -> Tensor:
+        # Queries, keys and values share their inputs, and so the factor.
+        if id(found) not in factors:
+            factors.clear()
+            try:
+                factors[id(found)], damping = inverse_factor(found.value)
+            except ValueError as error:
+                raise CookError(f"{name}: {error}", hint=f"exclude: [{name}]") from error
+            self.damping = max(self.damping, damping)
+        new, keep = sparsegpt(weight, factors[id(found)], sparsity=self.sparsity, pattern=self.pattern)
+        weight.copy_(new)
+        return keep
+
+    def _check(self, name: str, found: Any) -> None:
+        self.tokens = max(self.tokens, found.tokens)
+        least = len(found.value) if self.method == "sparsegpt" else 1
+        if found.tokens < least:
+            raise CookError(
+                f"found {found.tokens} calibration tokens for the {len(found.value)} inputs of {name},"
+                f" expected {least:,} at least",
+                hint="raise rows, or give more or longer calibration examples",
+            )
+
+
+_KINDS: dict[str, Any] = {"wanda": SquaredNorms, "sparsegpt": Gram}

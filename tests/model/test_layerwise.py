@@ -1,0 +1,163 @@
+"""Layer by layer: the statistics are those of whole forwards through the model as it is by then."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from cook.errors import CookError
+from cook.model.anatomy import Anatomy
+from cook.model.layerwise import Layerwise
+from cook.model.linear import is_linear
+from cook.model.statistics import Gram
+from cook.model.targets import within
+from tests import tiny
+from tests.traces import hooks
+
+
+def linears(model, layer):
+    return within([name for name, module in model.named_modules() if is_linear(module)], [layer])
+
+
+@torch.no_grad()
+def slow_gram(model, name, batches):
+    """One hook on one layer, the whole model, token by token; padding is told by the mask."""
+    kept = []
+    handle = model.get_submodule(name).register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+    was = model.training
+    model.eval()
+    for batch in batches:
+        model(**batch)
+    model.train(was)
+    handle.remove()
+    total, tokens = torch.zeros(kept[0].shape[-1], kept[0].shape[-1], dtype=torch.float64), 0
+    for inputs, batch in zip(kept, batches, strict=True):
+        for example in range(len(inputs)):
+            for token in range(inputs.shape[1]):
+                if "attention_mask" not in batch or batch["attention_mask"][example, token]:
+                    vector = inputs[example, token].double()
+                    total += torch.outer(vector, vector)
+                    tokens += 1
+    return total, tokens
+
+
+def batches(family):
+    return [tiny.batch(family, size=size, seed=size) for size in (3, 5)]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_statistics_are_those_of_the_model_as_it_is_by_then(family):
+    model = tiny.model(family, layers=3).train()
+    way = Layerwise(Anatomy(model), iter(batches(family)))
+    met = []
+    for layer in way:
+        met.append(layer)
+        targets = linears(model, layer)
+        found = way.statistics(targets, Gram)
+        assert list(found) == [*found]
+        for name in targets:
+            expected, tokens = slow_gram(model, name, batches(family))
+            assert found[name].tokens == tokens, name
+            assert torch.allclose(found[name].value.double(), expected, rtol=1e-4, atol=1e-4), name
+        with torch.no_grad():  # what comes after has to see this
+            for name in targets:
+                model.get_submodule(name).weight.mul_(-0.5)
+    assert met == Anatomy(model).layers
+    assert model.training
+    assert hooks(model) == {}
+
+
+def test_what_gets_the_same_tensor_shares_a_statistic():
+    model = tiny.model("llama")
+    way = Layerwise(Anatomy(model), batches("llama"))
+    layer = next(iter(way))
+    found = way.statistics(linears(model, layer), Gram)
+    queries, keys, values, output, gate, up, down = found.values()
+    assert queries is keys is values
+    assert gate is up
+    assert len({id(each) for each in (queries, output, gate, down)}) == 4
+
+
+def test_layers_that_get_different_masks_keep_them():
+    torch.manual_seed(0)
+    kinds = ["full_attention", "sliding_attention", "full_attention"]
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = Qwen2Config(
+        **sizes,
+        num_key_value_heads=2,
+        vocab_size=23,
+        sliding_window=2,
+        layer_types=kinds,
+        use_sliding_window=True,
+    )
+    model = Qwen2ForCausalLM(config).eval()
+    inputs = [{name: value for name, value in each.items() if name != "labels"} for each in batches("llama")]
+    way = Layerwise(Anatomy(model), inputs)
+    for layer in way:
+        name = f"{layer}.self_attn.o_proj"
+        expected, _ = slow_gram(model, name, inputs)
+        assert torch.allclose(
+            way.statistics([name], Gram)[name].value.double(), expected, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_cache_is_not_filled_and_the_config_is_as_before():
+    model = LlamaForCausalLM(tiny.model("llama").config)
+    assert model.config.use_cache
+    inputs = [{name: value for name, value in each.items() if name != "labels"} for each in batches("llama")]
+    way = Layerwise(Anatomy(model), inputs)
+    assert model.config.use_cache
+    first, second = iter(way), linears(model, "model.layers.0")
+    next(first)
+    once, twice = (way.statistics(second, Gram)[second[-1]].value for _ in range(2))
+    assert torch.equal(once, twice)
+
+
+def test_gradients_and_random_numbers_are_left_alone():
+    model = tiny.model().train()
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    way = Layerwise(Anatomy(model), batches("bert"))
+    for layer in way:
+        way.statistics(linears(model, layer), Gram)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_what_cannot_be_is_refused_and_no_hook_is_left():
+    model = tiny.model()
+    with pytest.raises(CookError, match="no calibration examples"):
+        Layerwise(Anatomy(model), [])
+    square = [{**tiny.batch(), "attention_mask": torch.ones(4, 1, 7, 7).tril()}]
+    with pytest.raises(CookError, match="attention_mask of 4 x 1 x 7 x 7"):
+        Layerwise(Anatomy(model), square)
+    way = Layerwise(Anatomy(model), batches("bert"))
+    next(iter(way))
+    with pytest.raises(CookError, match="is not run by its layer"):
+        way.statistics(["bert.encoder.layer.1.output.dense"], Gram)
+    fewer = tiny.model("llama")
+    fewer.config.num_hidden_layers = 1  # the second layer is there and not run
+    with pytest.raises(CookError, match="each once"):
+        Layerwise(Anatomy(fewer), batches("llama"))
+    assert hooks(fewer) == {}
+    with pytest.raises(IndexError):  # an error of the model's own comes through
+        Layerwise(Anatomy(tiny.model()), [{"input_ids": torch.tensor([[999]])}])
+    assert hooks(model) == {}
+
+
+def test_a_target_that_gets_other_tokens_is_refused():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(16, 16)
+
+        def forward(self, hidden):
+            return self.inner(hidden[:, :1])
+
+    model = tiny.model("llama")
+    model.model.layers[0].mlp = Odd()
+    way = Layerwise(Anatomy(model), batches("llama"))
+    next(iter(way))
+    with pytest.raises(CookError, match="which are padding"):
+        way.statistics(["model.layers.0.mlp.inner"], Gram)
+    assert hooks(model) == {}
