@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 PHASES = ("observe", "structure", "weights", "precision")
 """The order of `finish`: structure leaves before weights are folded, integers come last."""
 
-NEEDS = frozenset({"training", "teacher", "calibration"})
+NEEDS = frozenset({"training", "teacher", "calibration", "tokenizer"})
 """What a pass can need besides the model."""
 
 FEATURES = frozenset({"ddp", "checkpointing"})
@@ -44,6 +44,7 @@ BUILT_IN = (
     "cook.distill.patient",
     "cook.distill.tinybert",
     "cook.distill.minilm",
+    "cook.prune.vocabulary",
     "cook.prune.weights",
     "cook.quant.qat",
 )
@@ -97,12 +98,14 @@ class Effect:
             that the next pass plans on the result.
         zeros: how many of the model's numbers the pass will have set to zero at its end.
         note: one line for people.
+        at_most: whether the sizes after the pass are upper bounds, since what leaves depends on data.
     """
 
     parameters: list[str] = field(default_factory=list)
     edits: list[Edit] = field(default_factory=list)
     zeros: int = 0
     note: str = ""
+    at_most: bool = False
 
 
 class Term(NamedTuple):
@@ -132,6 +135,10 @@ class Pass:
     needs: ClassVar[frozenset[str]] = frozenset()
     """What a pass of this kind needs; one whose options decide says so in `wants`."""
     supports: ClassVar[frozenset[str]] = FEATURES
+    reads: ClassVar[str | None] = None
+    """`text` for a pass that only models of text can have; any other model is refused in the plan."""
+    once: ClassVar[bool] = False
+    """Whether a recipe may name the pass only once."""
 
     window: Window
 

@@ -85,6 +85,17 @@ class Masks:
         """The mask that `owner` laid over parameter `name`, if any."""
         return self._masks.get(self._first_name(self._model.get_parameter(name)), {}).get(owner)
 
+    def select(self, name: str, index: Tensor, dimension: int = 0) -> None:
+        """Follow parameter `name` when entries of it have left: `index` [kept] are those that stayed."""
+        if name in self._masks:
+            followed = {
+                owner: keep.index_select(dimension, index.to(keep.device))
+                for owner, keep in self._masks.pop(name).items()
+            }
+            del self._joint[name]
+            for owner, keep in followed.items():
+                self.set(owner, name, keep)
+
     @torch.no_grad()
     def apply(self) -> None:
         """Zero in place what any mask drops."""

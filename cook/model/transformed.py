@@ -41,6 +41,10 @@ class SoftMask(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         return StraightThroughMask.apply(weight, self.keep)
 
+    def select(self, out: Tensor | None, in_: Tensor | None) -> None:
+        """Follow the weight when rows or columns of it leave."""
+        self.keep = surgery.take(self.keep, out, in_)
+
 
 class TransformedLinear(nn.Module):
     """Stands in for a Linear or Conv1D and shares its parameters, under the same names.
@@ -123,6 +127,20 @@ class TransformedLinear(nn.Module):
         source: Any = self._source[0]
         source.weight, source.bias = self.weight, self.bias
         return source.train(self.training)
+
+    def select_inner(self, out: Tensor | None, in_: Tensor | None) -> None:
+        """Let transforms and source follow when `surgery.select` has cut the weight.
+
+        Masks have an entry a weight; what rounds holds one number a layer at most.
+        """
+        for each in self.weight_transforms.values():
+            if isinstance(each, SoftMask):
+                each.select(out, in_)
+        source: Any = self._source[0]
+        if hasattr(source, "nf"):
+            source.nf, source.nx = self.out_features, self.in_features
+        else:
+            source.out_features, source.in_features = self.out_features, self.in_features
 
     def extra_repr(self) -> str:
         return (

@@ -38,8 +38,9 @@ class Plan:
 
     Attributes:
         before, after: of the source, and of what comes out: `parameters`, `bytes`, `macs` (None: they are
-            counted in the run, on real data).
-        rows: `id`, `modules`, `parameters`, `zeros`, `parameters_after`, `bytes_after`, `window`, `note`.
+            counted in the run, on real data), `at_most` (whether they are upper bounds).
+        rows: `id`, `modules`, `parameters`, `zeros`, `parameters_after`, `bytes_after`, `at_most` (these two
+            are upper bounds), `window`, `note`.
     """
 
     before: dict[str, Any]
@@ -60,11 +61,13 @@ def plan(recipe: Recipe) -> Plan:
     model = load_student(recipe, source, data, silent)
     passes = make_passes(recipe)
     teachers = planned_teachers(recipe, source, data)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    at_most = False
     for each in passes:
         modules = dict(model.named_modules())
         [(_, effect)] = plan_passes(model, [each], teachers)
         after = _sizes(model, dtype)
+        at_most = at_most or effect.at_most
         rows.append(
             {
                 "id": each.id,
@@ -73,11 +76,12 @@ def plan(recipe: Recipe) -> Plan:
                 "zeros": effect.zeros,
                 "parameters_after": after["parameters"],
                 "bytes_after": after["bytes"],
+                "at_most": at_most,
                 "window": [str(each.given.get("start", "0%")), str(each.given.get("end", "100%"))],
                 "note": effect.note,
             }
         )
-    return Plan(before, _sizes(model, dtype), rows)
+    return Plan(before, {**_sizes(model, dtype), "at_most": at_most}, rows)
 
 
 def plan_passes(

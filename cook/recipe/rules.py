@@ -46,6 +46,7 @@ def rules(
         yield from _needs(value, known, problem)
     yield from _task(value, problem)
     yield from _augment(value, problem)
+    yield from _once(known, problem)
     for path, pass_name, cls in known:
         if not any(other[:2] == path for other in wrong):
             options = value["passes"][path[1]][pass_name]
@@ -87,6 +88,16 @@ def _task(value: dict[str, Any], problem: Problem) -> Found:
     if isinstance(model, dict) and model.get("task") is None and ("train" in value or "data" in value):
         hint = "write task: text-classification or task: image-classification"
         yield problem(("model", "task"), "missing; a model that meets data needs a task", hint)
+
+
+def _once(known: list[tuple[Path, str, type[Pass]]], problem: Problem) -> Found:
+    seen: set[str] = set()
+    for path, name, cls in known:
+        if cls.once and name in seen:
+            yield problem(
+                path, f"{name} stands here a second time", "give one of them all that both should do"
+            )
+        seen.add(name)
 
 
 def _augment(value: dict[str, Any], problem: Problem) -> Found:
