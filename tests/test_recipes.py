@@ -12,7 +12,7 @@ from cook.recipe import load_recipe
 from tests import tiny
 
 FOLDER = Path(__file__).parents[1] / "recipes"
-TEXTS = sorted([FOLDER / "sst2.yaml", *FOLDER.glob("distill/*.yaml")])
+TEXTS = sorted([FOLDER / "sst2.yaml", *FOLDER.glob("distill/*.yaml"), *FOLDER.glob("prune/*.yaml")])
 
 
 @pytest.fixture(scope="module")

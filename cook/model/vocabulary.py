@@ -83,7 +83,7 @@ class Renumbering:
         }
 
     def _per_token(self, name: str, value: Tensor) -> bool:
-        return self.labels and name == "logits" and value.shape[-1] == self.entries
+        return self.labels and name.endswith("logits") and value.shape[-1] == self.entries
 
     def _mapped(self, batch: Mapping[str, Tensor], numbers: Tensor) -> dict[str, Tensor]:
         names = (*TOKENS, "labels") if self.labels else TOKENS

@@ -112,13 +112,13 @@ class PruneVocabulary(Pass):
     def attach(self, session: Session) -> None:
         self.vocabulary = self._find(session.model)
         lexicon = self._lexicon(session)
+        if session.renumbering is not None:
+            raise self.error("another pass takes tokens away already", hint="leave out one of the two")
         counts, texts = self._count(session, lexicon)
         always = lexicon.fixed | named_ids(session.model) | self._asked(lexicon)
         if self.given["alphabet"] or lexicon.needs_alphabet:
             always |= lexicon.alphabet
         kept = kept_tokens(counts, self.given["minimum"], always, lexicon)
-        if session.renumbering is not None:
-            raise self.error("another pass takes tokens away already", hint="leave out one of the two")
         unknown = _unknown(session.tokenizer, kept)
         numbers = Renumbering(kept, self.vocabulary.entries, unknown, labels=bool(self.vocabulary.heads))
         try:
@@ -128,7 +128,9 @@ class PruneVocabulary(Pass):
             raise self.error(error.message, hint=error.hint) from error
         self._compare(session, lexicon, numbers)
         session.renumbering = numbers
-        own, _ = count_tokens(lexicon.encode(session.texts(None)), self.vocabulary.entries)
+        own = counts
+        if self.given["corpora"]:
+            own, _ = count_tokens(lexicon.encode(session.texts(None)), self.vocabulary.entries)
         gone = torch.ones(self.vocabulary.entries, dtype=torch.bool)
         gone[kept] = False
         self.found = {

@@ -47,6 +47,7 @@ def rules(
     yield from _task(value, problem)
     yield from _augment(value, problem)
     yield from _once(known, problem)
+    yield from _readers(value, known, problem)
     for path, pass_name, cls in known:
         if not any(other[:2] == path for other in wrong):
             options = value["passes"][path[1]][pass_name]
@@ -98,6 +99,14 @@ def _once(known: list[tuple[Path, str, type[Pass]]], problem: Problem) -> Found:
                 path, f"{name} stands here a second time", "give one of them all that both should do"
             )
         seen.add(name)
+
+
+def _readers(value: dict[str, Any], known: list[tuple[Path, str, type[Pass]]], problem: Problem) -> Found:
+    model = value.get("model")
+    images = isinstance(model, dict) and model.get("task") == "image-classification"
+    for path, name, cls in known:
+        if images and cls.reads == "text":
+            yield problem(path, f"{name} is for models that read text", "leave it out")
 
 
 def _augment(value: dict[str, Any], problem: Problem) -> Found:
