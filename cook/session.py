@@ -28,8 +28,8 @@ from cook.model.blueprint import Blueprint, Edit
 from cook.model.hooks import Hooks
 from cook.model.masks import Masks
 from cook.model.quantizer import attach_quantizer, blueprint_of
+from cook.model.renumbering import Renumbering
 from cook.model.tensors import Tensors
-from cook.model.vocabulary import Renumbering
 from cook.passes import PHASES, Pass, Window
 from cook.recipe.moment import Moment
 from cook.teacher import ROWS, Given, Teacher, teachers

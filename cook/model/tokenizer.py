@@ -110,6 +110,13 @@ class Lexicon:
                     waiting.append(part)
         return result
 
+    def within(self, text: str) -> set[int]:
+        """The tokens that could be part of a text, by their letters."""
+        normalizer = self.encoder.normalizer
+        read = normalizer.normalize_str(text) if normalizer is not None else text
+        prefix = self.model.get("continuing_subword_prefix") or ""
+        return {number for token, number in self.tokens.items() if token.removeprefix(prefix) in read}
+
     def named(self, token: str) -> int:
         """The number of a token.
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from cook.errors import RunError, nearest
 from cook.model import measure
 from cook.model.integer import IntLinear
-from cook.model.vocabulary import Renumbering
+from cook.model.renumbering import Renumbering
 from cook.passes import Pass
 from cook.session import Session
 from cook.teacher import Given, read_alike

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from cook.errors import CookError
+from cook.model.renumbering import Renumbering, check_padding, named_ids
 from cook.model.tokenizer import Lexicon
-from cook.model.vocabulary import Renumbering, check_padding, cut, find, named_ids
+from cook.model.vocabulary import cut, find
 from cook.passes import Effect, Pass, register
 
 if TYPE_CHECKING:
@@ -119,14 +120,13 @@ class PruneVocabulary(Pass):
         if self.given["alphabet"] or lexicon.needs_alphabet:
             always |= lexicon.alphabet
         kept = kept_tokens(counts, self.given["minimum"], always, lexicon)
+        self.tokenizer, kept = self._settled(session, lexicon, kept)
         unknown = _unknown(session.tokenizer, kept)
         numbers = Renumbering(kept, self.vocabulary.entries, unknown, labels=bool(self.vocabulary.heads))
         try:
             check_padding(session.model, numbers)
-            self.tokenizer = lexicon.pruned(kept.tolist())
         except CookError as error:
             raise self.error(error.message, hint=error.hint) from error
-        self._compare(session, lexicon, numbers)
         session.renumbering = numbers
         own = counts
         if self.given["corpora"]:
@@ -195,19 +195,38 @@ class PruneVocabulary(Pass):
         except CookError as error:
             raise self.error(error.message, option="corpora", hint=error.hint) from error
 
-    def _compare(self, session: Session, lexicon: Lexicon, numbers: Renumbering) -> None:
-        """Every text of which no token is gone must be read as before."""
-        new = numbers.new.numpy()
-        theirs = Lexicon(self.tokenizer).encode(self._texts(session))
-        both = zip(self._texts(session), lexicon.encode(self._texts(session)), theirs, strict=True)
-        for text, before, after in both:
+    def _settled(self, session: Session, lexicon: Lexicon, kept: Tensor) -> tuple[Any, Tensor]:
+        """The tokenizer with the tokens `kept`, and those that had to stay besides.
+
+        Every text of which no token is gone must be read as before. A word that WordPiece cannot read may
+        be read once a longer beginning of it is gone; then all that could be part of it stays.
+        """
+        while True:
+            try:
+                tokenizer = lexicon.pruned(kept.tolist())
+            except CookError as error:
+                raise self.error(error.message, hint=error.hint) from error
+            if not (changed := list(self._changed(session, lexicon, tokenizer, kept))):
+                return tokenizer, kept
+            more = lexicon.closed({*kept.tolist()}.union(*map(lexicon.within, changed)))
+            if len(more) == len(kept):
+                raise self.error(
+                    f"without the other tokens a text would be read otherwise: {changed[0][:80]!r}",
+                    hint="please report it with the tokenizer; leave it out of the corpora until then",
+                )
+            kept = torch.tensor(sorted(more), dtype=torch.long)
+
+    def _changed(self, session: Session, lexicon: Lexicon, tokenizer: Any, kept: Tensor) -> Iterator[str]:
+        """The texts that the new tokenizer reads otherwise though it has all their tokens."""
+        new = np.full(self.vocabulary.entries, -1)
+        new[kept.numpy()] = np.arange(len(kept))
+        theirs = Lexicon(tokenizer).encode(self._texts(session))
+        for text, before, after in zip(
+            self._texts(session), lexicon.encode(self._texts(session)), theirs, strict=True
+        ):
             expected = new[before]
             if (expected >= 0).all() and not np.array_equal(expected, after):
-                old = lexicon.encoder.encode(text, add_special_tokens=False).tokens
-                raise self.error(
-                    f"without the rest a text would be read otherwise: {text[:80]!r}, until now {old}",
-                    hint="leave it out of the corpora, or keep the tokens that its words begin with (keep)",
-                )
+                yield text
 
 
 def _unknown(tokenizer: Any, kept: Tensor) -> int:

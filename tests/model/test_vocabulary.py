@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from cook.errors import CookError
-from cook.model.vocabulary import Renumbering, check_padding, cut, find, named_ids
+from cook.model.renumbering import Renumbering, check_padding, named_ids
+from cook.model.vocabulary import cut, find
 from cook.pipeline.train import outputs
 from tests import tiny
 

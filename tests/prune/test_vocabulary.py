@@ -11,7 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import cook
 from cook.errors import CookError
@@ -86,6 +87,21 @@ def test_rare_tokens_become_smaller_pieces(tmp_path):
     assert "Ġmodel" not in tokens
     assert "".join(tokens) == "theĠpassĠtheĠmodel"
     assert 0 < result.report.passes[0].facts["covered"] < 1
+
+
+def test_a_word_that_was_unknown_stays_unknown(tmp_path):
+    # `abc` begins with `ab`, after which nothing goes on; without it, `a` and `##bc` would read the word.
+    tokens = ["[UNK]", "[PAD]", "a", "b", "x", "ab", "##bc", "never"]
+    inner = Tokenizer(models.WordPiece({token: at for at, token in enumerate(tokens)}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", pad_token="[PAD]")
+    (tmp_path / "texts.txt").write_text("abc\nxbc a\n", encoding="utf-8")
+    config = GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=2, eos_token_id=1, bos_token_id=1)
+    model = GPT2LMHeadModel(config)
+    result = pruned(model, tokenizer, corpora=[str(tmp_path / "texts.txt")])
+    assert result.tokenizer.tokenize("abc xbc") == tokenizer.tokenize("abc xbc") == ["[UNK]", "x", "##bc"]
+    assert "ab" in result.tokenizer.get_vocab()
+    assert "never" not in result.tokenizer.get_vocab()
 
 
 def recipe(root, **changes: Any) -> dict[str, Any]:
