@@ -221,3 +221,19 @@ def test_what_cannot_work_is_refused(tmp_path):
         cook.apply(model, twice, tokenizer=tokenizer)
     assert "passes[1]" in (caught.value.where or "")
     assert model.get_input_embeddings().num_embeddings == 23
+
+
+def test_calibration_examples_get_the_new_numbers_when_the_rows_have_left(tmp_path):
+    (tmp_path / "words.txt").write_text("good plot", encoding="utf-8")
+    config = {"version": 1, "passes": [{"prune.vocabulary": {"corpora": [str(tmp_path / "words.txt")]}}]}
+    good, plot, film = (5 + tiny.WORDS.index(word) for word in ("good", "plot", "film"))
+    batch = {"input_ids": torch.tensor([[2, good, plot, film, 3]]), "labels": torch.tensor([1])}
+    options = {"total_steps": 0, "tokenizer": tiny.tokenizer(), "calibration": [batch]}
+    with cook.attach(tiny.model(), config, **options) as session:
+        [before] = session.examples(1)
+        assert before["input_ids"].tolist() == batch["input_ids"].tolist()
+        session.finish()
+        [after] = session.examples(1)
+    assert after["input_ids"].tolist() == [[2, 5, 6, 1, 3]]
+    assert after["labels"].tolist() == [1]
+    assert session.tokenizer.convert_ids_to_tokens([5, 6]) == ["good", "plot"]
