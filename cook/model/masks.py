@@ -7,6 +7,8 @@ its dense weight and computes with `weight * mask` (see `transformed.SoftMask`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -85,16 +87,19 @@ class Masks:
         """The mask that `owner` laid over parameter `name`, if any."""
         return self._masks.get(self._first_name(self._model.get_parameter(name)), {}).get(owner)
 
-    def select(self, name: str, index: Tensor, dimension: int = 0) -> None:
-        """Follow parameter `name` when entries of it have left: `index` [kept] are those that stayed."""
-        if name in self._masks:
-            followed = {
-                owner: keep.index_select(dimension, index.to(keep.device))
-                for owner, keep in self._masks.pop(name).items()
-            }
-            del self._joint[name]
-            for owner, keep in followed.items():
-                self.set(owner, name, keep)
+    def select(self, name: str, kept: Mapping[int, Tensor]) -> None:
+        """Follow parameter `name`, which has lost rows or columns.
+
+        Args:
+            kept: by axis of the parameter, the numbers that are left.
+        """
+        if name not in self._masks:
+            return
+        for axis, index in kept.items():
+            for owner, keep in self._masks[name].items():
+                self._masks[name][owner] = keep.index_select(axis, index.to(keep.device))
+        owner, keep = next(iter(self._masks[name].items()))
+        self.set(owner, name, keep)
 
     @torch.no_grad()
     def apply(self) -> None:

@@ -74,9 +74,11 @@ class Renumbering:
 
 
 def named_ids(model: nn.Module) -> set[int]:
-    """The tokens that the configs of a model name: padding, ends, where a decoder starts."""
+    """The tokens that a model names, in its configs and embeddings: padding, ends, where a decoder starts."""
     limit = text_config(model).vocab_size
     lists = [value for config in _configs(model) for value in _numbers(config).values()]
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    lists += [each.padding_idx for each in embeddings if each.num_embeddings == limit]
     flat = {number for value in lists for number in _flat(value)}
     return {number for number in flat if 0 <= number < limit}
 

@@ -1,4 +1,4 @@
-"""The only code that replaces, resizes or cuts modules; the caller records each edit in the Blueprint."""
+"""The only code that replaces or resizes modules; the caller records each edit in the Blueprint."""
 
 from __future__ import annotations
 
@@ -75,58 +75,35 @@ def resize(module: nn.Module, out: int, in_: int) -> None:
         raise CookError(message)
 
 
+@torch.no_grad()
 def select(module: nn.Module, *, out: Tensor | None = None, in_: Tensor | None = None) -> None:
-    """Keep some rows or columns of a module, in place; what is kept has its value, dtype and device.
+    """Keep some rows and columns of a module, in place.
 
     Args:
-        module: a linear layer of any kind that is not packed, or nn.Embedding.
-        out: which rows of the matrix, and so which biases; which columns of an embedding's width. Indices
-            [kept], in the order that they will have; None keeps all.
-        in_: which columns of the matrix; which entries of an embedding.
+        module: nn.Linear, Conv1D, nn.Embedding, or a stand-in of cook that can `select` by itself.
+        out: numbers of the rows of the matrix to keep, in order; of an embedding, of its width. None: all.
+        in_: numbers of its columns; of an embedding, of its entries.
 
     Raises:
-        CookError: for any other module, or when an embedding's padding entry would leave.
+        CookError: for any other module.
     """
-    sizes: Any = module
-    kind = type(module).__name__
-    if getattr(module, "packed", False):
-        raise CookError(f"{kind} holds packed integers and cannot be cut", hint="cut it before it is rounded")
-    if linear.is_linear(module):
-        first, second = (in_, out) if linear.is_transposed(module) else (out, in_)
-        _take(module, "weight", first, second)
-        _take(module, "bias", out)
-        rows, columns = linear.shape(module)
-        if linear.is_conv1d(module):
-            sizes.nf, sizes.nx = rows, columns
-        else:
-            sizes.out_features, sizes.in_features = rows, columns
-        if hasattr(module, "select_inner"):
-            sizes.select_inner(out, in_)
-    elif isinstance(module, nn.Embedding):
-        if in_ is not None and module.padding_idx is not None:
-            place = (in_ == module.padding_idx).nonzero().flatten().tolist()
-            if not place:
-                raise CookError(f"the padding entry {module.padding_idx} of an embedding has to stay")
-            module.padding_idx = place[0]
-        _take(module, "weight", in_, out)
-        sizes.num_embeddings, sizes.embedding_dim = module.weight.shape
-    else:
-        raise CookError(f"{kind} cannot be cut: it is no linear layer or embedding")
-
-
-def take(tensor: Tensor, *indices: Tensor | None) -> Tensor:
-    """The entries of a tensor at `indices`, one [kept] a dimension; None keeps all. A Parameter stays one."""
-    kept = tensor.detach()
-    for dimension, index in enumerate(indices):
+    if callable(own := getattr(module, "select", None)):
+        own(out=out, in_=in_)
+        return
+    flipped = linear.is_transposed(module) or isinstance(module, nn.Embedding)
+    if (not flipped and not linear.is_linear(module)) or getattr(module, "packed", False):
+        raise CookError(f"{type(module).__name__} cannot lose rows or columns: it is no float matrix")
+    weight: Any = module.weight
+    learns = weight.requires_grad
+    for axis, index in ((1, out), (0, in_)) if flipped else ((0, out), (1, in_)):
         if index is not None:
-            kept = kept.index_select(dimension, index.to(kept.device))
-    parameter = isinstance(tensor, nn.Parameter)
-    return nn.Parameter(kept, requires_grad=tensor.requires_grad) if parameter else kept
-
-
-def _take(module: nn.Module, name: str, *indices: Tensor | None) -> None:
-    if isinstance(old := getattr(module, name, None), Tensor):
-        setattr(module, name, take(old, *indices))
+            weight = weight.index_select(axis, index.to(weight.device))
+    bias: Any = getattr(module, "bias", None)
+    if bias is not None and out is not None:
+        module.bias = nn.Parameter(bias[out.to(bias.device)], requires_grad=bias.requires_grad)
+    module.weight = nn.Parameter(weight, requires_grad=learns)
+    rows, columns = weight.shape[::-1] if flipped else weight.shape
+    resize(module, rows, columns)
 
 
 def _fit(module: nn.Module, name: str, shape: tuple[int, ...]) -> None:

@@ -41,9 +41,11 @@ class SoftMask(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         return StraightThroughMask.apply(weight, self.keep)
 
-    def select(self, out: Tensor | None, in_: Tensor | None) -> None:
-        """Follow the weight when rows or columns of it leave."""
-        self.keep = surgery.take(self.keep, out, in_)
+    def select(self, *, out: Tensor | None = None, in_: Tensor | None = None) -> None:
+        """Follow the weight when it loses rows or columns."""
+        for axis, index in ((0, out), (1, in_)):
+            if index is not None:
+                self.keep = self.keep.index_select(axis, index.to(self.keep.device))
 
 
 class TransformedLinear(nn.Module):
@@ -122,25 +124,21 @@ class TransformedLinear(nn.Module):
             inputs = transform(inputs)
         return functional.linear(inputs, self.effective(), self.bias)
 
+    def select(self, *, out: Tensor | None = None, in_: Tensor | None = None) -> None:
+        """Keep some rows and columns, as `surgery.select`; transforms that know their size lose them too."""
+        source = self.source()
+        surgery.select(source, out=out, in_=in_)
+        self.weight, self.bias = source.get_parameter("weight"), getattr(source, "bias", None)
+        self.out_features, self.in_features = shape(source)
+        for transform in self.weight_transforms.values():
+            if callable(own := getattr(transform, "select", None)):
+                own(out=out, in_=in_)
+
     def source(self) -> nn.Module:
         """The layer that this one stands in for, with the parameters as they are now."""
         source: Any = self._source[0]
         source.weight, source.bias = self.weight, self.bias
         return source.train(self.training)
-
-    def select_inner(self, out: Tensor | None, in_: Tensor | None) -> None:
-        """Let transforms and source follow when `surgery.select` has cut the weight.
-
-        Masks have an entry a weight; what rounds holds one number a layer at most.
-        """
-        for each in self.weight_transforms.values():
-            if isinstance(each, SoftMask):
-                each.select(out, in_)
-        source: Any = self._source[0]
-        if hasattr(source, "nf"):
-            source.nf, source.nx = self.out_features, self.in_features
-        else:
-            source.out_features, source.in_features = self.out_features, self.in_features
 
     def extra_repr(self) -> str:
         return (

@@ -79,13 +79,18 @@ def cut(model: nn.Module, vocabulary: Vocabulary, renumbering: Renumbering) -> l
     kept = renumbering.kept
     former = dict(model.named_parameters(remove_duplicate=False))
     for name in vocabulary.embeddings:
-        surgery.select(surgery.get(model, name), in_=kept)
+        embedding: Any = surgery.get(model, name)
+        if embedding.padding_idx is not None:
+            embedding.padding_idx = int(renumbering.new[embedding.padding_idx])
+        surgery.select(embedding, in_=kept)
     for name in vocabulary.heads:
         surgery.select(surgery.get(model, name), out=kept)
     for name in vocabulary.vectors:
         owner, key = _owner(model, name)
         old = getattr(owner, key)
-        setattr(owner, key, surgery.take(old, *[None] * (old.ndim - 1), kept))
+        left = old.detach().index_select(-1, kept.to(old.device))
+        parameter = isinstance(old, nn.Parameter)
+        setattr(owner, key, nn.Parameter(left, requires_grad=old.requires_grad) if parameter else left)
     lost: dict[int, tuple[str, nn.Parameter]] = {}
     for name, old in former.items():
         if (now := model.get_parameter(name)) is not old:

@@ -77,7 +77,7 @@ def plan(recipe: Recipe) -> Plan:
                 "parameters_after": after["parameters"],
                 "bytes_after": after["bytes"],
                 "at_most": at_most,
-                "window": [str(each.given.get("start", "0%")), str(each.given.get("end", "100%"))],
+                "window": _window(each),
                 "note": effect.note,
             }
         )
@@ -126,6 +126,13 @@ def _without_weights(recipe: Recipe, data: Data | None) -> PreTrainedModel:
     if data is not None:
         data.task.bind(model.config, data.labels)
     return model
+
+
+def _window(each: Pass) -> list[str] | None:
+    """As the recipe writes it; None for a pass that acts when the run is over, and has no window."""
+    if "start" not in each.options:
+        return None
+    return [str(each.given.get("start", "0%")), str(each.given.get("end", "100%"))]
 
 
 def _sizes(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Any]:

@@ -149,7 +149,7 @@ class PruneVocabulary(Pass):
         assert session.renumbering is not None
         before = sum(parameter.numel() for parameter in session.model.parameters())
         for name in cut(session.model, self.vocabulary, session.renumbering):
-            session.masks.select(name, session.renumbering.kept)
+            session.masks.select(name, {0: session.renumbering.kept})
         session.renumber(self.tokenizer)
         self.found["parameters_gone"] = before - sum(each.numel() for each in session.model.parameters())
 

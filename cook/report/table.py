@@ -213,7 +213,7 @@ def plan_table(plan: Mapping[str, Any]) -> str:
     ]
     if after.get("at_most"):
         for row in model[1:3]:
-            row[2] = f"at most {row[2]}"
+            row[2:] = [f"at most {row[2]}", "the run will tell"]
     passes = [["pass", "window", "modules", "touches", "zeros", "parameters after", "size after"]]
     for row in plan["rows"]:
         touched = ("modules", "parameters", "zeros")
