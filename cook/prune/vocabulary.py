@@ -7,6 +7,7 @@ Pradel and Sigel 2020, "Load What You Need").
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -123,22 +124,18 @@ class PruneVocabulary(Pass):
         self.tokenizer, kept = self._settled(session, lexicon, kept)
         unknown = _unknown(session.tokenizer, kept)
         numbers = Renumbering(kept, self.vocabulary.entries, unknown, labels=bool(self.vocabulary.heads))
-        try:
+        with self._placed():
             check_padding(session.model, numbers)
-        except CookError as error:
-            raise self.error(error.message, hint=error.hint) from error
         session.renumbering = numbers
         own = counts
         if self.given["corpora"]:
             own, _ = count_tokens(lexicon.encode(session.texts(None)), self.vocabulary.entries)
-        gone = torch.ones(self.vocabulary.entries, dtype=torch.bool)
-        gone[kept] = False
         self.found = {
             "tokens_before": self.vocabulary.entries,
             "tokens_after": len(kept),
             "texts": texts,
-            "covered": 1 - float(counts[gone].sum()) / int(counts.sum()),
-            "own_tokens_gone": int(own[gone].sum()),
+            "covered": int(counts[kept].sum()) / int(counts.sum()),
+            "own_tokens_gone": int(own.sum() - own[kept].sum()),
         }
 
     def settled(self, done: int) -> bool:
@@ -157,16 +154,12 @@ class PruneVocabulary(Pass):
         return dict(self.found)
 
     def _find(self, model: Any) -> Vocabulary:
-        try:
+        with self._placed():
             return find(model)
-        except CookError as error:
-            raise self.error(error.message, hint=error.hint) from error
 
     def _lexicon(self, session: Session) -> Lexicon:
-        try:
+        with self._placed():
             lexicon = Lexicon(session.tokenizer)
-        except CookError as error:
-            raise self.error(error.message, hint=error.hint) from error
         if lexicon.size > self.vocabulary.entries:
             raise self.error(
                 f"the tokenizer has {lexicon.size:,} tokens, the model {self.vocabulary.entries:,}",
@@ -175,10 +168,8 @@ class PruneVocabulary(Pass):
         return lexicon
 
     def _asked(self, lexicon: Lexicon) -> set[int]:
-        try:
+        with self._placed("keep"):
             return {lexicon.named(token) for token in self.given["keep"]}
-        except CookError as error:
-            raise self.error(error.message, option="keep", hint=error.hint) from error
 
     def _count(self, session: Session, lexicon: Lexicon) -> tuple[Tensor, int]:
         counts, texts = count_tokens(lexicon.encode(self._texts(session)), self.vocabulary.entries)
@@ -190,10 +181,16 @@ class PruneVocabulary(Pass):
         return counts, texts
 
     def _texts(self, session: Session) -> Iterator[str]:
-        try:
+        with self._placed("corpora"):
             yield from session.texts(self.given["corpora"])
+
+    @contextmanager
+    def _placed(self, option: str | None = None) -> Iterator[None]:
+        """Errors inside of it point at this pass, or at one of its options."""
+        try:
+            yield
         except CookError as error:
-            raise self.error(error.message, option="corpora", hint=error.hint) from error
+            raise self.error(error.message, option=option, hint=error.hint) from error
 
     def _settled(self, session: Session, lexicon: Lexicon, kept: Tensor) -> tuple[Any, Tensor]:
         """The tokenizer with the tokens `kept`, and those that had to stay besides.
@@ -202,10 +199,8 @@ class PruneVocabulary(Pass):
         be read once a longer beginning of it is gone; then all that could be part of it stays.
         """
         while True:
-            try:
+            with self._placed():
                 tokenizer = lexicon.pruned(kept.tolist())
-            except CookError as error:
-                raise self.error(error.message, hint=error.hint) from error
             if not (changed := list(self._changed(session, lexicon, tokenizer, kept))):
                 return tokenizer, kept
             more = lexicon.closed({*kept.tolist()}.union(*map(lexicon.within, changed)))
