@@ -24,6 +24,7 @@ from cook.session import Session
 from cook.teacher import Given
 from cook.train import calibration as examples
 from cook.train.augment import augmented
+from cook.train.corpus import corpus
 from cook.train.seeds import seed_everything
 from cook.train.tasks import TASKS
 
@@ -41,10 +42,12 @@ class Result:
         model: the model that was given, compressed in place, or with a student section the student;
             `save_pretrained` writes it as usual.
         report: what each pass did.
+        tokenizer: that fits the model: the one that was given, or what a pass made of it.
     """
 
     model: PreTrainedModel
     report: Report
+    tokenizer: Any | None = None
 
 
 def apply(
@@ -71,7 +74,7 @@ def apply(
             takes a sample of the training rows.
         teacher: a model or `"self"`, or a list of those or of pairs of one and its weight; None takes the
             recipe's.
-        tokenizer: the tokenizer or image processor, for training on data.
+        tokenizer: the tokenizer or image processor, for data and for passes that ask for it; left as it is.
 
     Raises:
         CookError: the config is wrong, or a pass needs data, training or a teacher that is not there.
@@ -94,6 +97,7 @@ def apply(
     accelerator = environment.accelerator(recipe, device=model.device)
     teacher = teacher if teacher is not None else _named_teacher(recipe, source, cached=train is not None)
     rows: dict[str, Dataset] = {}
+    processor = tokenizer
     if read is not None:
         processor = tokenizer if tokenizer is not None else read.task.plain_processor()
         rows = {split: read.task.prepare(raw, processor) for split, raw in read.raw.items()}
@@ -116,6 +120,8 @@ def apply(
             train=train,
             evaluation=recipe.eval,
             accelerator=accelerator,
+            raw=read.raw if read else {},
+            processor=processor,
             source=source if recipe.student else None,
             teacher=teacher,
             calibration=None if calibration is None else examples.given(calibration),
@@ -142,7 +148,7 @@ def apply(
             precision=train.precision if train else str(model.dtype).removeprefix("torch."),
         ),
     )
-    return Result(model.eval(), report)
+    return Result(model.eval(), report, outcome.processor)
 
 
 def attach(
@@ -153,6 +159,7 @@ def attach(
     steps_per_epoch: int = 1,
     teacher: Given = None,
     calibration: Iterable[Mapping[str, Tensor]] | None = None,
+    tokenizer: Any | None = None,
 ) -> Session:
     """Bind a recipe's passes to a model, for your own training loop.
 
@@ -165,6 +172,8 @@ def attach(
         teacher: a model or `"self"`, or a list of those or of pairs of one and its weight; None takes the
             recipe's.
         calibration: batches as the model takes them, with labels, for passes that look at examples.
+        tokenizer: for passes that ask for it; `session.tokenizer` and `session.renumbering` say after
+            `finish` what became of it and of the tokens in your batches.
 
     Returns:
         A session; `cook.session` shows the loop around it. Used as a context manager it removes its
@@ -183,6 +192,8 @@ def attach(
         teacher=teacher if teacher is not None else _named_teacher(recipe, model, cached=False),
         source=model if recipe.student else None,
         calibration=None if calibration is None else examples.given(calibration),
+        tokenizer=tokenizer,
+        corpus=corpus(),
     )
 
 

@@ -35,7 +35,7 @@ PHASES = ("shape", "observe", "structure", "weights", "precision")
 What changes shape at once does so before any other pass is attached, wherever the recipe has it.
 """
 
-NEEDS = frozenset({"training", "teacher", "calibration"})
+NEEDS = frozenset({"training", "teacher", "calibration", "tokenizer"})
 """What a pass can need besides the model."""
 
 FEATURES = frozenset({"ddp", "checkpointing"})
@@ -50,6 +50,7 @@ BUILT_IN = (
     "cook.prune.layers",
     "cook.prune.heads",
     "cook.prune.neurons",
+    "cook.prune.vocabulary",
     "cook.prune.weights",
     "cook.quant.qat",
 )
@@ -107,6 +108,7 @@ class Effect:
             at a time.
         groups: the rows or columns of a module that the pass takes together, and how many, from the first on.
         note: one line for people.
+        at_most: whether the sizes after the pass are upper bounds, since what leaves depends on data.
     """
 
     parameters: list[str] = field(default_factory=list)
@@ -116,6 +118,7 @@ class Effect:
     loses: Mapping[tuple[str, str], int] = field(default_factory=dict)
     groups: Mapping[tuple[str, str], int] = field(default_factory=dict)
     note: str = ""
+    at_most: bool = False
 
 
 class Term(NamedTuple):
@@ -145,6 +148,10 @@ class Pass:
     needs: ClassVar[frozenset[str]] = frozenset()
     """What a pass of this kind needs; one whose options decide says so in `wants`."""
     supports: ClassVar[frozenset[str]] = FEATURES
+    reads: ClassVar[str | None] = None
+    """`text` for a pass that only models of text can have; any other model is refused in the plan."""
+    once: ClassVar[bool] = False
+    """Whether a recipe may name the pass only once."""
 
     window: Window
 

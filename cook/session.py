@@ -30,6 +30,7 @@ from cook.model.hooks import Hooks
 from cook.model.masks import Masks
 from cook.model.plain import settle
 from cook.model.quantizer import attach_quantizer, blueprint_of
+from cook.model.renumbering import Renumbering
 from cook.model.tensors import Tensors
 from cook.model.units import Units
 from cook.model.units import masks as unit_masks
@@ -72,6 +73,8 @@ class Session:
         calibration: gives batches of at most so many examples, the same at every call, for passes that
             look at data while nothing trains.
         masks: of `model`, still empty, for somebody who wants to know of them; None makes them.
+        tokenizer: of the model's texts, for passes that ask for it; left as it is.
+        corpus: gives the texts in some files, or the run's own for None.
 
     Raises:
         CookError: when a pass needs what is not there, or refuses the model. No hook is left then.
@@ -89,12 +92,20 @@ class Session:
         before_attach: Callable[[Pass], None] | None = None,
         calibration: Callable[[int], Iterator[Mapping[str, Tensor]]] | None = None,
         masks: Masks | None = None,
+        tokenizer: Any | None = None,
+        corpus: Callable[[Sequence[str] | None], Iterator[str]] | None = None,
     ):
         self.passes = list(passes)
         self.model = model
         self.total_steps = total_steps
         self.steps_per_epoch = max(1, steps_per_epoch)
         self._calibration = calibration
+        self._corpus = corpus
+        self._renumbered = False
+        self.tokenizer = tokenizer
+        """Of the finished model, once it is finished."""
+        self.renumbering: Renumbering | None = None
+        """Which tokens stay when the session finishes, and the numbers that they get then; None: all stay."""
         self.hooks = Hooks()
         self.teachers: list[Teacher] = teachers(model, teacher, self.hooks, source)
         self._check_needs()
@@ -144,7 +155,20 @@ class Session:
         """
         assert self._calibration is not None
         for batch in self._calibration(count):
-            yield {name: value.to(self.model.device) for name, value in batch.items() if name != ROWS}
+            read = batch if self.renumbering is None or not self._renumbered else self.renumbering(batch)
+            yield {name: value.to(self.model.device) for name, value in read.items() if name != ROWS}
+
+    def texts(self, files: Sequence[str] | None) -> Iterator[str]:
+        """The texts in some files, or those that the run trains and is evaluated on; none without data.
+
+        Raises:
+            CookError: a file cannot be read.
+        """
+        return iter(()) if self._corpus is None else self._corpus(files)
+
+    def renumber(self, tokenizer: Any) -> None:
+        """The tokens have their new numbers from now on, by this tokenizer."""
+        self._renumbered, self.tokenizer = True, tokenizer
 
     def train_also(self, owner: Pass, module: nn.Module) -> nn.Module:
         """Train a module of a pass (projections, gates) with the model; it never becomes part of it.
@@ -341,3 +365,6 @@ class Session:
             if "calibration" in wants and self._calibration is None:
                 hint = "give it data, or in Python `calibration=`: batches as the model takes them"
                 raise each.error("needs examples to look at, and there are none", hint=hint)
+            if "tokenizer" in wants and self.tokenizer is None:
+                hint = "name one in model.tokenizer, or in Python give `tokenizer=`"
+                raise each.error("needs the model's tokenizer, and there is none", hint=hint)

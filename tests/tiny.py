@@ -7,6 +7,7 @@ grouped keys and gated FFN, ViT's convolution, BERT's pooler.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -105,15 +106,19 @@ def batch(family: str = "bert", *, size: int = 4, length: int = 7, seed: int = 0
     return {"input_ids": tokens * mask, "attention_mask": mask, "labels": labels}
 
 
-def table(path: Path, rows: int = 64, *, seed: int = 0) -> Path:
-    """A tab-separated table `sentence, label` that a tiny model can learn: good words are positive."""
+def table(path: Path, rows: int = 64, *, seed: int = 0, rest: Sequence[str] = WORDS[8:]) -> Path:
+    """A tab-separated table `sentence, label` that a tiny model can learn: good words are positive.
+
+    Args:
+        rest: the other words of a sentence, which say nothing.
+    """
     source = random.Random(seed)
     lines = ["sentence\tlabel"]
     for _ in range(rows):
         label = source.randint(0, 1)
         mood = source.choice(WORDS[:4] if label else WORDS[4:8])
-        rest = source.choices(WORDS[8:], k=source.randint(2, 8))
-        lines.append(f"{' '.join([*rest, mood])}\t{label}")
+        others = source.choices(rest, k=source.randint(2, 8))
+        lines.append(f"{' '.join([*others, mood])}\t{label}")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 

@@ -41,6 +41,8 @@ def document(found: type[Pass]) -> str:
     lines.append(f"  phase     {found.phase}")
     lines.append(f"  needs     {', '.join(sorted(found.needs)) or 'nothing but the model'}")
     lines.append(f"  supports  {', '.join(sorted(found.supports)) or '-'}")
+    if found.reads is not None:
+        lines.append(f"  reads     {found.reads}: other models are refused")
     names = sorted(found.options, key=lambda name: name not in found.required)
     lines += ["", "options" if names else "no options"]
     for name in names:

@@ -38,8 +38,9 @@ class Plan:
 
     Attributes:
         before, after: of the source, and of what comes out: `parameters`, `bytes`, `macs` (None: they are
-            counted in the run, on real data).
-        rows: `id`, `modules`, `parameters`, `zeros`, `parameters_after`, `bytes_after`, `window`, `note`.
+            counted in the run, on real data), `at_most` (whether they are upper bounds).
+        rows: `id`, `modules`, `parameters`, `zeros`, `parameters_after`, `bytes_after`, `at_most` (these two
+            are upper bounds), `window`, `note`.
     """
 
     before: dict[str, Any]
@@ -62,10 +63,12 @@ def plan(recipe: Recipe) -> Plan:
     teachers = planned_teachers(recipe, source, data)
     rows: dict[str, dict[str, Any]] = {}
     planned: list[tuple[Pass, Effect]] = []
+    at_most = False
     for each in finishing(passes):
         modules = dict(model.named_modules())
         planned += plan_passes(model, [each], teachers, planned)
         effect, after = planned[-1][1], _sizes(model, dtype)
+        at_most = at_most or effect.at_most
         rows[each.id] = {
             "id": each.id,
             "modules": len({name.rpartition(".")[0] for name in effect.parameters}),
@@ -73,10 +76,11 @@ def plan(recipe: Recipe) -> Plan:
             "zeros": effect.zeros,
             "parameters_after": after["parameters"],
             "bytes_after": after["bytes"],
-            "window": [str(each.given.get("start", "0%")), str(each.given.get("end", "100%"))],
+            "at_most": at_most,
+            "window": _window(each),
             "note": effect.note,
         }
-    return Plan(before, _sizes(model, dtype), [rows[each.id] for each in passes])
+    return Plan(before, {**_sizes(model, dtype), "at_most": at_most}, [rows[each.id] for each in passes])
 
 
 def finishing(passes: Sequence[Pass]) -> list[Pass]:
@@ -155,6 +159,13 @@ def _without_weights(recipe: Recipe, data: Data | None) -> PreTrainedModel:
     if data is not None:
         data.task.bind(model.config, data.labels)
     return model
+
+
+def _window(each: Pass) -> list[str] | None:
+    """As the recipe writes it; None for a pass that acts when the run is over, and has no window."""
+    if "start" not in each.options:
+        return None
+    return [str(each.given.get("start", "0%")), str(each.given.get("end", "100%"))]
 
 
 def _sizes(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def pass_rows(passes: Sequence[Pass], outcome: Outcome) -> list[PassRow]:
     for each in passes:
         states = [state(values) for values in outcome.states[each.id]]
         window = None
-        if outcome.train is not None:
+        if outcome.train is not None and "start" in each.options:
             window = (each.window.start, max(each.window.start, each.window.end - 1))
         rows.append(
             PassRow(

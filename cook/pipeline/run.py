@@ -123,6 +123,8 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
             train=recipe.train,
             evaluation=recipe.eval,
             accelerator=accelerator,
+            raw=data.raw,
+            processor=processor,
             source=source if recipe.student else None,
             teacher=teacher,
             folder=folder,
@@ -148,7 +150,7 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
     if accelerator.is_main_process:
         assert outcome.sample is not None
         sample = outcome.sample
-        deliver(recipe, asked, data, report, model, processor, sample, dtype=dtype, force=force)
+        deliver(recipe, asked, data, report, model, outcome.processor, sample, dtype=dtype, force=force)
         shutil.rmtree(folder.parent, ignore_errors=True)
         say(f"written to {recipe.output.path}")
     accelerator.wait_for_everyone()

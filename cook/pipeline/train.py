@@ -17,6 +17,7 @@ from cook.errors import RunError, nearest
 from cook.model import measure
 from cook.model.integer import IntLinear
 from cook.model.masks import Masks
+from cook.model.renumbering import Renumbering
 from cook.passes import Pass
 from cook.session import Session
 from cook.teacher import Given, read_alike
@@ -24,6 +25,7 @@ from cook.train import calibration
 from cook.train.accounting import Accounting, State
 from cook.train.batches import fetch
 from cook.train.cached import fill
+from cook.train.corpus import corpus
 from cook.train.evaluate import evaluate, evaluating
 from cook.train.failures import evaluation_memory_errors
 from cook.train.loop import Loop, steps_of
@@ -43,6 +45,8 @@ class Work:
     Attributes:
         source: what the model was made from, if it is a student: what `before` is told of.
         rows: prepared splits; `train` may be missing when nothing trains.
+        raw: the same splits as they are stored, for passes that ask for texts.
+        processor: the tokenizer or image processor that prepared them.
         calibration: what passes look at; None takes a sample of the training rows, if there are any.
         folder: for checkpoints; None keeps none.
         dtype: what floating-point weights are stored in.
@@ -56,6 +60,8 @@ class Work:
     train: Any
     evaluation: Any
     accelerator: Accelerator
+    raw: Mapping[str, Dataset] = field(default_factory=dict)
+    processor: Any | None = None
     source: PreTrainedModel | None = None
     teacher: Given = None
     calibration: calibration.Examples | None = None
@@ -68,7 +74,13 @@ class Work:
 
 @dataclass
 class Outcome:
-    """What came of it: the model (or its source) as it was and is, and how passes and training went."""
+    """What came of it: the model (or its source) as it was and is, and how passes and training went.
+
+    Attributes:
+        sample: one example without its label, as the finished model reads it.
+        processor: the one that fits the finished model; the given one unless a pass took tokens away.
+        renumbering: which tokens that was; None when all are there.
+    """
 
     before: State
     after: State
@@ -76,6 +88,8 @@ class Outcome:
     facts: dict[str, dict[str, Any]]
     train: dict[str, Any] | None
     sample: dict[str, Tensor] | None
+    processor: Any | None = None
+    renumbering: Renumbering | None = None
 
 
 def carry_out(work: Work) -> Outcome:
@@ -89,8 +103,8 @@ def carry_out(work: Work) -> Outcome:
     work.model.to(work.accelerator.device)
     sample = example(work)
     masks = Masks(work.model)
-    accounting = _accounting(work, work.model, work.passes, sample, masks)
-    before = accounting.state(0) if work.source is None else _of_source(work, work.source, sample)
+    accounting = _accounting(work, work.model, work.passes, masks)
+    before = accounting.state(0) if work.source is None else _of_source(work, work.source)
     accounting.whole = before["parameters"]
     _check_metric(work, before["metrics"])
     total, per_epoch = steps_of(work.train, len(work.rows["train"])) if work.train else (0, 1)
@@ -105,6 +119,8 @@ def carry_out(work: Work) -> Outcome:
         before_attach=accounting.attaching,
         calibration=_calibration(work),
         masks=masks,
+        tokenizer=work.processor if hasattr(work.processor, "get_vocab") else None,
+        corpus=corpus(work.task, work.raw),
     ) as session:
         if total:
             _fill(work, session)
@@ -112,39 +128,51 @@ def carry_out(work: Work) -> Outcome:
             loop.run()
             # A pass whose last step the fp16 scaler skipped is still to reach its end.
             session.before_step(total)
-        trained = outputs(work.model, sample) if sample else None
+        numbers = session.renumbering
+        trained = _outputs_to_be(work.model, sample, numbers) if sample else None
         session.finish()
     _round_to(work.model, work.dtype)
     if sample and trained is not None:
-        _check_folded(trained, outputs(work.model, sample), work.dtype)
+        _check_folded(trained, outputs(work.model, numbers(sample) if numbers else sample), work.dtype)
+    if numbers:
+        _read_again(work, session.tokenizer)
     after = accounting.finished(total)
     told = _told(work, loop, total / per_epoch) if loop else None
-    return Outcome(before, after, accounting.states, session.facts, told, sample)
+    return Outcome(
+        before,
+        after,
+        accounting.states,
+        session.facts,
+        told,
+        sample=example(work),
+        processor=work.processor,
+        renumbering=numbers,
+    )
 
 
 def _accounting(
-    work: Work,
-    model: PreTrainedModel,
-    passes: Sequence[Pass],
-    sample: dict[str, Tensor] | None,
-    masks: Masks | None = None,
+    work: Work, model: PreTrainedModel, passes: Sequence[Pass], masks: Masks | None = None
 ) -> Accounting:
+    def macs() -> int | None:
+        sample = example(work)  # now: a pass may have changed how it is read
+        return measure.macs(model, sample) if sample else None
+
     return Accounting(
         model,
         passes,
         evaluate=lambda: _metrics(work, model),
-        macs=lambda: measure.macs(model, sample) if sample else None,
+        macs=macs,
         dtype=work.dtype,
         masks=masks,
     )
 
 
-def _of_source(work: Work, source: PreTrainedModel, sample: dict[str, Tensor] | None) -> State:
+def _of_source(work: Work, source: PreTrainedModel) -> State:
     """The state of the source, which is back in its place afterwards."""
     place: Any = source.device
     read_alike(source, work.model)
     moved: Any = source
-    state = _accounting(work, moved.to(work.accelerator.device), (), sample).state(0)
+    state = _accounting(work, moved.to(work.accelerator.device), ()).state(0)
     moved.to(place)
     return state
 
@@ -180,6 +208,24 @@ def outputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Te
     with evaluating(model):
         found = model(**batch)
     return {name: value.detach() for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def _outputs_to_be(
+    model: PreTrainedModel, batch: Mapping[str, Tensor], numbers: Renumbering | None
+) -> dict[str, Tensor]:
+    """What the model has to give for a batch when it is finished."""
+    if numbers is None:
+        return outputs(model, batch)
+    return numbers.outputs(outputs(model, numbers.known(batch)))
+
+
+def _read_again(work: Work, tokenizer: Any) -> None:
+    """Prepare what the finished model is measured on by its own tokenizer, as everybody will."""
+    assert tokenizer is not None
+    work.processor = tokenizer
+    split = "validation" if "validation" in work.rows else "train"
+    if work.task is not None and split in work.rows:
+        work.rows = {**work.rows, split: work.task.prepare(work.raw[split], tokenizer)}
 
 
 def _loop(work: Work, session: Session, accounting: Accounting) -> Loop:

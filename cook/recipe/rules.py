@@ -47,6 +47,8 @@ def rules(
         yield from _needs(value, known, right, problem)
     yield from _task(value, problem)
     yield from _augment(value, problem)
+    yield from _once(known, problem)
+    yield from _readers(value, known, problem)
     for path, pass_name, cls in right:
         options = value["passes"][path[1]][pass_name]
         yield from _pass(path, cls, options, marks, name)
@@ -95,6 +97,24 @@ def _task(value: dict[str, Any], problem: Problem) -> Found:
     if isinstance(model, dict) and model.get("task") is None and ("train" in value or "data" in value):
         hint = "write task: text-classification or task: image-classification"
         yield problem(("model", "task"), "missing; a model that meets data needs a task", hint)
+
+
+def _once(known: list[tuple[Path, str, type[Pass]]], problem: Problem) -> Found:
+    seen: set[str] = set()
+    for path, name, cls in known:
+        if cls.once and name in seen:
+            yield problem(
+                path, f"{name} stands here a second time", "give one of them all that both should do"
+            )
+        seen.add(name)
+
+
+def _readers(value: dict[str, Any], known: list[tuple[Path, str, type[Pass]]], problem: Problem) -> Found:
+    model = value.get("model")
+    images = isinstance(model, dict) and model.get("task") == "image-classification"
+    for path, name, cls in known:
+        if images and cls.reads == "text":
+            yield problem(path, f"{name} is for models that read text", "leave it out")
 
 
 def _augment(value: dict[str, Any], problem: Problem) -> Found:

@@ -83,7 +83,7 @@ class PassRow:
     """What changed while one pass ran: `before` is its first state and `after` its last.
 
     Attributes:
-        window: the first and the last step, or None for a pass that acted without training.
+        window: the first and the last step, or None for a pass that acted without training or after it.
         facts: what the pass says of itself; a text under "note" is shown in the tables.
     """
 
@@ -99,6 +99,8 @@ class PassRow:
 
     def during(self) -> tuple[State, State]:
         """The states at the start and the end of the window; without a window, the first and the last."""
+        if self.window is None:
+            return self.before, self.after
         by_moment = {state.when: state for state in self.states}
         return by_moment.get("start", self.before), by_moment.get("end", self.after)
 

@@ -23,7 +23,7 @@ class it needs, and differs from its neighbours in few places:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -96,6 +96,10 @@ class Task(ABC):
         Raises:
             CookError: a column is missing or holds something else, or a value cannot be used.
         """
+
+    def texts(self, dataset: Dataset) -> Iterator[str]:
+        """Every text that `prepare` would read in the dataset, those of a pair one by one; none in images."""
+        return iter(())
 
     @abstractmethod
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -64,6 +64,10 @@ class TextClassification(Classification):
         self._check_vocabulary(rows)
         return rows
 
+    def texts(self, dataset: Dataset) -> Iterator[str]:
+        for column in text.columns(dataset, self.data, self.error):
+            yield from self._texts(dataset, column)
+
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Padded to the longest of `rows`, on the tokenizer's side; tensors of shape `(rows, longest)`."""
         batch = {

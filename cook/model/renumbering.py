@@ -1,0 +1,158 @@
+"""Tokens get new numbers when others leave: in batches, in outputs and in what a model's configs name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from cook.errors import CookError
+
+TOKENS = ("input_ids", "decoder_input_ids")
+"""What a batch calls the numbers of tokens."""
+LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
+"""What a generation config calls lists of token numbers that do not end in `token_id`."""
+
+
+@dataclass(frozen=True)
+class Renumbering:
+    """Which tokens stay: their numbers before, in increasing order, are what the new numbers count.
+
+    Attributes:
+        kept: int64 [new entries].
+        entries: of the vocabulary before.
+        unknown: the number before of the token that stands for all that are gone.
+        labels: whether labels are tokens too, and outputs have an entry for each.
+    """
+
+    kept: Tensor
+    entries: int
+    unknown: int
+    labels: bool = False
+
+    @cached_property
+    def new(self) -> Tensor:
+        """The new number of each token, -1 where it is gone: int64 [entries]."""
+        numbers = torch.full((self.entries,), -1, dtype=torch.long)
+        numbers[self.kept] = torch.arange(len(self.kept))
+        return numbers
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A batch in the new numbers, with the unknown token in the place of what is gone."""
+        new = torch.where(self.new < 0, self.new[self.unknown], self.new)
+        return self._mapped(batch, new)
+
+    def known(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same batch in the old numbers: what a model that still has all rows would read."""
+        numbers = torch.arange(self.entries)
+        return self._mapped(batch, torch.where(self.new < 0, self.unknown, numbers))
+
+    def outputs(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The outputs of a model that still has all rows, without the entries of tokens that are gone."""
+        return {
+            name: value[..., self.kept.to(value.device)] if self._per_token(name, value) else value
+            for name, value in found.items()
+        }
+
+    def _per_token(self, name: str, value: Tensor) -> bool:
+        return self.labels and name.endswith("logits") and value.shape[-1] == self.entries
+
+    def _mapped(self, batch: Mapping[str, Tensor], numbers: Tensor) -> dict[str, Tensor]:
+        names = (*TOKENS, "labels") if self.labels else TOKENS
+        result = dict(batch)
+        for name in names:
+            if name in result:
+                old = result[name]
+                # Labels below zero stand for no token.
+                result[name] = torch.where(old < 0, old, numbers.to(old.device)[old.clamp(min=0)])
+        return result
+
+
+def named_ids(model: nn.Module) -> set[int]:
+    """The tokens that a model names, in its configs and embeddings: padding, ends, where a decoder starts."""
+    limit = text_config(model).vocab_size
+    lists = [value for config in _configs(model) for value in _numbers(config).values()]
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    lists += [each.padding_idx for each in embeddings if each.num_embeddings == limit]
+    flat = {number for value in lists for number in _flat(value)}
+    return {number for number in flat if 0 <= number < limit}
+
+
+def check_padding(model: nn.Module, renumbering: Renumbering) -> None:
+    """Refuse a model that counts positions from the number of its padding token, if that would change.
+
+    RoBERTa does: its first position is the padding token's number plus one.
+    """
+    for name, module in model.named_modules():
+        number = getattr(module, "padding_idx", None)
+        if isinstance(number, int) and hasattr(module, "position_embeddings"):
+            now = int(renumbering.new[number])
+            if now != number:
+                message = f"{name} counts positions from the padding token's number: {number} becomes {now}"
+                raise CookError(message, hint="keep all tokens before the padding token")
+
+
+def write(model: nn.Module, renumbering: Renumbering) -> None:
+    """Write sizes and numbers into the configs, and into the modules that keep a copy of them."""
+    size = len(renumbering.kept)
+    for config in _configs(model):
+        for key, value in _numbers(config).items():
+            setattr(config, key, _mapped(value, renumbering))
+        if getattr(config, "vocab_size", None) == renumbering.entries:
+            config.vocab_size = size
+    for module in model.modules():
+        held: Any = module
+        if getattr(module, "vocab_size", None) == renumbering.entries:
+            held.vocab_size = size
+        if isinstance(getattr(module, "padding_idx", None), int) and not isinstance(module, nn.Embedding):
+            held.padding_idx = _mapped(held.padding_idx, renumbering)
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    """Every config in a model once: parts may have copies, and a config may hold that of the text part."""
+    found: dict[int, Any] = {}
+    for module in model.modules():
+        for name in ("config", "generation_config"):
+            config = getattr(module, name, None)
+            if hasattr(config, "to_dict"):
+                found[id(config)] = config
+                if isinstance(config, PreTrainedConfig):
+                    inner = config.get_text_config()
+                    found[id(inner)] = inner
+    return list(found.values())
+
+
+def text_config(model: nn.Module) -> Any:
+    """The config, or that of the part that reads text."""
+    whole: Any = model
+    return whole.config.get_text_config()
+
+
+def _numbers(config: Any) -> dict[str, Any]:
+    """The token numbers that a config names, by key."""
+    return {
+        key: value
+        for key, value in vars(config).items()
+        if value is not None and (key.endswith(("token_id", "token_ids")) or key in LISTS)
+    }
+
+
+def _flat(value: Any) -> Iterator[int]:
+    if isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _flat(each)
+    elif isinstance(value, int):
+        yield value
+
+
+def _mapped(value: Any, renumbering: Renumbering) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(each, renumbering) for each in value)
+    if isinstance(value, int) and 0 <= value < renumbering.entries:
+        return int(renumbering.new[value])
+    return value

@@ -1,0 +1,230 @@
+"""Vocabulary pruning: tokens that given texts never produce leave the model and its tokenizer.
+
+Half of a small encoder is its word embedding, most of whose rows a narrow domain never reads (Abdaoui,
+Pradel and Sigel 2020, "Load What You Need").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cook.errors import CookError
+from cook.model.renumbering import Renumbering, check_padding, named_ids
+from cook.model.tokenizer import Lexicon
+from cook.model.vocabulary import cut, find
+from cook.passes import Effect, Pass, register
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from cook.model.anatomy import Anatomy
+    from cook.model.vocabulary import Vocabulary
+    from cook.session import Session
+
+
+def kept_tokens(counts: Tensor, minimum: int, always: Iterable[int], lexicon: Lexicon) -> Tensor:
+    """Which tokens stay when those go that are produced fewer than `minimum` times.
+
+    Args:
+        counts: how often each token is produced: integers [tokens].
+        minimum: at least 1.
+        always: numbers of tokens that stay however rare they are.
+        lexicon: says which others a token of BPE is put together from; those stay as well.
+
+    Returns:
+        Their numbers in increasing order: int64 [kept].
+    """
+    often = (counts >= minimum).nonzero().flatten().tolist()
+    return torch.tensor(sorted(lexicon.closed({*often, *always})), dtype=torch.long)
+
+
+def count_tokens(ids: Iterable[NDArray[np.int64]], size: int) -> tuple[Tensor, int]:
+    """How often each of `size` tokens is produced, int64 [size], and by how many texts in all.
+
+    Args:
+        ids: the tokens of each text.
+    """
+    counts, texts = np.zeros(size, dtype=np.int64), 0
+    for found in ids:
+        np.add.at(counts, found, 1)
+        texts += 1
+    return torch.from_numpy(counts), texts
+
+
+@register
+class PruneVocabulary(Pass):
+    """Counts tokens when attached; trains with all of them, and takes the others away at the end.
+
+    Until then student, teacher, caches and rows share the numbers of the tokens.
+    """
+
+    name = "prune.vocabulary"
+    summary = "take tokens that given texts never produce out of embedding, output head and tokenizer"
+    phase = "structure"
+    needs = frozenset({"tokenizer"})
+    reads = "text"
+    once = True
+    options: ClassVar[dict[str, Any]] = {
+        "corpora": {
+            "type": ["array", "null"],
+            "items": {"type": "string", "minLength": 1, "x-path": True, "x-path-kind": "recipe"},
+            "minItems": 1,
+            "default": None,
+            "description": "files that say which tokens stay: plain text, a text a line, or tables with the"
+            " text columns of the data; null takes the texts to train and to validate on",
+        },
+        "minimum": {
+            "type": "integer",
+            "minimum": 1,
+            "default": 1,
+            "description": "how often a token must be produced to stay; what is rarer is read as smaller"
+            " pieces, or as the unknown token",
+        },
+        "keep": {
+            "type": "array",
+            "items": {"type": "string", "minLength": 1},
+            "default": [],
+            "description": "tokens that stay however rare, as the vocabulary spells them; special and added"
+            " ones always do",
+        },
+        "alphabet": {
+            "type": "boolean",
+            "default": True,
+            "description": "keep every single character, so that other texts can still be read; a tokenizer"
+            " without an unknown token always keeps its bytes",
+        },
+    }
+
+    def plan(self, anatomy: Anatomy) -> Effect:
+        found = self._find(anatomy.model)
+        names = {id(parameter): name for name, parameter in anatomy.model.named_parameters()}
+        weights = [anatomy.model.get_submodule(name).weight for name in (*found.embeddings, *found.heads)]
+        return Effect(
+            parameters=list(dict.fromkeys(names[id(weight)] for weight in weights)),
+            note=f"of {found.entries:,} tokens those that the texts never produce; the run counts them",
+            at_most=True,
+        )
+
+    def attach(self, session: Session) -> None:
+        self.vocabulary = self._find(session.model)
+        lexicon = self._lexicon(session)
+        if session.renumbering is not None:
+            raise self.error("another pass takes tokens away already", hint="leave out one of the two")
+        counts, texts = self._count(session, lexicon)
+        always = lexicon.fixed | named_ids(session.model) | self._asked(lexicon)
+        if self.given["alphabet"] or lexicon.needs_alphabet:
+            always |= lexicon.alphabet
+        kept = kept_tokens(counts, self.given["minimum"], always, lexicon)
+        self.tokenizer, kept = self._settled(session, lexicon, kept)
+        unknown = _unknown(session.tokenizer, kept)
+        numbers = Renumbering(kept, self.vocabulary.entries, unknown, labels=bool(self.vocabulary.heads))
+        with self._placed():
+            check_padding(session.model, numbers)
+        session.renumbering = numbers
+        own = counts
+        if self.given["corpora"]:
+            own, _ = count_tokens(lexicon.encode(session.texts(None)), self.vocabulary.entries)
+        self.found = {
+            "tokens_before": self.vocabulary.entries,
+            "tokens_after": len(kept),
+            "texts": texts,
+            "covered": int(counts[kept].sum()) / int(counts.sum()),
+            "own_tokens_gone": int(own.sum() - own[kept].sum()),
+        }
+
+    def settled(self, done: int) -> bool:
+        """Rows leave at the very end; no step makes the model more or less of what it will be."""
+        return True
+
+    def finish(self, session: Session) -> None:
+        assert session.renumbering is not None
+        before = sum(parameter.numel() for parameter in session.model.parameters())
+        for name in cut(session.model, self.vocabulary, session.renumbering):
+            session.masks.select(name, {0: session.renumbering.kept})
+        session.renumber(self.tokenizer)
+        self.found["parameters_gone"] = before - sum(each.numel() for each in session.model.parameters())
+
+    def facts(self, session: Session) -> dict[str, Any]:
+        return dict(self.found)
+
+    def _find(self, model: Any) -> Vocabulary:
+        with self._placed():
+            return find(model)
+
+    def _lexicon(self, session: Session) -> Lexicon:
+        with self._placed():
+            lexicon = Lexicon(session.tokenizer)
+        if lexicon.size > self.vocabulary.entries:
+            raise self.error(
+                f"the tokenizer has {lexicon.size:,} tokens, the model {self.vocabulary.entries:,}",
+                hint="is it the tokenizer of this model?",
+            )
+        return lexicon
+
+    def _asked(self, lexicon: Lexicon) -> set[int]:
+        with self._placed("keep"):
+            return {lexicon.named(token) for token in self.given["keep"]}
+
+    def _count(self, session: Session, lexicon: Lexicon) -> tuple[Tensor, int]:
+        counts, texts = count_tokens(lexicon.encode(self._texts(session)), self.vocabulary.entries)
+        if not counts.sum():
+            files = self.given["corpora"]
+            what = "there is no text in them" if files else "there are no texts to count tokens in"
+            hint = "give other files" if files else "name files: corpora: [texts.txt], or give data"
+            raise self.error(what, option="corpora", hint=hint)
+        return counts, texts
+
+    def _texts(self, session: Session) -> Iterator[str]:
+        with self._placed("corpora"):
+            yield from session.texts(self.given["corpora"])
+
+    @contextmanager
+    def _placed(self, option: str | None = None) -> Iterator[None]:
+        """Errors inside of it point at this pass, or at one of its options."""
+        try:
+            yield
+        except CookError as error:
+            raise self.error(error.message, option=option, hint=error.hint) from error
+
+    def _settled(self, session: Session, lexicon: Lexicon, kept: Tensor) -> tuple[Any, Tensor]:
+        """The tokenizer with the tokens `kept`, and those that had to stay besides.
+
+        Every text of which no token is gone must be read as before. A word that WordPiece cannot read may
+        be read once a longer beginning of it is gone; then all that could be part of it stays.
+        """
+        while True:
+            with self._placed():
+                tokenizer = lexicon.pruned(kept.tolist())
+            if not (changed := list(self._changed(session, lexicon, tokenizer, kept))):
+                return tokenizer, kept
+            more = lexicon.closed({*kept.tolist()}.union(*map(lexicon.within, changed)))
+            if len(more) == len(kept):
+                raise self.error(
+                    f"without the other tokens a text would be read otherwise: {changed[0][:80]!r}",
+                    hint="please report it with the tokenizer; leave it out of the corpora until then",
+                )
+            kept = torch.tensor(sorted(more), dtype=torch.long)
+
+    def _changed(self, session: Session, lexicon: Lexicon, tokenizer: Any, kept: Tensor) -> Iterator[str]:
+        """The texts that the new tokenizer reads otherwise though it has all their tokens."""
+        new = np.full(self.vocabulary.entries, -1)
+        new[kept.numpy()] = np.arange(len(kept))
+        theirs = Lexicon(tokenizer).encode(self._texts(session))
+        for text, before, after in zip(
+            self._texts(session), lexicon.encode(self._texts(session)), theirs, strict=True
+        ):
+            expected = new[before]
+            if (expected >= 0).all() and not np.array_equal(expected, after):
+                yield text
+
+
+def _unknown(tokenizer: Any, kept: Tensor) -> int:
+    """What stands for tokens that are gone, where a text is not read anew."""
+    choices = (tokenizer.unk_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, int(kept[0]))
+    return next(number for number in choices if number is not None)

@@ -1,0 +1,59 @@
+"""Texts without labels, for passes that ask which words there are: a run's own, or those of files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from datasets import Dataset
+
+from cook.errors import CookError
+from cook.train import files
+from cook.train.tasks.task import Task
+
+Corpus = Callable[[Sequence[str] | None], Iterator[str]]
+"""The texts of some files, or of the run's own data for None; the same at every call."""
+
+
+def corpus(task: Task | None = None, raw: Mapping[str, Dataset] | None = None) -> Corpus:
+    """A reader of texts.
+
+    Args:
+        task: knows which columns of a table hold text; without one only plain text can be read.
+        raw: the splits of the run, as they are stored.
+
+    Returns:
+        A function that gives, of a table (csv, tsv, json lines, parquet), the columns that the task reads,
+        and of any other file every line that is not blank. It raises CookError for a file that it cannot
+        read.
+    """
+
+    def texts(paths: Sequence[str] | None) -> Iterator[str]:
+        if paths is None:
+            for dataset in (raw or {}).values():
+                if task is not None:
+                    yield from task.texts(dataset)
+            return
+        for path in paths:
+            yield from _texts(Path(path), task)
+
+    return texts
+
+
+def _texts(path: Path, task: Task | None) -> Iterator[str]:
+    table = path.suffix.lower() in files.SUFFIXES and path.suffix.lower() != ".txt"
+    if table and task is None:
+        hint = "give a text file with a text a line"
+        raise CookError(f"{path} is a table, and without data no column is known to hold text", hint=hint)
+    try:
+        if table and task is not None:
+            yield from task.texts(files.read([path]))
+        else:
+            with path.open(encoding="utf-8-sig") as lines:
+                yield from (text for line in lines if (text := line.rstrip("\r\n")).strip())
+    except OSError as failure:
+        raise CookError(f"{path} cannot be read: {failure.strerror or failure}") from failure
+    except UnicodeDecodeError as failure:
+        raise CookError(f"{path} is not UTF-8: {failure}") from failure
+    except ValueError as failure:
+        raise CookError(str(failure)) from failure
