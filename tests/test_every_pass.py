@@ -24,8 +24,8 @@ from cook.model.verify import Case as Saved
 from cook.model.verify import verify_all
 from cook.passes import registered
 from cook.pipeline.deliver import INTEGERS_MAY_DIFFER
+from cook.pipeline.folding import outputs
 from cook.pipeline.rows import pass_rows
-from cook.pipeline.train import outputs
 from cook.train.tasks import find
 from tests import kitchen, tiny
 from tests.kitchen import Case, Dish, serves

@@ -16,9 +16,9 @@ from cook.model import folder, measure
 from cook.model.integer import IntLinear
 from cook.model.quiet import quiet
 from cook.model.verify import verify
+from cook.pipeline.folding import outputs
 from cook.pipeline.inputs import Data, load_model, silent
 from cook.pipeline.output import LOGS, work_folder
-from cook.pipeline.train import outputs
 from cook.recipe import Recipe
 from cook.report import Reload, Report, card
 

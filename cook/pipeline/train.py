@@ -13,12 +13,12 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cook.errors import RunError, nearest
+from cook.errors import nearest
 from cook.model import measure
-from cook.model.integer import IntLinear
 from cook.model.masks import Masks
 from cook.model.renumbering import Renumbering
 from cook.passes import Pass
+from cook.pipeline.folding import check_folded, outputs, outputs_to_be, round_to
 from cook.session import Session
 from cook.teacher import Given, read_alike
 from cook.train import calibration
@@ -26,16 +26,13 @@ from cook.train.accounting import Accounting, State
 from cook.train.batches import fetch
 from cook.train.cached import fill
 from cook.train.corpus import corpus
-from cook.train.evaluate import evaluate, evaluating
+from cook.train.evaluate import evaluate
 from cook.train.failures import evaluation_memory_errors
 from cook.train.loop import Loop, steps_of
 from cook.train.tasks import Task
 
 SAMPLED = 64
 """Rows among which the longest is the example that multiply-accumulates and latency are told for."""
-
-FOLDED = 1e-3
-"""How far finishing may move an output, relative to the largest one."""
 
 
 @dataclass
@@ -129,11 +126,11 @@ def carry_out(work: Work) -> Outcome:
             # A pass whose last step the fp16 scaler skipped is still to reach its end.
             session.before_step(total)
         numbers = session.renumbering
-        trained = _outputs_to_be(work.model, sample, numbers) if sample else None
+        trained = outputs_to_be(work.model, sample, numbers) if sample else None
         session.finish()
-    _round_to(work.model, work.dtype)
+    round_to(work.model, work.dtype)
     if sample and trained is not None:
-        _check_folded(trained, outputs(work.model, numbers(sample) if numbers else sample), work.dtype)
+        check_folded(trained, outputs(work.model, numbers(sample) if numbers else sample), work.dtype)
     if numbers:
         _read_again(work, session.tokenizer)
     after = accounting.finished(total)
@@ -200,23 +197,6 @@ def example(work: Work) -> dict[str, Tensor] | None:
         first = [max(first, key=lambda index: lengths[index])]
     batch = work.task.collate(fetch(rows, first[:1]))
     return {name: value.to(work.accelerator.device) for name, value in batch.items() if name != "labels"}
-
-
-@torch.no_grad()
-def outputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that a model gives for a batch, in eval mode, by name."""
-    with evaluating(model):
-        found = model(**batch)
-    return {name: value.detach() for name, value in found.items() if isinstance(value, Tensor)}
-
-
-def _outputs_to_be(
-    model: PreTrainedModel, batch: Mapping[str, Tensor], numbers: Renumbering | None
-) -> dict[str, Tensor]:
-    """What the model has to give for a batch when it is finished."""
-    if numbers is None:
-        return outputs(model, batch)
-    return numbers.outputs(outputs(model, numbers.known(batch)))
 
 
 def _read_again(work: Work, tokenizer: Any) -> None:
@@ -309,29 +289,3 @@ def _told(work: Work, loop: Loop, epochs: float) -> dict[str, Any]:
         "metric": work.train.metric or work.task.metric,
         "history": loop.history,
     }
-
-
-@torch.no_grad()
-def _round_to(model: PreTrainedModel, dtype: torch.dtype | None) -> None:
-    """Round float32 weights to what the file will hold, so that what is measured is what is saved."""
-    if dtype in (None, torch.float32):
-        return
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            scale = isinstance(module, IntLinear) and "scale" in name
-            if parameter.is_floating_point() and not scale:
-                parameter.copy_(parameter.to(dtype))
-
-
-def _check_folded(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor], dtype: torch.dtype | None
-) -> None:
-    """Finishing must not change what the model gives."""
-    allowed = FOLDED if dtype in (None, torch.float32) else 50 * torch.finfo(dtype).eps
-    for name, was in before.items():
-        moved = float((after[name].float() - was.float()).abs().max()) if was.numel() else 0.0
-        if not moved <= allowed * max(1.0, float(was.abs().max())):
-            raise RunError(
-                f"finishing moved the output {name!r} by {moved:.2g}, more than {allowed:g} of its size",
-                hint="a pass did not fold what it trained; please report it with the recipe",
-            )
