@@ -25,9 +25,9 @@ from cook.errors import Interrupted
 from cook.model import folder
 from cook.passes import Effect, Pass, registered
 from cook.pipeline import output
+from cook.pipeline.folding import outputs
 from cook.pipeline.inputs import load_model, load_teacher, make_passes, read_data
 from cook.pipeline.plan import plan_passes
-from cook.pipeline.folding import outputs
 from cook.pipeline.train import Outcome, Work, carry_out
 from cook.recipe import Recipe, load_recipe
 from cook.train import checkpoint
