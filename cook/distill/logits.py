@@ -10,6 +10,7 @@ from torch import Tensor
 from cook.distill.chunked import mean_square, soft_cross_entropy
 from cook.distill.taught import LESSON, Taught
 from cook.distill.truncated import truncated_cross_entropy
+from cook.model.anatomy import predicts_next
 from cook.passes import Effect, Term, register
 
 if TYPE_CHECKING:
@@ -19,13 +20,6 @@ if TYPE_CHECKING:
 
 
 LOSSES = {"ce": soft_cross_entropy, "mse": mean_square}
-
-
-def is_causal(model: object) -> bool:
-    """Whether a model's logits of a token are about the next one: the decoders that model language."""
-    name = type(model).__name__
-    # XLNet's and XLM's labels are about the token itself, although their names end alike.
-    return name.endswith(("ForCausalLM", "LMHeadModel")) and not name.startswith(("XLNet", "XLM", "Flaubert"))
 
 
 def labelled(
@@ -106,7 +100,7 @@ class DistillLogits(Taught):
             student,
             session.batch.get("labels"),
             None if tokens is None else tokens.bool(),
-            causal=is_causal(session.model),
+            causal=predicts_next(session.model),
         )
         distance = self._distance(session, student, rows)
         return {"logits": Term(distance, float(self.given["weight"]))}

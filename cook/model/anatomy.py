@@ -172,10 +172,13 @@ def inferred(model: nn.Module) -> Family | None:
     known = [stack for family in FAMILIES.values() for stack in family.stacks if "*" not in stack.layers]
     found = []
     for path, module in base.named_modules():
-        if not isinstance(module, nn.ModuleList) or not len(module):
+        if not isinstance(module, nn.ModuleList):
+            continue
+        live = [layer for layer in module if not isinstance(layer, Skipped)]
+        if not live:
             continue
         # Alike but for the place of the list, and what only entries can tell.
-        fitting = [stack for stack in known if all(_built_like(layer, stack) for layer in module)]
+        fitting = [stack for stack in known if all(_built_like(layer, stack) for layer in live)]
         if fitting:
             found.append(_elsewhere(fitting[0], path) if _agree(fitting) else None)
     embeddings = getattr(base, "get_input_embeddings", lambda: None)()
@@ -223,3 +226,10 @@ def _layers(model: nn.Module, prefix: str, path: str) -> Iterator[str]:
             yield from _layers(model, f"{prefix}{before}.{number}.", after.removeprefix("."))
         else:
             yield f"{prefix}{before}.{number}"
+
+
+def predicts_next(model: object) -> bool:
+    """Whether a model's logits of a token are about the next one: the decoders that model language."""
+    name = type(model).__name__
+    # XLNet's and XLM's labels are about the token itself, although their names end alike.
+    return name.endswith(("ForCausalLM", "LMHeadModel")) and not name.startswith(("XLNet", "XLM", "Flaubert"))

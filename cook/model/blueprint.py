@@ -42,6 +42,8 @@ class Op:
 
     fields: Mapping[str, Field]
     apply: Callable[[nn.Module, str, Mapping[str, Any]], None]
+    stored: bool = True
+    """Whether it may stand in a folder; what may not is undone before a model is finished."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Edit:
         entry = _mapping(value, "an edit", {"op", "module", "options"})
         edit = cls(entry.get("op"), entry.get("module"), entry.get("options"))  # type: ignore[arg-type]
         edit.check()
+        if not OPS[edit.op].stored:
+            raise CookError(f"an edit {edit.op!r} cannot stand in a folder", where="blueprint")
         return edit
 
     def check(self) -> None:
@@ -303,7 +307,7 @@ OPS: dict[str, Op] = {
         {"bits": _WIDTH, "activation": _ACTIVATION, "in": _SIZE, "out": _SIZE, "bias": _FLAG}, _integer
     ),
     "resize": Op({"in": _SIZE, "out": _SIZE}, _resize),
-    "skip": Op({"pair": _FLAG}, _skip),
+    "skip": Op({"pair": _FLAG}, _skip, stored=False),
     "counts": Op(
         {"values": Field(_is_counts, f"sizes of {', '.join(sorted(COUNTS))}")},
         _counts,

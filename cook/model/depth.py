@@ -57,7 +57,8 @@ def compact(model: nn.Module, blueprint: Blueprint) -> Blueprint:
     Returns:
         The Blueprint in the new names, without what was skipped: the config says how many layers there are.
     """
-    if not any(isinstance(module, Skipped) for module in model.modules()):
+    skipped = [(name, module) for name, module in model.named_modules() if isinstance(module, Skipped)]
+    if not skipped:
         return blueprint
     anatomy = Anatomy(model)
     lists = {name.rpartition(".")[0]: anatomy.stacks[name] for name in anatomy.layers}
@@ -74,12 +75,14 @@ def compact(model: nn.Module, blueprint: Blueprint) -> Blueprint:
         if len(kept) < len(layers):
             shorten(model.config, kept, len(layers), stack.config.get("layers", "num_hidden_layers"))
 
+    gone = tuple(f"{name}." for name, _ in skipped)
+
     def renamed(name: str) -> str:
         for old, new in places.items():
             if name.startswith(old):
                 return new + name.removeprefix(old)
         return name
 
-    return Blueprint(
-        edits=[replace(edit, module=renamed(edit.module)) for edit in blueprint.edits if edit.op != "skip"]
-    )
+    # What was done to a layer before it was left out goes with it.
+    left = [edit for edit in blueprint.edits if edit.op != "skip" and not edit.module.startswith(gone)]
+    return Blueprint(edits=[replace(edit, module=renamed(edit.module)) for edit in left])

@@ -71,10 +71,16 @@ class Layerwise:
             counts.
 
     Raises:
-        CookError: there are no examples, or the layers are not run one after another, each once.
+        CookError: there are no examples, or the layers are not run one after another, each once; a decoder
+            after an encoder, whose layers get what no layer before them gave.
     """
 
     def __init__(self, anatomy: Anatomy, batches: Iterable[Mapping[str, Tensor]]):
+        if len({id(stack) for stack in anatomy.stacks.values()}) > 1:
+            raise CookError(
+                f"a {anatomy.kind} model has an encoder and a decoder, and is not seen layer by layer yet",
+                hint="use a method that looks at no examples, such as magnitude",
+            )
         self._model = anatomy.model
         self._names = anatomy.layers
         self._layers = [self._model.get_submodule(name) for name in self._names]

@@ -93,8 +93,9 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
 
 def _count_alike(built: nn.Module, model: nn.Module, blueprint: Blueprint) -> bool:
     return all(
-        surgery.count(built.get_submodule(edit.module), name)
-        == surgery.count(model.get_submodule(edit.module), name)
+        surgery.has(built, edit.module)
+        and surgery.count(built.get_submodule(edit.module), name)
+        == surgery.count(surgery.get(model, edit.module), name)
         for edit in blueprint.edits
         if edit.op == "counts"
         for name in edit.options["values"]

@@ -18,7 +18,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from cook.errors import CookError, nearest
 from cook.model import load
 from cook.model.anatomy import Anatomy
-from cook.model.depth import shorten
+from cook.model.depth import droppable, shorten
 from cook.model.quantizer import blueprint_of
 from cook.model.source import FAILURES, Refuse, plain
 
@@ -79,14 +79,17 @@ def _shallower(source: PreTrainedModel, numbers: list[int], error: Refuse) -> Pr
     if blueprint_of(source).edits:
         message = "the model was reshaped by cook: its config alone does not say how large its layers are"
         raise error("layers", message, "start from the model that it was made of, or give student.config")
-    if getattr(source.config, "scale_attn_by_inverse_layer_idx", False):
-        message = f"this {kind} model divides attention by a layer's number, which would change"
-        raise error("layers", message, "give student.config or student.path")
-    try:
-        layers = Anatomy(source).layers
-    except CookError as unknown:
+    anatomy, way_out = Anatomy(source), "give student.config or student.path"
+    if anatomy.family is None:
         message = f"cook does not know where the layers of a {kind!r} model are"
-        raise error("layers", message, "give student.config or student.path") from unknown
+        raise error("layers", message, way_out)
+    try:
+        layers = droppable(anatomy)
+    except CookError as refused:
+        raise error("layers", refused.message, way_out) from refused
+    if len({id(stack) for stack in anatomy.stacks.values()}) > 1:
+        message = f"a {kind} model has layers of several kinds"
+        raise error("layers", message, f"use prune.layers, or {way_out}")
     kept = _kept(numbers, len(layers), error)
     config = copy.deepcopy(source.config)
     shorten(config, kept, len(layers))

@@ -14,8 +14,10 @@ from transformers import PreTrainedModel
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
 from cook.model.blueprint import Blueprint
+from cook.model.depth import compact
 from cook.model.linear import weight_count
 from cook.model.measure import tally
+from cook.model.plain import settle
 from cook.model.quantizer import attach_quantizer
 from cook.passes import PHASES, Effect, Pass
 from cook.pipeline import depend
@@ -152,9 +154,11 @@ def _without_weights(recipe: Recipe, data: Data | None) -> PreTrainedModel:
     its_data = read_data(needed, silent)
     source = _without_weights(needed, its_data)
     model = load_student(needed, source, its_data, silent)
-    planned = plan_passes(copy.deepcopy(model), make_passes(needed))
+    its_teachers = planned_teachers(needed, source, its_data)
+    planned = plan_passes(copy.deepcopy(model), make_passes(needed), its_teachers)
     made = Blueprint(edits=[edit for _, effect in planned for edit in effect.edits])
-    attach_quantizer(model, made.without("integer").apply(model))
+    applied = made.without("integer").apply(model)
+    attach_quantizer(model, settle(model, compact(model, applied)))
     model.cook_origin.dtype = stored_dtype(needed, source)
     if data is not None:
         data.task.bind(model.config, data.labels)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cook.model.anatomy import predicts_next
 from cook.model.hooks import Hooks
 from cook.model.measure import evaluating
 from cook.model.units import Part, Units, axis_of
@@ -102,7 +103,7 @@ def _shares(model: Any, batch: Mapping[str, Tensor], size: int) -> Tensor:
     if labels.ndim == 1:
         return torch.full((size,), 1 / size)
     # A decoder's label is the token after; what is left out counts nothing.
-    shifted = labels if model.config.is_encoder_decoder else labels[:, 1:]
+    shifted = labels[:, 1:] if predicts_next(model) else labels
     counts = (shifted != -100).sum(1).float()
     return counts.clamp_min(1) / counts.sum().clamp_min(1)
 

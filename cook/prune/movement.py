@@ -72,6 +72,14 @@ class MovementMask(SoftMask):
         """The scores, whose gradient the parameter gets as it is."""
         return self.parameter + (self.speed - 1) * self.parameter.detach()
 
+    def select(self, *, out: Tensor | None = None, in_: Tensor | None = None) -> None:
+        super().select(out=out, in_=in_)
+        scores = self.parameter.detach()
+        for axis, index in ((0, out), (1, in_)):
+            if index is not None:
+                scores = scores.index_select(axis, index.to(scores.device))
+        self._parameter = (nn.Parameter(scores),)
+
     def forward(self, weight: Tensor) -> Tensor:
         if not self.learning:
             return weight * self.keep

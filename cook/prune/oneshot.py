@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
@@ -43,7 +43,11 @@ class OneShot:
     damping: float = DAMPING
 
     def masks(
-        self, anatomy: Anatomy, targets: Sequence[str], batches: Iterable[Mapping[str, Tensor]]
+        self,
+        anatomy: Anatomy,
+        targets: Sequence[str],
+        batches: Iterable[Mapping[str, Tensor]],
+        leaving: Callable[[nn.Module], Tensor | None] = lambda _: None,
     ) -> Iterator[tuple[str, Tensor]]:
         """The targets in order, each with its mask, which has to be applied before the next is asked for.
 
@@ -51,6 +55,8 @@ class OneShot:
 
         Args:
             targets: linear layers inside of the model's layers.
+            leaving: what of a layer's weight [out, in] will leave the model, whole rows and columns: shares
+                and patterns are of the rest, and it is kept.
 
         Yields:
             A target's name and a bool mask in its weight's own shape, True where kept.
@@ -68,32 +74,42 @@ class OneShot:
                 for name in inside:
                     module = anatomy.model.get_submodule(name)
                     self._check(name, statistics[name])
-                    weight, found = matrix(module), statistics[name]
-                    keep = (
-                        self._wanda(weight, found)
-                        if self.method == "wanda"
-                        else self._sparsegpt(weight, found, factors, name)
-                    )
+                    keep = self._keep(matrix(module), statistics[name], leaving(module), factors, name)
                     yield name, keep.t().contiguous() if is_transposed(module) else keep.contiguous()
             left = [name for name in left if name not in inside]
             if not left:
                 return
 
-    def _wanda(self, weight: Tensor, found: SquaredNorms) -> Tensor:
-        scores = wanda_scores(weight, found.value)
-        return pattern_mask(scores, *self.pattern) if self.pattern else row_masks(scores, self.sparsity)
-
     @torch.no_grad()
-    def _sparsegpt(self, weight: Tensor, found: Gram, factors: dict[int, Tensor], name: str) -> Tensor:
+    def _keep(
+        self, weight: Tensor, found: Any, leaving: Tensor | None, factors: dict[int, Tensor], name: str
+    ) -> Tensor:
+        """What a weight [out, in] keeps; sparsegpt changes the rest of it in place."""
+        if leaving is None:
+            return self._of(weight, found.value, factors, id(found), name)
+        rows, columns = (~leaving).any(1).nonzero()[:, 0], (~leaving).any(0).nonzero()[:, 0]
+        value = found.value[columns]
+        value = value[:, columns] if value.ndim == 2 else value
+        rest = weight[rows][:, columns]
+        kept = self._of(rest, value, {}, id(found), name)
+        keep = torch.ones_like(weight, dtype=torch.bool)
+        keep[rows[:, None], columns] = kept
+        weight[rows[:, None], columns] = rest
+        return keep
+
+    def _of(self, weight: Tensor, value: Tensor, factors: dict[int, Tensor], key: int, name: str) -> Tensor:
+        if self.method == "wanda":
+            scores = wanda_scores(weight, value)
+            return pattern_mask(scores, *self.pattern) if self.pattern else row_masks(scores, self.sparsity)
         # Queries, keys and values share their inputs, and so the factor.
-        if id(found) not in factors:
+        if key not in factors:
             factors.clear()
             try:
-                factors[id(found)], damping = inverse_factor(found.value)
+                factors[key], damping = inverse_factor(value)
             except ValueError as error:
                 raise CookError(f"{name}: {error}", hint=f"exclude: [{name}]") from error
             self.damping = max(self.damping, damping)
-        new, keep = sparsegpt(weight, factors[id(found)], sparsity=self.sparsity, pattern=self.pattern)
+        new, keep = sparsegpt(weight, factors[key], sparsity=self.sparsity, pattern=self.pattern)
         weight.copy_(new)
         return keep
 

@@ -7,6 +7,7 @@ calibration examples (`oneshot.py`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -182,7 +183,7 @@ class PruneWeights(Pass):
         if sparsity is not None and sparsity == self.reached:
             return
         if self.scored:
-            for mask, keep in zip(self.scored, self._moved(sparsity), strict=True):
+            for mask, keep in zip(self.scored, self._moved(session, sparsity), strict=True):
                 mask.keep.copy_(keep)
         else:
             # What nothing will change any more needs no mask to hold it.
@@ -197,11 +198,12 @@ class PruneWeights(Pass):
             sparsity = 1 - sum(int(keep.sum()) for keep in kept) / sum(keep.numel() for keep in kept)
         self.reached = sparsity
 
-    def _moved(self, sparsity: float | None) -> list[Tensor]:
+    def _moved(self, session: Session, sparsity: float | None) -> list[Tensor]:
         scores = [mask.scores.detach() for mask in self.scored]
         if sparsity is None:
             return [soft_movement_mask(each, self.given["threshold"]) for each in scores]
-        return self._chosen(scores, sparsity)
+        modules = [session.model.get_submodule(name) for name in self.targets]
+        return self._chosen(scores, sparsity, [_leaving(session, module) for module in modules])
 
     def _masks(self, session: Session, sparsity: float | None) -> Iterator[tuple[str, Tensor]]:
         """The targets, each with what its weight keeps, in its own shape."""
@@ -238,10 +240,12 @@ class PruneWeights(Pass):
     def _looked_at(self, session: Session, sparsity: float) -> Iterator[tuple[str, Tensor]]:
         pattern = pattern_sizes(self.given["pattern"]) if self.given["pattern"] else None
         shot = oneshot.OneShot(self.method, sparsity, pattern)
+        examples, leaving = session.examples(self.given["rows"]), partial(_leaving, session)
         try:
-            yield from shot.masks(session.anatomy, self.targets, session.examples(self.given["rows"]))
+            yield from shot.masks(session.anatomy, self.targets, examples, leaving)
         except CookError as error:
-            raise self.error(error.message, option="rows", hint=error.hint) from error
+            option = "rows" if "calibration" in error.message else None
+            raise self.error(error.message, option=option, hint=error.hint) from error
         self.seen = {"tokens": shot.tokens}
         if self.method == "sparsegpt":
             self.seen["damping"] = shot.damping

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, XLNetConfig, XLNetLMHeadModel
 
-from cook.distill.logits import LOSSES, is_causal, labelled, mean_square, soft_cross_entropy
+from cook.distill.logits import LOSSES, labelled, mean_square, soft_cross_entropy
 from cook.errors import CookError
+from cook.model.anatomy import predicts_next
 from tests import bound, tiny
 
 
@@ -151,9 +152,9 @@ def test_labels_of_examples_are_not_taken_for_labels_of_tokens():
 
 def test_only_models_of_the_next_token_are_causal():
     config = GPT2Config(vocab_size=23, n_embd=16, n_layer=1, n_head=4, n_positions=32)
-    assert is_causal(GPT2LMHeadModel(config))
-    assert not is_causal(tiny.model("gpt2"))
-    assert not is_causal(
+    assert predicts_next(GPT2LMHeadModel(config))
+    assert not predicts_next(tiny.model("gpt2"))
+    assert not predicts_next(
         XLNetLMHeadModel(XLNetConfig(vocab_size=23, d_model=16, n_layer=1, n_head=4, d_inner=8))
     )
 

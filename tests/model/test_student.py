@@ -31,6 +31,7 @@ from cook.model.anatomy import Anatomy
 from cook.model.load import Origin, origin_of
 from cook.model.student import make
 from tests import tiny
+from tests.model import families
 from tests.model.reshaped import auto_class
 from tests.model.reshaped import make as reshaped
 
@@ -212,6 +213,9 @@ def test_sources_whose_layers_cannot_be_chosen():
     by_number = source_of("gpt2")
     by_number.config.scale_attn_by_inverse_layer_idx = True
     fails("divides attention by a layer's number", by_number, layers=[0])
+    fails("layers of several kinds", families.made("bart"), layers=[0])
+    fails("runs several times", families.made("albert"), layers=[0])
+    fails("position biases too", families.made("t5"), layers=[0])
     unknown = source_of("bert")
     unknown.config.model_type = "unheard"
     unknown.bert.encoder.layer[0].more = torch.nn.Linear(2, 2)  # or it would be inferred

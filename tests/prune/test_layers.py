@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import cook
 from cook.errors import CookError
@@ -215,3 +216,36 @@ def test_a_target_that_is_left_out():
     with pytest.raises(CookError, match=r"layers\[0\] is left out by another pass") as told:
         plan_passes(meta(), passes)
     assert "passes[0]" in told.value.where
+
+
+def test_what_was_done_to_a_layer_goes_with_it(tmp_path):
+    heads = {"sparsity": 0.5, "importance": "magnitude", "include": ["layers[0]"]}
+    first = cook.apply(tiny.model(layers=3), {"version": 1, "passes": [{"prune.heads": heads}]}).model
+    assert first.config.quantization_config is not None
+    again = {"version": 1, "passes": [{"prune.layers": {"keep": [1, 2]}}]}
+    second = cook.apply(first, again).model
+    assert not hasattr(second.config, "quantization_config")
+    second.save_pretrained(tmp_path / "without")
+    heads["include"] = ["layers[2]"]
+    third = cook.apply(tiny.model(layers=3), {"version": 1, "passes": [{"prune.heads": heads}]}).model
+    last = cook.apply(third, again).model
+    last.save_pretrained(tmp_path / "with")
+    loaded = type(last).from_pretrained(tmp_path / "with")
+    assert torch.equal(bound.logits(loaded), bound.logits(last))
+    assert loaded.bert.encoder.layer[1].attention.self.num_attention_heads == 2
+
+
+def test_layers_of_an_inferred_family():
+    config = AutoConfig.for_model("granite", **families.SETTINGS["llama"])
+    model = AutoModelForCausalLM.from_config(config).eval()
+    tokens = torch.arange(5, 11)[None]
+    passes = [{"prune.layers": {"keep": [1]}}, {"prune.heads": {"sparsity": 0.5, "importance": "magnitude"}}]
+    result = cook.apply(model, {"version": 1, "passes": passes})
+    assert result.model.config.num_hidden_layers == 1
+    assert torch.isfinite(result.model(tokens).logits).all()
+
+
+def test_a_folder_cannot_bring_a_layer_that_is_left_out():
+    edits = [edit.to_dict() for edit in skips(Anatomy(tiny.model()), ["bert.encoder.layer.1"])]
+    with pytest.raises(CookError, match="'skip' cannot stand in a folder"):
+        Blueprint.from_dict({**Blueprint().to_dict(), "edits": edits})

@@ -11,6 +11,7 @@ from cook.model.anatomy import Anatomy
 from cook.model.linear import matrix
 from cook.train.calibration import given
 from tests import bound, tiny
+from tests.model import families
 from tests.model.test_layerwise import slow_gram
 from tests.prune.test_pattern import slow_pattern
 from tests.prune.test_sparsegpt import slow_sparsegpt
@@ -190,3 +191,12 @@ def test_examples_are_needed_and_layers_too():
     model.transformer.h[0].more = torch.nn.Linear(2, 2)  # or it would be inferred
     with pytest.raises(CookError, match="cook knows no layers of a 'unheard-of' model"):
         session(model, {"method": "wanda", "sparsity": 0.5}, batches())
+
+
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_encoder_decoders_are_refused(family):
+    model = families.made(family)
+    with pytest.raises(CookError, match="has an encoder and a decoder") as told:
+        session(model, {"method": "wanda", "sparsity": 0.5}, [families.batch(family)])
+    assert "magnitude" in told.value.hint
+    assert not told.value.where.endswith("rows")

@@ -225,3 +225,54 @@ def test_a_pattern_survives_heads_that_leave():
     for layer in model.bert.encoder.layer:
         rows = layer.attention.output.dense.weight
         assert bool(((rows.unflatten(1, (-1, 4)) != 0).sum(-1) == 2).all())
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize("method", ["magnitude", "movement", "wanda", "sparsegpt"])
+def test_the_share_of_zeros_is_of_what_stays_by_every_method(method, family):
+    model = tiny.model(family)
+    passes = (
+        {"prune.heads": {"sparsity": 0.5, "importance": "magnitude", "schedule": "constant"}},
+        {"prune.neurons": {"sparsity": 0.5, "importance": "magnitude", "schedule": "constant"}},
+        {"prune.weights": {"sparsity": 0.5, "method": method}},
+    )
+    examples = given([tiny.batch(family, size=16, seed=5)])
+    session = bound.session(model, *passes, calibration=examples)
+    bound.train(session, family)
+    before = bound.logits(model, family)
+    session.finish()
+    torch.testing.assert_close(bound.logits(model, family), before, rtol=0, atol=1e-5)
+    facts = session.facts["prune.weights"]
+    assert facts["zeros"] == pytest.approx(facts["of"] / 2, abs=1)
+
+
+@pytest.mark.parametrize("method", ["movement", "soft-movement"])
+def test_a_loop_that_ends_early(method):
+    model = tiny.model()
+    late = {"method": method, "start": "30%", **({"sparsity": 0.5} if method == "movement" else {})}
+    passes = (
+        {"prune.heads": {"sparsity": 0.5, "importance": "magnitude", "end": "20%"}},
+        {"prune.weights": late},
+    )
+    session = bound.session(model, *passes)
+    optimizer = torch.optim.AdamW(session.module.parameters())
+    session.bind(optimizer)
+    for step in range(5):
+        session.before_step(step)
+        torch.stack(list(session.module(tiny.batch(seed=step)).values())).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        session.after_step()
+    session.finish()
+    assert sum(counts(model)) == 4
+    assert torch.isfinite(bound.logits(model)).all()
+
+
+def test_labels_that_are_not_shifted():
+    from transformers import BertForMaskedLM
+
+    from cook.prune.importance import _shares
+
+    model = BertForMaskedLM(tiny.model().config)
+    labels = torch.tensor([[3, -100, 4], [-100, 5, -100]])
+    assert _shares(model, {"labels": labels}, 2).tolist() == pytest.approx([2 / 3, 1 / 3])
