@@ -299,8 +299,9 @@ class Session:
         `facts` holds what each pass reached, by its id.
         """
         try:
-            # A loop that ended early: what is due is done before any shape changes.
-            self.before_step(self.total_steps)
+            if self.step < self.total_steps - 1:
+                # The loop ended early: what is due is done before any shape changes.
+                self.before_step(self.total_steps)
             for phase in PHASES:
                 for each in self.passes:
                     if each.phase == phase:

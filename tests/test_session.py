@@ -28,9 +28,8 @@ def test_passes_are_called_in_the_order_of_the_contract():
     bound_to.finish()
     assert attached == [("a", 0), ("b", 1), ("c", 2)]
     steps = [(name, what) for what in ("attach", "before_step", "losses", "after_step") for name in "abc"]
-    due = [(name, "before_step") for name in "abc"]
     ends = [(name, what) for name in "bac" for what in ("finish", "facts")]
-    assert log == steps + due + ends
+    assert log == steps + ends
     assert bound_to.facts == {name: {"kept": 1} for name in "abc"}
 
 
