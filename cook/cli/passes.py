@@ -9,6 +9,7 @@ from typing import Any
 
 from cook.cli import arguments, screen
 from cook.passes import Pass, find, registered
+from cook.recipe.shape import fill
 from cook.report.draw import grid, wrap
 
 NAME = "passes"
@@ -30,7 +31,7 @@ def call(args: argparse.Namespace) -> int:
 def listing(passes: Mapping[str, type[Pass]]) -> str:
     """A row a pass: its name, phase and needs, and its summary below."""
     rows = [["pass", "phase", "needs"]]
-    rows += [[name, found.phase, ", ".join(sorted(found.needs)) or "-"] for name, found in passes.items()]
+    rows += [[name, found.phase, ", ".join(needs(found)) or "-"] for name, found in passes.items()]
     notes = {index: found.summary for index, found in enumerate(passes.values(), start=1)}
     return grid(rows, align="<<<", notes=notes) + "\n\n`cook passes NAME` documents one"
 
@@ -39,7 +40,7 @@ def document(found: type[Pass]) -> str:
     """One pass: what it does, when it acts, and its options, the required ones first."""
     lines = [found.name, *wrap(found.summary, indent="  "), ""]
     lines.append(f"  phase     {found.phase}")
-    lines.append(f"  needs     {', '.join(sorted(found.needs)) or 'nothing but the model'}")
+    lines.append(f"  needs     {', '.join(needs(found)) or 'nothing but the model'}")
     lines.append(f"  supports  {', '.join(sorted(found.supports)) or '-'}")
     if found.reads is not None:
         lines.append(f"  reads     {found.reads}: other models are refused")
@@ -51,6 +52,13 @@ def document(found: type[Pass]) -> str:
         lines.append(f"  {name}: {kind(option)}, {ending}")
         lines += wrap(option.get("description", ""), indent="      ")
     return "\n".join(lines)
+
+
+def needs(found: type[Pass]) -> list[str]:
+    """What a pass needs, and in brackets what some of its options ask for besides."""
+    properties = {"properties": found.options}
+    asked = {need for each in found.examples for need in found(fill(properties, each)).wants()}
+    return [*sorted(found.needs), *(f"({need})" for need in sorted(asked - found.needs))]
 
 
 def kind(option: Mapping[str, Any]) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from cook.cli import main
-from cook.cli.passes import document, kind, listing
-from cook.passes import MOMENT, TARGETS, WINDOW, Pass
+from cook.cli.passes import document, kind, listing, needs
+from cook.passes import MOMENT, TARGETS, WINDOW, Pass, find
 
 
 class Salt(Pass):
@@ -45,6 +45,12 @@ def test_document() -> None:
     assert '  grain: fine | coarse | null, default "fine"' in text
     assert '  start: moment, default "0%"' in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_needs_of_some_options_stand_in_brackets() -> None:
+    assert needs(find("prune.heads")) == ["(calibration)"]
+    assert needs(find("prune.weights")) == ["(calibration)", "(training)"]
+    assert needs(Salt) == ["teacher", "training"]
 
 
 def test_a_pass_without_options() -> None:
