@@ -24,7 +24,8 @@ class Attention:
         counts: attributes of the attention module that say how many `heads` or key-value `groups` there are,
             or their common `width`. Those of its config begin with `config.`.
         alike: whether all layers of the stack must keep the same heads.
-        scores: whether they are the scaled products of what the projections give, and nothing else.
+        scores: whether they are the scaled products of what the projections give, and nothing else, and
+            queries, keys and values are told apart in it: for tensors by name.
     """
 
     projections: tuple[str, str, str]
@@ -234,6 +235,7 @@ FAMILIES: dict[str, Family] = {
             _named("attention", "query_key_value", "query_key_value", "query_key_value"),
             "attention.dense",
             layout="interleaved",
+            scores=False,
         ),
         FeedForward(("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"),
         "embed_in",
@@ -269,6 +271,7 @@ FAMILIES: dict[str, Family] = {
             "self_attn.o_proj",
             layout="stacked",
             counts={"config.num_attention_heads": "heads", "num_key_value_heads": "groups"},
+            scores=False,
         ),
         FeedForward(("mlp.gate_up_proj",), "mlp.down_proj"),
         "embed_tokens",

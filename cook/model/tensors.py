@@ -95,6 +95,11 @@ def _of_layer(anatomy: Anatomy, layer: str, word: str, part: str) -> Source:
         return Source((Read((anatomy.roots(f"{word}.ffn") or [""])[-1], "out"),), _same)
     if part == "attention.output":
         return Source((Read((anatomy.roots(f"{word}.attention") or [""])[-1], "out"),), _same)
+    if not anatomy.stacks[layer].attentions[0].scores:
+        raise CookError(
+            f"{word}.{part}: cook cannot tell them from what the projections of a {anatomy.kind} model give",
+            hint=f"name {word}.output or {word}.attention.output",
+        )
     projections = anatomy.projections(layer)
     attention = anatomy.model.get_submodule(projections[0].rpartition(".")[0])
     reads = (*(Read(each, "out") for each in projections), Read(projections[0].rpartition(".")[0], "rotary"))

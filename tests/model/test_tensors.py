@@ -424,3 +424,26 @@ def test_tensors_are_let_go():
 
 def _first(output):
     return output if isinstance(output, Tensor) else output[0]
+
+
+@pytest.mark.parametrize("family", ["gemma", "opt"])
+def test_scores_of_further_families_are_those_of_eager_attention(family):
+    model, batch = families.made(family, "eager"), families.batch(family)
+    tensors = watching(model, "layers[1].attention.scores")
+    with torch.no_grad(), tensors.recording():
+        attentions = model(**batch, output_attentions=True).attentions[1]
+    found = tensors["layers[1].attention.scores"]
+    allowed = torch.ones(6, 6, dtype=torch.bool).tril() & batch["attention_mask"].bool()[:, None, None]
+    weights = found.masked_fill(~allowed, -torch.inf).softmax(-1)
+    rows = batch["attention_mask"].bool()[:, None, :, None].expand_as(weights)
+    assert torch.allclose(weights[rows], attentions[rows], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["albert", "bart", "deberta-v2", "gpt_neox", "phi3", "qwen3", "t5"])
+def test_what_cannot_be_told_apart_is_refused(family):
+    model = families.made(family, families.ATTENTION.get(family, "sdpa"))
+    for part in ("queries", "scores"):
+        with pytest.raises(CookError, match=f"projections of a {family} model") as told:
+            watching(model, f"layers[0].attention.{part}")
+        assert "layers[0].output" in told.value.hint
+    watching(model, "layers[0].output")
