@@ -9,7 +9,6 @@ from typing import Any
 
 from cook.cli import arguments, screen
 from cook.passes import Pass, find, registered
-from cook.recipe.shape import fill
 from cook.report.draw import grid, wrap
 
 NAME = "passes"
@@ -56,6 +55,8 @@ def document(found: type[Pass]) -> str:
 
 def needs(found: type[Pass]) -> list[str]:
     """What a pass needs, and in brackets what some of its options ask for besides."""
+    from cook.recipe.shape import fill
+
     properties = {"properties": found.options}
     asked = {need for each in found.examples for need in found(fill(properties, each)).wants()}
     return [*sorted(found.needs), *(f"({need})" for need in sorted(asked - found.needs))]
