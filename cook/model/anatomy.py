@@ -78,6 +78,11 @@ class Anatomy:
             raise CookError(f"this {self.kind} model has no layers at {places}")
         return found
 
+    @property
+    def mixed(self) -> bool:
+        """Whether there are layers of several kinds: an encoder's and a decoder's."""
+        return len({id(stack) for stack in self.stacks.values()}) > 1
+
     def projections(self, layer: str) -> tuple[str, str, str]:
         """The full names of the modules that give a layer's queries, keys and values.
 
@@ -196,12 +201,17 @@ def _built_like(layer: nn.Module, stack: Stack) -> bool:
     # A norm over all heads, or a number for each, would have to lose some too.
     for each in stack.attentions:
         attention: Any = layer.get_submodule(each.module)
-        width = next((getattr(attention, name) for name in HEAD_WIDTHS if hasattr(attention, name)), None)
+        width = head_width(attention)
         inside = {id(number) for name in wanted for number in layer.get_submodule(name).parameters()}
         others = [number for number in attention.parameters() if id(number) not in inside]
         if width is None or any(tuple(number.shape) != (width,) for number in others):
             return False
     return True
+
+
+def head_width(attention: nn.Module) -> Any | None:
+    """How wide one head is, as the attention module says under one of several names; None if it does not."""
+    return next((getattr(attention, name) for name in HEAD_WIDTHS if hasattr(attention, name)), None)
 
 
 def _agree(stacks: Sequence[Stack]) -> bool:

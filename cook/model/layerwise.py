@@ -76,7 +76,7 @@ class Layerwise:
     """
 
     def __init__(self, anatomy: Anatomy, batches: Iterable[Mapping[str, Tensor]]):
-        if len({id(stack) for stack in anatomy.stacks.values()}) > 1:
+        if anatomy.mixed:
             raise CookError(
                 f"a {anatomy.kind} model has an encoder and a decoder, and is not seen layer by layer yet",
                 hint="use a method that looks at no examples, such as magnitude",

@@ -87,7 +87,7 @@ def _shallower(source: PreTrainedModel, numbers: list[int], error: Refuse) -> Pr
         layers = droppable(anatomy)
     except CookError as refused:
         raise error("layers", refused.message, way_out) from refused
-    if len({id(stack) for stack in anatomy.stacks.values()}) > 1:
+    if anatomy.mixed:
         message = f"a {kind} model has layers of several kinds"
         raise error("layers", message, f"use prune.layers, or {way_out}")
     kept = _kept(numbers, len(layers), error)

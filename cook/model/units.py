@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from cook.errors import CookError
 from cook.model import linear, surgery
-from cook.model.anatomy import Anatomy
+from cook.model.anatomy import Anatomy, head_width
 from cook.model.blueprint import Edit
-from cook.model.families import HEAD_WIDTHS, Attention, FeedForward
+from cook.model.families import Attention, FeedForward
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def neurons(anatomy: Anatomy) -> list[Units]:
 def _heads(model: nn.Module, layer: str, attention: Attention) -> Units:
     module = f"{layer}.{attention.module}"
     owner: Any = surgery.get(model, module)
-    width = next((getattr(owner, name) for name in HEAD_WIDTHS if hasattr(owner, name)), None)
+    width = head_width(owner)
     if not isinstance(width, int):
         raise CookError(f"{module} does not say how wide a head is")
     query, key, value = (f"{layer}.{name}" for name in attention.projections)

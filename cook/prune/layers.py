@@ -208,7 +208,7 @@ class PruneLayers(Pass):
 
     def _count(self, anatomy: Anatomy) -> int:
         count, layers = self.given["count"], len(anatomy.layers)
-        if len({id(stack) for stack in anatomy.stacks.values()}) > 1:
+        if anatomy.mixed:
             hint = "name them: keep counts from the encoder's first to the decoder's last"
             raise self.error("the model has layers of several kinds", option="count", hint=hint)
         if count >= layers:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -86,7 +86,6 @@ class Structure(Pass):
 
     phase = "structure"
     required = ("sparsity",)
-    needs: ClassVar[frozenset[str]] = frozenset()
     multiple = 1
 
     def units(self, anatomy: Anatomy) -> list[Units]:
@@ -99,9 +98,7 @@ class Structure(Pass):
     def plan(self, anatomy: Anatomy) -> Effect:
         units = self._chosen(anatomy)
         self._check_spare(units)
-        # Which ones go is found on data; for sizes it suffices to take them evenly.
-        even = [(torch.arange(each.count) + 0.5) / each.count for each in units]
-        keep = self._least(even, float(self.given["sparsity"]))
+        keep = self._planned(units)
         model = copy.deepcopy(anatomy.model)
         gone = sum(int((~each).sum()) for each in keep)
         parameters = sum(
@@ -216,6 +213,7 @@ class Structure(Pass):
             )
 
     def _planned(self, units: list[Units]) -> list[Tensor]:
+        """As many as will go. Which ones is found on data; for sizes it suffices to take them evenly."""
         even = [(torch.arange(each.count) + 0.5) / each.count for each in units]
         return self._least(even, float(self.given["sparsity"]))
 
