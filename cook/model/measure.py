@@ -129,19 +129,30 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-# The counter trips over a transposed weight under no_grad: it requires a gradient and has no function.
-@torch.enable_grad()
 def macs(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
     """Multiply-accumulates of one forward: matrix products, attention products and convolutions.
 
     Zeros in a dense weight are computed with and counted. Half the floating-point operations that
     torch's own counter finds, with attention written out so that it is counted on every device.
     """
+    return macs_by_module(model, batch)[""]
+
+
+# The counter trips over a transposed weight under no_grad: it requires a gradient and has no function.
+@torch.enable_grad()
+def macs_by_module(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, int]:
+    """The same for every module that has any, by its name; that of the model itself is empty."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(**batch)
-    return int(counter.get_total_flops()) // 2
+    root = type(model).__name__
+    counts = {
+        name.removeprefix(root).removeprefix("."): sum(flops.values()) // 2
+        for name, flops in counter.get_flop_counts().items()
+        if name == root or name.startswith(f"{root}.")
+    }
+    return {**counts, "": int(counter.get_total_flops()) // 2}
 
 
 ROUNDS = 15
