@@ -50,6 +50,7 @@ BUILT_IN = (
     "cook.prune.layers",
     "cook.prune.heads",
     "cook.prune.neurons",
+    "cook.prune.units",
     "cook.prune.vocabulary",
     "cook.prune.weights",
     "cook.quant.qat",
@@ -108,7 +109,7 @@ class Effect:
             at a time.
         groups: the rows or columns of a module that the pass takes together, and how many, from the first on.
         note: one line for people.
-        at_most: whether the sizes after the pass are upper bounds, since what leaves depends on data.
+        sizes: `at most` or `about`, where what leaves depends on data and the sizes after are such.
     """
 
     parameters: list[str] = field(default_factory=list)
@@ -118,7 +119,7 @@ class Effect:
     loses: Mapping[tuple[str, str], int] = field(default_factory=dict)
     groups: Mapping[tuple[str, str], int] = field(default_factory=dict)
     note: str = ""
-    at_most: bool = False
+    sizes: str = ""
 
 
 class Term(NamedTuple):

@@ -40,9 +40,9 @@ class Plan:
 
     Attributes:
         before, after: of the source, and of what comes out: `parameters`, `bytes`, `macs` (None: they are
-            counted in the run, on real data), `at_most` (whether they are upper bounds).
-        rows: `id`, `modules`, `parameters`, `zeros`, `parameters_after`, `bytes_after`, `at_most` (these two
-            are upper bounds), `window`, `note`.
+            counted in the run, on real data), `sizes` (`at most` or `about` where they are such).
+        rows: `id`, `modules`, `parameters`, `zeros`, `parameters_after`, `bytes_after`, `sizes` (what these
+            two are), `window`, `note`.
     """
 
     before: dict[str, Any]
@@ -65,12 +65,12 @@ def plan(recipe: Recipe) -> Plan:
     teachers = planned_teachers(recipe, source, data)
     rows: dict[str, dict[str, Any]] = {}
     planned: list[tuple[Pass, Effect]] = []
-    at_most = False
+    sizes = ""
     for each in finishing(passes):
         modules = dict(model.named_modules())
         planned += plan_passes(model, [each], teachers, planned)
         effect, after = planned[-1][1], _sizes(model, dtype)
-        at_most = at_most or effect.at_most
+        sizes = "about" if "about" in (sizes, effect.sizes) else sizes or effect.sizes
         rows[each.id] = {
             "id": each.id,
             "modules": len({name.rpartition(".")[0] for name in effect.parameters}),
@@ -78,11 +78,11 @@ def plan(recipe: Recipe) -> Plan:
             "zeros": effect.zeros,
             "parameters_after": after["parameters"],
             "bytes_after": after["bytes"],
-            "at_most": at_most,
+            "sizes": sizes,
             "window": _window(each),
             "note": effect.note,
         }
-    return Plan(before, {**_sizes(model, dtype), "at_most": at_most}, [rows[each.id] for each in passes])
+    return Plan(before, {**_sizes(model, dtype), "sizes": sizes}, [rows[each.id] for each in passes])
 
 
 def finishing(passes: Sequence[Pass]) -> list[Pass]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -49,14 +50,11 @@ def least(
         return [least([each], share, **options)[0] for each in scores]  # type: ignore[arg-type]
     if scope != "global":
         raise ValueError(f"no scope {scope!r}; there are global and layer")
-    blocks = []
-    for layer, each in enumerate(scores):
-        order = torch.argsort(each, stable=True)
-        first, count = len(each) % multiple or multiple, len(each)
-        ends = range(first, spare(count, minimum, limit, multiple) + 1, multiple)
-        for position, end in enumerate(ends):
-            units = order[end - (multiple if position else first) : end]
-            blocks.append((float(each[units].double().mean()), layer, position, units))
+    blocks = [
+        (float(each[units].double().mean()), layer, position, units)
+        for layer, each in enumerate(scores)
+        for position, units in enumerate(_blocks(each, minimum, limit, multiple))
+    ]
     target = round(share * sum(len(each) for each in scores))
     keep = [torch.ones(len(each), dtype=torch.bool) for each in scores]
     gone = 0
@@ -66,3 +64,108 @@ def least(
         keep[layer][units.cpu()] = False
         gone += len(units)
     return keep
+
+
+def within(
+    scores: Sequence[Tensor],
+    curves: Sequence[Tensor],
+    budget: float,
+    *,
+    minimum: int = 1,
+    limit: float = 1.0,
+    multiples: Sequence[int],
+) -> list[Tensor]:
+    """Which units stay so that what they cost is at most a budget: the most important ones for their cost.
+
+    Blocks as in `least` go in the order of their importance per cost until the budget is met, and those
+    that still fit come back. Where the next block of a layer is cheaper to lose than the one before it, the
+    two go together: a block that saves no time by itself must not stand in the way of one that does.
+
+    Args:
+        scores: of each entry's units, comparable over all of them; those at minus infinity go in any case.
+        curves: what 0, 1, ... units of each entry cost, float64 [count + 1], never falling.
+        budget: what all of them together may cost.
+        minimum, limit, multiples: as in `spare`, the last one for each entry.
+
+    Returns:
+        A bool mask for each entry, True where a unit stays. If all that can go is not enough, all of it goes.
+    """
+    pools: list[_Pool] = []
+    for number, (each, curve, multiple) in enumerate(zip(scores, curves, multiples, strict=True)):
+        pools += _pooled(number, each, curve, list(_blocks(each, minimum, limit, multiple)))
+    keep = [torch.ones(len(each), dtype=torch.bool) for each in scores]
+    spent = sum(float(curve[-1]) for curve in curves)
+    went: list[_Pool] = []
+    for pool in sorted(pools, key=lambda pool: pool.ratio):
+        if spent <= budget and pool.ratio > -torch.inf:
+            break
+        for units in pool.blocks:
+            keep[pool.entry][units] = False
+            went.append(_Pool(pool.entry, [units], pool.lost, pool.saved))
+        spent -= pool.saved
+    return _filled(keep, went, scores, curves, budget)
+
+
+@dataclass
+class _Pool:
+    """Blocks of one entry that go together, the importance that is lost, and the cost that is saved."""
+
+    entry: int
+    blocks: list[Tensor]
+    lost: float
+    saved: float
+
+    @property
+    def ratio(self) -> float:
+        if self.lost == -torch.inf:
+            return -torch.inf
+        return self.lost / self.saved if self.saved > 0 else torch.inf
+
+
+def _pooled(entry: int, scores: Tensor, curve: Tensor, blocks: Sequence[Tensor]) -> list[_Pool]:
+    pools: list[_Pool] = []
+    left = len(scores)
+    for units in blocks:
+        saved = float(curve[left] - curve[left - len(units)])
+        left -= len(units)
+        pools.append(_Pool(entry, [units], float(scores[units].double().sum()), saved))
+        while len(pools) > 1 and pools[-1].ratio < pools[-2].ratio:
+            last = pools.pop()
+            before = pools.pop()
+            joined = [*before.blocks, *last.blocks]
+            pools.append(_Pool(entry, joined, before.lost + last.lost, before.saved + last.saved))
+    return pools
+
+
+def _filled(
+    keep: list[Tensor],
+    went: list[_Pool],
+    scores: Sequence[Tensor],
+    curves: Sequence[Tensor],
+    budget: float,
+) -> list[Tensor]:
+    """Blocks that went come back, the last ones first, where the budget allows it."""
+    left = [int(each.sum()) for each in keep]
+    spent = sum(float(curve[count]) for curve, count in zip(curves, left, strict=True))
+    stuck: set[int] = set()
+    for pool in reversed(went):
+        (units,) = pool.blocks
+        entry, count = pool.entry, left[pool.entry] + len(units)
+        more = float(curves[entry][count] - curves[entry][left[entry]])
+        gone = bool((scores[entry][units] == -torch.inf).any())
+        if entry in stuck or gone or spent + more > budget:
+            stuck.add(entry)  # a less important block does not come back in the place of a better one
+            continue
+        keep[entry][units] = True
+        left[entry], spent = count, spent + more
+    return keep
+
+
+def _blocks(scores: Tensor, minimum: int, limit: float, multiple: int) -> Iterator[Tensor]:
+    """The units of a layer that can go, the least important ones first, as many at a time as go together."""
+    order = torch.argsort(scores, stable=True)
+    first, count = len(scores) % multiple or multiple, len(scores)
+    begin = 0
+    for end in range(first, spare(count, minimum, limit, multiple) + 1, multiple):
+        yield order[begin:end]
+        begin = end

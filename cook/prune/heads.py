@@ -23,6 +23,7 @@ class PruneHeads(Structure):
         {"sparsity": 0.25},
         {"sparsity": 0.5, "importance": "magnitude", "scope": "layer"},
         {"sparsity": 0.25, "importance": "random", "schedule": "constant"},
+        {"budget": {"macs": 0.9}, "normalize": True},
     )
 
     def units(self, anatomy: Anatomy) -> list[Units]:

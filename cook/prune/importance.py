@@ -15,9 +15,9 @@ from cook.model.units import Part, Units, axis_of
 
 
 def gradient_importance(
-    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], units: Sequence[Units]
+    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], units: Sequence[Units], *, power: int = 1
 ) -> list[Tensor]:
-    """The mean over examples of `|dL/dg|`, where g is a gate on what a unit gives, open at 1.
+    """The mean over examples of `|dL/dg|^power`, where g is a gate on what a unit gives, open at 1.
 
     P. Michel, O. Levy, G. Neubig, "Are Sixteen Heads Really Better than One?", NeurIPS 2019, equation 2: to
     first order, how much the loss of one example changes when the unit closes. The absolute value is
@@ -48,7 +48,7 @@ def gradient_importance(
             hooks.close()
         share = _shares(model, batch, size).to(slopes[0].device)
         for total, slope in zip(found, slopes, strict=True):
-            total += (slope.float() / share[:, None]).abs().sum(0)
+            total += (slope.float() / share[:, None]).abs().pow(power).sum(0)
         examples += size
     return [total / max(1, examples) for total in found]
 

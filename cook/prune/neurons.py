@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from cook.model.units import Units, neurons
 from cook.passes import register
-from cook.prune.structure import UNITS, Structure
+from cook.prune.structure import MULTIPLE, UNITS, Structure
 
 if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy
@@ -20,21 +20,14 @@ class PruneNeurons(Structure):
     summary = "remove the least important neurons of FFNs; what is left is smaller and faster"
     options: ClassVar[dict[str, Any]] = {
         **UNITS,
-        "multiple": {
-            "enum": [1, 8, 16, 32, 64],
-            "default": 8,
-            "description": "of what each layer's width stays or becomes one; hardware likes round widths",
-        },
+        "multiple": MULTIPLE,
     }
     examples = (
         {"sparsity": 0.5},
         {"sparsity": 0.3, "importance": "magnitude", "multiple": 1},
         {"sparsity": 0.25, "importance": "random", "scope": "layer", "multiple": 8},
+        {"budget": {"parameters": 0.8}, "importance": "fisher"},
     )
 
     def units(self, anatomy: Anatomy) -> list[Units]:
         return neurons(anatomy)
-
-    @property
-    def multiple(self) -> int:  # type: ignore[override]
-        return int(self.given["multiple"])

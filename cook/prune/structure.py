@@ -1,4 +1,4 @@
-"""What pruning heads and pruning neurons share: scores, a schedule, and units that leave at the end.
+"""What pruning heads and neurons shares: scores, a schedule, a goal, and units that leave at the end.
 
 While the model trains, what is to leave is held at zero, so that shapes stay and the rest can make up for
 it; at each moment of the schedule the scores are taken anew, and what is gone stays gone.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,26 +18,36 @@ from torch import Tensor
 from cook.model.targets import select
 from cook.model.units import Units, remove, weights
 from cook.passes import MOMENT, SELECTION, WINDOW, Effect, Pass
-from cook.prune.choice import least, spare
+from cook.prune import budget as goals
+from cook.prune.budget import BUDGET
+from cook.prune.choice import least, spare, within
 from cook.prune.importance import gradient_importance, magnitude_importance, normalized, random_importance
 from cook.prune.schedule import sparsity_at
 
 if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy
+    from cook.prune.cost import Cost
     from cook.session import Session
 
 UNITS: dict[str, Any] = {
     "sparsity": {
-        "type": "number",
+        "type": ["number", "null"],
         "exclusiveMinimum": 0,
         "exclusiveMaximum": 1,
-        "description": "share of all that leaves",
+        "default": None,
+        "description": "share of all that leaves; either this or a budget",
     },
+    "budget": BUDGET,
     "importance": {
-        "enum": ["gradient", "magnitude", "random"],
+        "enum": ["gradient", "fisher", "magnitude", "random"],
         "default": "gradient",
         "description": "what says which go: how the loss of examples would change (Michel et al. 2019), the"
-        " size of their weights, or chance, as a control",
+        " square of that (Kwon et al. 2022), the size of their weights, or chance, as a control",
+    },
+    "normalize": {
+        "type": "boolean",
+        "default": False,
+        "description": "divide each layer's scores by their norm (Michel et al.): layers then lose alike",
     },
     "rows": {
         "type": "integer",
@@ -78,26 +89,48 @@ UNITS: dict[str, Any] = {
     **WINDOW,
     "end": {**WINDOW["end"], "default": "50%"},
 }
-"""The options of both passes."""
+"""The options of all passes of the kind."""
+
+MULTIPLE: dict[str, Any] = {
+    "enum": [1, 8, 16, 32, 64],
+    "default": 8,
+    "description": "of what each layer's width stays or becomes one; hardware likes round widths",
+}
+"""The option of those that remove neurons."""
 
 
 class Structure(Pass):
     """Holds the least important units at zero, more of them with time, and removes them at the end."""
 
     phase = "structure"
-    required = ("sparsity",)
-    multiple = 1
+    cost: Cost | None = None
+    """What the units cost, when there is a budget."""
 
     def units(self, anatomy: Anatomy) -> list[Units]:
         """All units of the model's kind."""
         raise NotImplementedError
 
+    def check(self) -> None:
+        if (self.given.get("sparsity") is None) == (self.given["budget"] is None):
+            hint = "write sparsity: 0.5, or budget: {macs: 0.5}"
+            raise self.error("expected either a sparsity or a budget", option="sparsity", hint=hint)
+        if self.given["budget"] is None:
+            return
+        goals.check(self, self.given["budget"])
+        if self.given.get("scope") == "layer":
+            message = "means nothing with a budget, for which all layers are compared"
+            raise self.error(message, option="scope", hint="leave it out")
+
     def wants(self) -> frozenset[str]:
-        return frozenset({"calibration"}) if self.given["importance"] == "gradient" else frozenset()
+        looks = self.given["importance"] in ("gradient", "fisher")
+        needed = frozenset({"calibration"}) if looks else frozenset()
+        return needed if self.given["budget"] is None else needed | goals.wants(self.given["budget"])
 
     def plan(self, anatomy: Anatomy) -> Effect:
         units = self._chosen(anatomy)
-        self._check_spare(units)
+        if self.given["budget"] is not None:
+            self.cost = goals.planned(anatomy.model, units, self.given["budget"])
+        self._check(units)
         keep = self._planned(units)
         model = copy.deepcopy(anatomy.model)
         gone = sum(int((~each).sum()) for each in keep)
@@ -109,6 +142,7 @@ class Structure(Pass):
             edit for each, stays in zip(units, keep, strict=True) for edit in remove(model, each, stays)[0]
         ]
         whole = sum(each.count for each in units)
+        exact = self.given["budget"] is None
         return Effect(
             parameters=[f"{part.module}.weight" for each in units for part in each.parts],
             edits=edits,
@@ -118,13 +152,16 @@ class Structure(Pass):
                 for part in each.parts
             },
             claims=frozenset(f"{each.kind} of {each.where}" for each in units),
-            note=f"{gone:,} of {whole:,} {self._called(units)} leave with {parameters:,} parameters, "
-            f"chosen by {self.given['importance']}",
+            note=f"{'' if exact else 'about '}{gone:,} of {whole:,} {self._called(units)} leave with "
+            f"{parameters:,} parameters, chosen by {self.given['importance']}",
+            sizes="" if exact else "about",
         )
 
     def attach(self, session: Session) -> None:
         self.chosen = self._chosen(session.anatomy)
-        self._check_spare(self.chosen)
+        if self.given["budget"] is not None:
+            self.cost = goals.measured(session, self.chosen, self._chosen, self.given["budget"])
+        self._check(self.chosen)
         self.keep = [torch.ones(each.count, dtype=torch.bool) for each in self.chosen]
         self.owned = [weights(session.model, each) for each in self.chosen]
         self.reached = 0.0
@@ -141,7 +178,7 @@ class Structure(Pass):
             self._complete(session)
         elif elapsed >= 0 and elapsed % self.every == 0:
             progress = self.window.progress(session.step)
-            self._prune(session, sparsity_at(progress, self.given["sparsity"], self.given["schedule"]))
+            self._prune(session, sparsity_at(progress, self.share, self.given["schedule"]))
 
     def after_step(self, session: Session) -> None:
         if session.step == self.window.end - 1:
@@ -158,25 +195,41 @@ class Structure(Pass):
         left = [int(stays.sum()) for stays in self.keep]
         whole = [each.count for each in self.chosen]
         gone = [all_ - some for all_, some in zip(whole, left, strict=True)]
-        return {
+        found: dict[str, Any] = {}
+        if self.cost is not None:
+            # Of the model that the pass met: passes that finished before it took their part.
+            found = {"goal": self.cost.goal, "reached": self.cost.of(left) / self.cost.whole}
+        return found | {
             "left": {each.where: stays for each, stays in zip(self.chosen, left, strict=True)},
             "removed": sum(gone),
             "of": sum(whole),
             "share": sum(gone) / sum(whole),
-            "asked": float(self.given["sparsity"]),
+            "asked": self.share if self.cost is None else 1 - self.share,
             "parameters": sum(count * each for count, each in zip(gone, self.owned, strict=True)),
             "importance": self.given["importance"],
         }
 
     def status(self) -> str:
         whole = sum(len(each) for each in self.keep)
-        return f"{whole - sum(int(each.sum()) for each in self.keep)} of {whole} {self.chosen[0].kind} gone"
+        gone = whole - sum(int(each.sum()) for each in self.keep)
+        return f"{gone} of {whole} {' and '.join(_kinds(self.chosen))} gone"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"reached": self.reached, "keep": list(self.keep)}
+        # Time measured anew would be another time.
+        curves = [] if self.cost is None else list(self.cost.curves)
+        return {"reached": self.reached, "keep": list(self.keep), "curves": curves}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.reached, self.keep = state["reached"], [each.cpu() for each in state["keep"]]
+        if self.cost is not None:
+            self.cost = replace(self.cost, curves=[each.cpu() for each in state["curves"]])
+
+    @property
+    def share(self) -> float:
+        """Of the units, or of their model's cost, that is to leave."""
+        if self.given["budget"] is None:
+            return float(self.given["sparsity"])
+        return 1 - goals.goal_of(self.given["budget"])[1]
 
     def _chosen(self, anatomy: Anatomy) -> list[Units]:
         """The units whose outputs lead to modules that the recipe selects."""
@@ -194,49 +247,82 @@ class Structure(Pass):
             raise self.error("no layer that is selected has any", option="include")
         return found
 
-    def _check_spare(self, units: list[Units]) -> None:
-        options = self._limits()
-        spared, whole = sum(spare(each.count, **options) for each in units), sum(each.count for each in units)
-        wanted = round(self.given["sparsity"] * whole)
-        if wanted - spared >= max(1, self.multiple / 2):
+    def _check(self, units: list[Units]) -> None:
+        """Raise CookError for a goal that cannot be reached, or that takes nothing away."""
+        spared = [spare(each.count, **self._limits(each)) for each in units]
+        limits = f"minimum {self.given['minimum']} and limit {self.given['limit']:g}"
+        if self.cost is not None:
+            least_cost = self.cost.of([each.count - some for each, some in zip(units, spared, strict=True)])
+            nearest, left = least_cost / self.cost.whole, 1 - self.share
+            if nearest > left:
+                raise self.error(
+                    f"{left:g} of the {self.cost.goal} cannot be met: at least {nearest:.3g} is left when all"
+                    f" {self._called(units)} that can go have gone",
+                    option="budget",
+                    hint=f"with {limits} ask for {math.ceil(1000 * nearest) / 1000:g}; prune.layers takes more",
+                )
+            return
+        whole, multiple = sum(each.count for each in units), self.multiple(units[0])
+        wanted = round(self.share * whole)
+        if wanted - sum(spared) >= max(1, multiple / 2):
             raise self.error(
-                f"{wanted} of {whole} {self._called(units)} would go, the layers can spare {spared}",
+                f"{wanted} of {whole} {self._called(units)} would go, the layers can spare {sum(spared)}",
                 option="sparsity",
-                hint=f"at most {spared / whole:.3g} with minimum {options['minimum']}, limit"
-                f" {options['limit']:g}" + (f" and multiple {self.multiple}" if self.multiple > 1 else ""),
+                hint=f"at most {sum(spared) / whole:.3g} with {limits}"
+                + (f" and multiple {multiple}" if multiple > 1 else ""),
             )
         if wanted == 0 or not any(not each.all() for each in self._planned(units)):
             raise self.error(
-                f"{self.given['sparsity']:g} of {whole} {self._called(units)} is less than one",
+                f"{self.share:g} of {whole} {self._called(units)} is less than one",
                 option="sparsity",
-                hint=f"the next that takes something away is {self.multiple / whole:.3g}",
+                hint=f"the next that takes something away is {multiple / whole:.3g}",
             )
 
     def _planned(self, units: list[Units]) -> list[Tensor]:
         """As many as will go. Which ones is found on data; for sizes it suffices to take them evenly."""
         even = [(torch.arange(each.count) + 0.5) / each.count for each in units]
-        return self._least(even, float(self.given["sparsity"]))
+        return self._left(units, even, self.share)
 
     def _called(self, units: list[Units]) -> str:
         grouped = max(each.heads for each in units)
-        return units[0].kind if grouped == 1 else f"groups of {grouped} {units[0].kind} with one key"
+        kinds = [
+            f"groups of {grouped} heads with one key" if grouped > 1 and kind == "heads" else kind
+            for kind in _kinds(units)
+        ]
+        return " and ".join(kinds)
 
-    def _limits(self) -> dict[str, Any]:
-        return {
-            "minimum": self.given["minimum"],
-            "limit": self.given["limit"],
-            "multiple": self.multiple,
-        }
+    def multiple(self, units: Units) -> int:
+        """Of what the number of units that stay is one."""
+        return int(self.given["multiple"]) if units.kind == "neurons" else 1
 
-    def _least(self, scores: list[Tensor], share: float) -> list[Tensor]:
-        return least(scores, share, scope=self.given["scope"], **self._limits())
+    def _limits(self, units: Units) -> dict[str, Any]:
+        limits = {"minimum": self.given["minimum"], "limit": self.given["limit"]}
+        return {**limits, "multiple": self.multiple(units)}
+
+    def _left(self, units: list[Units], scores: list[Tensor], share: float) -> list[Tensor]:
+        """Which units stay when such a share has gone, of the units or of the cost."""
+        if self.cost is None:
+            return least(scores, share, scope=self.given["scope"], **self._limits(units[0]))
+        own = sum(float(curve[-1]) for curve in self.cost.curves)
+        return within(
+            scores,
+            self.cost.curves,
+            own - share * self.cost.whole,
+            minimum=self.given["minimum"],
+            limit=self.given["limit"],
+            multiples=[self.multiple(each) for each in units],
+        )
 
     def _scores(self, session: Session) -> list[Tensor]:
-        if self.given["importance"] == "magnitude":
-            return magnitude_importance(session.model, self.chosen)
-        if self.given["importance"] == "random":
+        importance = self.given["importance"]
+        if importance == "random":
             return random_importance(self.chosen, self.given["seed"])
-        return gradient_importance(session.model, self._examples(session), self.chosen)
+        if importance == "magnitude":
+            found = magnitude_importance(session.model, self.chosen)
+        else:
+            power = 2 if importance == "fisher" else 1
+            found = gradient_importance(session.model, self._examples(session), self.chosen, power=power)
+        return normalized(found) if self.given.get("normalize") else found
 
     def _examples(self, session: Session) -> Iterator[dict[str, Tensor]]:
         for batch in session.examples(self.given["rows"]):
@@ -250,12 +336,15 @@ class Structure(Pass):
 
     def _prune(self, session: Session, share: float) -> None:
         whole = sum(each.count for each in self.chosen)
-        if round(share * whole) <= round(self.reached * whole):
+        due = share > self.reached
+        if self.cost is None:
+            due = round(share * whole) > round(self.reached * whole)
+        if not due:
             return
-        scores = [each.cpu() for each in normalized(self._scores(session))]
+        scores = [each.cpu() for each in self._scores(session)]
         for each, stays in zip(scores, self.keep, strict=True):
             each[~stays] = -torch.inf  # what is gone stays gone
-        self.keep = [session.agreed(stays).cpu() for stays in self._least(scores, share)]
+        self.keep = [session.agreed(stays).cpu() for stays in self._left(self.chosen, scores, share)]
         for units, stays in zip(self.chosen, self.keep, strict=True):
             if not stays.all():
                 session.hold(self, units, stays)
@@ -263,4 +352,8 @@ class Structure(Pass):
 
     def _complete(self, session: Session) -> None:
         """All that is asked for; late when the step at the window's end was skipped."""
-        self._prune(session, float(self.given["sparsity"]))
+        self._prune(session, self.share)
+
+
+def _kinds(units: list[Units]) -> list[str]:
+    return list(dict.fromkeys(each.kind for each in units))

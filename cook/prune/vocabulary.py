@@ -108,7 +108,7 @@ class PruneVocabulary(Pass):
         return Effect(
             parameters=list(dict.fromkeys(names[id(weight)] for weight in weights)),
             note=f"of {found.entries:,} tokens those that the texts never produce; the run counts them",
-            at_most=True,
+            sizes="at most",
         )
 
     def attach(self, session: Session) -> None:

@@ -201,8 +201,8 @@ def plan_table(plan: Mapping[str, Any]) -> str:
 
     Args:
         plan: `rows` with `id, modules, parameters, zeros, parameters_after, bytes_after, window, note`
-            a pass; `before` and `after` with `parameters, bytes, macs`. Sizes after are upper bounds where
-            `at_most` says so.
+            a pass; `before` and `after` with `parameters, bytes, macs`. Sizes after are upper bounds or
+            estimates where `sizes` says so.
     """
     before, after = plan["before"], plan["after"]
     model = [
@@ -211,15 +211,15 @@ def plan_table(plan: Mapping[str, Any]) -> str:
         _measure("size on disk", before["bytes"], after["bytes"], units.size, SIZE),
         _measure("MACs", before["macs"], after["macs"], units.count, COUNT),
     ]
-    if after.get("at_most"):
+    if after.get("sizes"):
         for row in model[1:3]:
-            row[2:] = [f"at most {row[2]}", "the run will tell"]
+            row[2:] = [f"{after['sizes']} {row[2]}", "the run will tell"]
     passes = [["pass", "window", "modules", "touches", "zeros", "parameters after", "size after"]]
     for row in plan["rows"]:
         touched = ("modules", "parameters", "zeros")
         # A pass that only adds a loss touches nothing.
         acts = any(row[key] for key in touched)
-        bound = "at most " if row.get("at_most") else ""
+        bound = f"{row['sizes']} " if row.get("sizes") else ""
         sizes = [units.count(row["parameters_after"]), units.size(row["bytes_after"])]
         numbers = [*(units.count(row[key]) for key in touched), *(bound + size for size in sizes)]
         numbers = numbers if acts else [units.NOTHING] * 5

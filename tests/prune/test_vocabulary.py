@@ -183,8 +183,8 @@ def test_a_rounded_head_that_shares_its_weight_loses_its_columns(tmp_path):
 
 def test_the_plan_says_at_most(tmp_path):
     planned = cook.pipeline.plan(load_recipe(recipe(tmp_path)))
-    assert planned.after["at_most"]
-    assert planned.rows[0]["at_most"]
+    assert planned.after["sizes"] == "at most"
+    assert planned.rows[0]["sizes"] == "at most"
     assert planned.rows[0]["parameters"] == 23 * 16
     assert "the run counts them" in planned.rows[0]["note"]
 

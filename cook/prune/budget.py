@@ -1,0 +1,122 @@
+"""A goal for passes that remove heads and neurons: the share of a model's cost that is left."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from cook.model.units import Units
+from cook.prune import cost
+from cook.prune.cost import Cost
+
+if TYPE_CHECKING:
+    from cook.model.anatomy import Anatomy
+    from cook.passes import Pass
+    from cook.session import Session
+
+GOALS = ("parameters", "macs", "latency")
+_SHARE = {"type": ["number", "null"], "exclusiveMinimum": 0, "exclusiveMaximum": 1, "default": None}
+BUDGET: dict[str, Any] = {
+    "type": ["object", "null"],
+    "properties": {
+        "parameters": {**_SHARE, "description": "share of the model's parameters that is left"},
+        "macs": {**_SHARE, "description": "share of its multiply-accumulates, on examples of the data"},
+        "latency": {**_SHARE, "description": "share of its time, measured on this machine"},
+        "device": {
+            "enum": ["cpu", "cuda", None],
+            "default": None,
+            "description": "where time is measured; where the model trains when left out",
+        },
+        "batch": {
+            "type": "integer",
+            "minimum": 1,
+            "default": 1,
+            "description": "examples of a forward that is timed",
+        },
+    },
+    "additionalProperties": False,
+    "minProperties": 1,
+    "default": None,
+    "description": "share of the model's parameters, macs or latency that is left, in the place of a sparsity",
+}
+"""The option, the same wherever there is a goal: `budget: {macs: 0.3}`, `{latency: 0.5, device: cpu}`."""
+
+
+def goal_of(budget: Mapping[str, Any]) -> tuple[str, float]:
+    """Which cost, and the share of it that is left at most."""
+    ((name, share),) = ((name, budget[name]) for name in GOALS if budget.get(name) is not None)
+    return name, float(share)
+
+
+def check(owner: Pass, budget: Mapping[str, Any]) -> None:
+    """Raise CookError for a budget that does not say one thing."""
+    named = [name for name in GOALS if budget.get(name) is not None]
+    if len(named) != 1:
+        found = " and ".join(named) or "none of them"
+        message = f"expected one of parameters, macs and latency, found {found}"
+        raise owner.error(message, option="budget", hint="write budget: {macs: 0.3}")
+    if named != ["latency"]:
+        for option in ("device", "batch"):
+            if budget.get(option) != BUDGET["properties"][option]["default"]:
+                message = f"means nothing with {named[0]}"
+                raise owner.error(message, option=f"budget.{option}", hint="it is for latency: leave it out")
+    if budget.get("device") == "cuda" and not torch.cuda.is_available():
+        raise owner.error("there is no CUDA device to measure on", option="budget.device")
+
+
+def wants(budget: Mapping[str, Any]) -> frozenset[str]:
+    """Parameters are counted without examples."""
+    return frozenset() if goal_of(budget)[0] == "parameters" else frozenset({"calibration"})
+
+
+def measured(
+    session: Session,
+    units: list[Units],
+    choose: Callable[[Anatomy], list[Units]],
+    budget: Mapping[str, Any],
+) -> Cost:
+    """The cost of the session's model in what the budget is about.
+
+    Args:
+        units: of that model.
+        choose: the same of a model like it.
+    """
+    goal, _ = goal_of(budget)
+    if goal == "parameters":
+        return cost.parameters(session.model, units)
+    batch = _example(session.examples(1 if goal == "macs" else budget["batch"]))
+    if goal == "macs":
+        return cost.multiply_accumulates(session.model, units, batch)
+    device = torch.device(budget["device"] or session.model.device)
+    found = cost.milliseconds(
+        lambda: _alike(session).to(device),
+        choose,
+        {name: value.to(device) for name, value in batch.items()},
+    )
+    # One process's clock for all of them.
+    curves = [session.agreed(curve).cpu() for curve in found.curves]
+    return Cost(goal, curves, found.layers, float(session.agreed(torch.tensor(found.rest))))
+
+
+def planned(model: nn.Module, units: list[Units], budget: Mapping[str, Any]) -> Cost:
+    """What can be said without data: parameters; for other goals those of the units stand for all else."""
+    found = cost.parameters(model, units)
+    return found if goal_of(budget)[0] == "parameters" else Cost(found.goal, found.curves)
+
+
+def _example(batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
+    batch = next(batches)
+    return {name: value for name, value in batch.items() if name != "labels"}
+
+
+def _alike(session: Session) -> nn.Module:
+    """A model built like the session's, with other weights: hooks and stand-ins are not timed."""
+    model: Any = session.model
+    with torch.random.fork_rng(devices=[]):
+        other = type(model)(copy.deepcopy(model.config)).to(model.dtype)
+    session.blueprint.apply(other)
+    return other
