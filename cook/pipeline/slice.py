@@ -9,7 +9,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 import cook
@@ -18,15 +17,15 @@ from cook.model import load
 from cook.model.anatomy import Anatomy
 from cook.model.folder import check_free, read_blueprint
 from cook.model.shapes import small_example
-from cook.model.source import auto_class_of, check
+from cook.model.source import check
 from cook.passes import Pass
 from cook.pipeline import environment, output
 from cook.pipeline.deliver import deliver
-from cook.pipeline.evaluate import open_folder
-from cook.pipeline.inputs import Say, make_passes, stored_dtype
+from cook.pipeline.inputs import Say, make_passes
 from cook.pipeline.plan import plan_passes
 from cook.pipeline.rows import state
-from cook.pipeline.train import Work, accounting_of, example
+from cook.pipeline.train import accounting_of, example
+from cook.pipeline.whole import Whole, open_whole
 from cook.recipe import Recipe, load_recipe, thaw
 from cook.report import Model, PassRow, Report, State
 from cook.session import Session
@@ -53,23 +52,6 @@ class Slice:
         """As JSON values."""
         figures = {name: getattr(self.state, name) for name in ("parameters", "bytes", "macs", "metrics")}
         return {"layers": self.layers, **figures, "path": None if self.path is None else str(self.path)}
-
-
-@dataclass(frozen=True)
-class _Source:
-    """The whole model, what it is measured by, and the recipe with nothing but that in it."""
-
-    recipe: Recipe
-    work: Work
-    auto_class: str
-
-    def load(self, meta: bool = False) -> PreTrainedModel:
-        """The model again, in float32."""
-        return load.load(self.recipe.model, auto_class=self.auto_class, meta=meta, error=self.error)
-
-    def error(self, key: str, message: str, hint: str | None) -> CookError:
-        """An error of the model section."""
-        return self.recipe.error(f"model.{key}", message, hint)
 
 
 def slice_folder(
@@ -113,7 +95,7 @@ def slice_folder(
     _check_floats(place)
     asked = _asked(depths, choose)
     targets = _targets(place, list(asked), out, force=force) if write else {}
-    source = _source(place, recipe, list(overrides), say)
+    source = open_whole(place, recipe, list(overrides), say)
     meta = source.load(meta=True)
     for name, options in asked.items():
         try:
@@ -176,63 +158,12 @@ def _targets(place: Path, names: list[str], out: Any, *, force: bool) -> dict[st
     return found
 
 
-def _source(place: Path, recipe: Any, overrides: list[str], say: Say) -> _Source:
-    """The whole model with the data of a recipe, or else without."""
-    if recipe is not None or (place / "recipe.yaml").is_file():
-        try:
-            opened = open_folder(place, place / "recipe.yaml" if recipe is None else recipe, overrides)
-        except CookError as error:
-            if recipe is not None or overrides:
-                raise
-            say(f"accuracy is not measured: the data of its recipe are of no use here\n  {error}")
-        else:
-            work = Work(
-                model=opened.model,
-                passes=(),
-                task=opened.task,
-                rows={"validation": opened.rows},
-                train=None,
-                evaluation=opened.recipe.eval,
-                accelerator=environment.accelerator(opened.recipe),
-                processor=opened.processor,
-                dtype=stored_dtype(opened.recipe, opened.model),
-            )
-            return _trained(_Source(opened.recipe, work, opened.task.auto_class))
-    elif overrides:
-        raise CookError(
-            "there is no recipe.yaml in the folder to change", where=str(place), hint="name a --recipe"
-        )
-    else:
-        say(f"accuracy is not measured: there is no recipe.yaml in {place}; --recipe names one with data")
-    bare = load_recipe(
-        {"version": 1, "model": {"path": str(place)}, "eval": {"latency": False}}, partial=True
-    )
-    auto_class = auto_class_of(place)
-    model = load.load(bare.model, auto_class=auto_class, error=bare.error)
-    images = model.main_input_name == "pixel_values"
-    processor = load.load_processor(bare.model, "image" if images else "tokenizer")
-    accelerator = environment.accelerator(bare, device=torch.device("cpu"))
-    work = Work(model, (), None, {}, None, bare.eval, accelerator, processor=processor)
-    return _trained(_Source(bare, replace(work, dtype=stored_dtype(bare, model)), auto_class))
-
-
-def _trained(source: _Source) -> _Source:
-    if load.origin_of(source.work.model).new_head:
-        hint = "name a --recipe with the task that it was trained for"
-        raise CookError(
-            f"the model has no head for {source.auto_class}", where=source.recipe.model.path, hint=hint
-        )
-    return source
-
-
 def _pruning(options: Mapping[str, Any]) -> Pass:
     (found,) = make_passes(load_recipe({"version": 1, "passes": [{"prune.layers": options}]}, partial=True))
     return found
 
 
-def _write(
-    source: _Source, made: PreTrainedModel, whole: Slice, part: Slice, *, force: bool, say: Say
-) -> None:
+def _write(source: Whole, made: PreTrainedModel, whole: Slice, part: Slice, *, force: bool, say: Say) -> None:
     """Write a slice, with a recipe that would cut it again and a report of how it was measured."""
     value = thaw(source.recipe.value)
     value["passes"] = [{"prune.layers": {"keep": part.layers}}]
