@@ -5,7 +5,8 @@ meet only in the `Session`, which calls them in this order:
 
     plan                                    once, on a model without weights
     attach                                  once, before the optimizer exists
-    before_step, losses, after_step         every step
+    before_step, after_step                 every step
+    leaves_out, losses                      every forward
     finish, facts                           once, when the last step is done
 
 Registering a class is all it takes: the schema, the validator, `cook passes`, and the shared tests
@@ -14,7 +15,7 @@ find it there. Other packages add passes through the entry point group `cook.pas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -48,6 +49,7 @@ BUILT_IN = (
     "cook.distill.tinybert",
     "cook.distill.minilm",
     "cook.prune.layers",
+    "cook.prune.layerdrop",
     "cook.prune.heads",
     "cook.prune.neurons",
     "cook.prune.units",
@@ -108,6 +110,8 @@ class Effect:
         loses: what leaves when the pass finishes: a module and `out` (rows) or `in` (columns), and how many
             at a time.
         groups: the rows or columns of a module that the pass takes together, and how many, from the first on.
+        reads: modules of which the pass needs what they give in every forward.
+        skips: layers that some forwards do without.
         note: one line for people.
         sizes: `at most` or `about`, where what leaves depends on data and the sizes after are such.
     """
@@ -118,6 +122,8 @@ class Effect:
     claims: frozenset[str] = frozenset()
     loses: Mapping[tuple[str, str], int] = field(default_factory=dict)
     groups: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    reads: frozenset[str] = frozenset()
+    skips: frozenset[str] = frozenset()
     note: str = ""
     sizes: str = ""
 
@@ -189,6 +195,13 @@ class Pass:
         A value is a mean over the batch's items (examples, or valid tokens), as the task's own is.
         """
         return {}
+
+    def leaves_out(self, session: Session) -> Sequence[str]:
+        """The layers that the coming forward does without, by name, of those told to `may_leave_out`.
+
+        Called before each forward of the session inside the window, while the model is in train mode.
+        """
+        return ()
 
     def task_weight(self) -> float:
         """What the task's own loss is multiplied with while the pass is in its window."""

@@ -25,7 +25,7 @@ from transformers.utils import ModelOutput
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
 from cook.model.blueprint import Blueprint, Edit
-from cook.model.depth import compact
+from cook.model.depth import STAYS, compact, left_out, missing, unreached
 from cook.model.hooks import Hooks
 from cook.model.masks import Masks
 from cook.model.plain import settle
@@ -113,6 +113,7 @@ class Session:
         self.masks = Masks(model) if masks is None else masks
         self._tensors = Tensors(self.anatomy, self.hooks)
         self.blueprint: Blueprint = blueprint_of(model)
+        self._avoidable: list[tuple[Pass, Sequence[str]]] = []
         self.step = 0
         self.batch: Mapping[str, Tensor] = {}
         self.outputs: Any = ModelOutput()
@@ -125,6 +126,7 @@ class Session:
                 if before_attach is not None:
                     before_attach(each)
                 self._attach(each)
+            self._check_left_out()
             self._tensors.open()
             for one in self.teachers:
                 one.open()
@@ -213,7 +215,8 @@ class Session:
         self.batch = {name: value for name, value in batch.items() if name != ROWS}
         for teacher in self.teachers:
             teacher.meet(batch)
-        with self._tensors.recording():
+        absent = self._absent()
+        with self._tensors.recording(), left_out(self.anatomy, absent):
             self.outputs = self.model(**self.batch)
         if getattr(self.outputs, "loss", None) is None:
             raise CookError(
@@ -231,10 +234,15 @@ class Session:
                 terms[unique] = term.weight * term.value
                 self.unweighted[unique] = term.value.detach()
         terms = {"task": task_weight * self.outputs.loss, **terms}
-        if idle := [p for p in self.module.trained.parameters() if p.requires_grad]:
-            # A trained module whose term is not due must still take part, or DDP waits for it for ever.
-            terms["task"] = terms["task"] + sum(0.0 * parameter.sum() for parameter in idle)
+        trained = [p for p in self.module.trained.parameters() if p.requires_grad]
+        if idle := [*trained, *unreached(self.anatomy, absent)]:
+            # What is trained and has no part in this loss must still take part, or DDP waits for it for ever.
+            terms["task"] = terms["task"] + sum(0.0 * parameter.flatten()[:1].sum() for parameter in idle)
         return terms
+
+    def may_leave_out(self, owner: Pass, layers: Sequence[str]) -> None:
+        """Say, when attached, which layers `owner.leaves_out` may name."""
+        self._avoidable.append((owner, layers))
 
     def watch(self, name: str) -> None:
         """Ask for a tensor inside of the model (`cook.model.tensors` has the names), when attached.
@@ -337,6 +345,17 @@ class Session:
         self.masks.load_state_dict(state["masks"])
         for each in self.passes:
             each.load_state_dict(state["passes"][each.id])
+
+    def _absent(self) -> list[str]:
+        """The layers that the coming forward does without; evaluations are whole."""
+        if not self.model.training:
+            return []
+        return list(dict.fromkeys(name for each in self.active() for name in each.leaves_out(self)))
+
+    def _check_left_out(self) -> None:
+        for owner, layers in self._avoidable:
+            if message := missing(self._tensors.read, layers):
+                raise owner.error(message, hint=STAYS)
 
     def _let_go(self) -> None:
         self._tensors.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from cook.model import measure
 from cook.pipeline import deliver
-from cook.pipeline.inputs import read_data, silent
+from cook.pipeline.inputs import load_model, read_data, silent
 from cook.recipe import load_recipe
 from tests import tiny
 
@@ -43,5 +44,7 @@ def test_latency_is_compared_under_the_same_attention(
     monkeypatch.setattr(measure, "latency", latency)
     batch = {name: value for name, value in tiny.batch(size=1).items() if name != "labels"}
     data = read_data(recipe, silent)
-    deliver._latency(recipe, data, tmp_path / "bert", batch, torch.device("cpu"))
+    whole = partial(load_model, recipe, data, silent)
+    auto_class = data.task.auto_class
+    deliver._latency(recipe, auto_class, whole, tmp_path / "bert", batch, torch.device("cpu"))
     assert seen == {"before": attention, "after": attention}

@@ -34,10 +34,15 @@ from tests.traces import differences, hooks
 REFUSED = {
     *(
         (name, name)
-        for name in ("quant.qat", "prune.heads", "prune.neurons", "prune.layers", "prune.vocabulary")
+        for name in (
+            *("quant.qat", "prune.heads", "prune.neurons", "prune.layers", "prune.layerdrop"),
+            "prune.vocabulary",
+        )
     ),
     ("prune.layers", "distill.minilm"),
     ("distill.minilm", "prune.layers"),
+    *((name, "prune.layerdrop") for name in ("distill.minilm", "distill.tinybert")),
+    *(("prune.layerdrop", name) for name in ("distill.minilm", "distill.tinybert")),
 }
 """Ordered pairs that are refused before anything runs: both act on the same, or one on a layer left out."""
 CASES = kitchen.cases(whole="COOK_WHOLE_MATRIX" in os.environ)

@@ -6,9 +6,12 @@ import argparse
 from collections.abc import Sequence
 
 from cook import __version__
-from cook.cli import ablate, convert, evaluate, passes, plan, report, run, schema, screen, validate
+from cook.cli import ablate, convert, evaluate, passes, plan, report, run, schema, screen, slice, validate
 
-VERBS = {verb.NAME: verb for verb in (run, validate, plan, evaluate, report, schema, passes, ablate, convert)}
+VERBS = {
+    verb.NAME: verb
+    for verb in (run, validate, plan, evaluate, slice, report, schema, passes, ablate, convert)
+}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -45,16 +45,16 @@ def fail(error: BaseException, *, debug: bool, most: int | None = MOST) -> int:
         most: mistakes of a recipe that are shown; None shows all.
     """
     if debug:
-        _complain("".join(traceback.format_exception(error)).rstrip())
+        complain("".join(traceback.format_exception(error)).rstrip())
     if isinstance(error, CookError):
-        _complain(f"error: {_message(error, most)}")
+        complain(f"error: {_message(error, most)}")
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        _complain("error: interrupted")
+        complain("error: interrupted")
         return 1
-    _complain(f"error: {type(error).__name__}: {error}".rstrip(": "))
+    complain(f"error: {type(error).__name__}: {error}".rstrip(": "))
     if not debug:
-        _complain("  run again with --debug for the traceback")
+        complain("  run again with --debug for the traceback")
     return 1
 
 
@@ -69,6 +69,7 @@ def _message(error: CookError, most: int | None) -> str:
     return "\n".join(lines)
 
 
-def _complain(text: str) -> None:
+def complain(text: str) -> None:
+    """Print to stderr, whose reader may have gone."""
     with contextlib.suppress(BrokenPipeError):
         print(text, file=sys.stderr, flush=True)

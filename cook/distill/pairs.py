@@ -17,6 +17,7 @@ from cook.distill.taught import LESSON, Taught
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
 from cook.model.shapes import shapes
+from cook.model.tensors import find, modules_of
 from cook.passes import Effect
 
 if TYPE_CHECKING:
@@ -155,7 +156,8 @@ class Intermediate(Taught):
             return Effect(note="its teacher is not there to be planned with")
         pairs = self.pairs(anatomy, self._theirs(anatomy))
         self._project(self.sizes(anatomy, pairs))
-        return Effect(note=self.note(pairs))
+        read = modules_of(find(anatomy, pair.student) for pair in pairs)
+        return Effect(reads=frozenset(read), note=self.note(pairs))
 
     def attach(self, session: Session) -> None:
         super().attach(session)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +41,53 @@ def droppable(anatomy: Anatomy) -> list[str]:
 def skips(anatomy: Anatomy, layers: Sequence[str]) -> list[Edit]:
     """The edits that put a `Skipped` in the place of each of these layers."""
     return [Edit("skip", layer, {"pair": anatomy.stacks[layer].gives == "pair"}) for layer in layers]
+
+
+@contextmanager
+def left_out(anatomy: Anatomy, layers: Sequence[str]) -> Iterator[None]:
+    """Skip some layers of a model inside; afterwards each is in its place again, whatever happened.
+
+    Hooks of a layer fire as ever, and see that it gives what it gets.
+    """
+    model = anatomy.model
+    places = {name: surgery.get(model, name) for name in layers}
+    try:
+        for name, layer in places.items():
+            pair = anatomy.stacks[name].gives == "pair"
+            surgery.replace(model, name, Skipped(layer, pair=pair, watched=True))
+        yield
+    finally:
+        for name, layer in places.items():
+            surgery.replace(model, name, layer)
+
+
+def unreached(anatomy: Anatomy, layers: Sequence[str]) -> list[nn.Parameter]:
+    """The parameters that a forward without these layers may not come to.
+
+    Those of the layers; and all of the model where no layer is left of a kind, since what leads to these
+    alone is not come to either: an encoder that only the decoder's layers look at.
+    """
+    if not layers:
+        return []
+    without = {id(anatomy.stacks[name]) for name in layers}
+    without -= {id(anatomy.stacks[name]) for name in anatomy.live if name not in layers}
+    modules = [anatomy.model] if without else [surgery.get(anatomy.model, name) for name in layers]
+    return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+
+
+STAYS = "name the layer's own .output, or let the layer stay: keep in prune.layerdrop"
+"""What to do where `missing` finds something."""
+
+
+def missing(modules: Iterable[str], layers: Iterable[str]) -> str | None:
+    """What to say of modules that are needed in every forward and lie inside of layers that some forwards
+    leave out; None if there are none."""
+    owners = tuple(layers)
+    for module in sorted(modules):
+        for layer in owners:
+            if module.startswith(f"{layer}."):
+                return f"{module} gives nothing in forwards that leave {layer} out, and a pass learns from it"
+    return None
 
 
 def shorten(config: Any, kept: Sequence[int], count: int, key: str = "num_hidden_layers") -> None:

@@ -171,7 +171,7 @@ def _load(
         hub["revision"] = _option(section, "revision")
     config = transformers.AutoConfig.from_pretrained(name, **hub)
     blueprint = _refuse_quantised(config, path, error)
-    fresh = _class_name(auto, config) not in (config.architectures or [])
+    fresh = source.class_name(auto, config) not in (config.architectures or [])
     origin = Origin(dtype=config.dtype if isinstance(config.dtype, torch.dtype) else None, new_head=fresh)
     if fresh:
         _name_labels(config, named or labels)
@@ -250,15 +250,6 @@ def _refuse_quantised(config: Any, path: str, error: Refuse) -> Blueprint:
         message = f"{path} is already quantised ({method or 'by an unknown method'})"
         raise error("path", message, "start from the float model that it was made of")
     return Blueprint.from_dict(CookConfig.from_dict(given).blueprint)
-
-
-def _class_name(auto: Any, config: Any) -> str:
-    mapping = auto._model_mapping
-    if type(config) in mapping:
-        found = mapping[type(config)]
-        return found[0].__name__ if isinstance(found, (tuple, list)) else found.__name__
-    auto_map = getattr(config, "auto_map", None) or {}
-    return str(auto_map.get(auto.__name__, "")).rpartition(".")[2]
 
 
 def _check_keys(

@@ -35,7 +35,7 @@ def shapes(anatomy: Anatomy, names: Iterable[str], tokens: int = 3) -> dict[str,
     tensors.open()
     try:
         with evaluating(model), tensors.recording():
-            model(**_example(model, tokens))
+            model(**small_example(model, tokens))
     except RuntimeError:
         # A head can ask for values, which meta tensors do not have; what was reached before counts.
         if model.device.type != "meta":
@@ -51,7 +51,8 @@ def shapes(anatomy: Anatomy, names: Iterable[str], tokens: int = 3) -> dict[str,
     return {name: tuple(tensor.shape) for name, tensor in found.items()}
 
 
-def _example(model: Any, tokens: int) -> dict[str, Tensor]:
+def small_example(model: Any, tokens: int = 3) -> dict[str, Tensor]:
+    """Inputs that a model takes without complaint: an image of zeros, or the same token so many times."""
     config = model.config
     if model.main_input_name == "pixel_values":
         size = config.image_size

@@ -13,12 +13,15 @@ class Skipped(nn.Module):
     Args:
         layer: that was here; what it says of itself in words and numbers stays, since models look at it.
         pair: whether layers of its kind give their states in a pair.
+        watched: whether the layer's hooks fire here, since it will be back.
     """
 
-    def __init__(self, layer: nn.Module, *, pair: bool = False):
+    def __init__(self, layer: nn.Module, *, pair: bool = False, watched: bool = False):
         super().__init__()
         said = {name: value for name, value in vars(layer).items() if isinstance(value, (str, int, float))}
         vars(self).update({name: value for name, value in said.items() if name != "training"})
+        if watched:
+            vars(self).update({name: vars(layer)[name] for name in vars(self) if name.startswith("_forward")})
         self.pair = pair
         self.train(layer.training)
 

@@ -112,6 +112,36 @@ def explain(failure: Exception, path: str, auto_class: str) -> tuple[str, str | 
     return f"{path} cannot be loaded: {text[:300] or type(failure).__name__}", None
 
 
+def class_name(auto: Any, config: Any) -> str:
+    """What an Auto class of transformers makes of a config; nothing where it knows no such models."""
+    mapping = auto._model_mapping
+    if type(config) in mapping:
+        found = mapping[type(config)]
+        return found[0].__name__ if isinstance(found, (tuple, list)) else found.__name__
+    auto_map = getattr(config, "auto_map", None) or {}
+    return str(auto_map.get(auto.__name__, "")).rpartition(".")[2]
+
+
+def auto_class_of(folder: Path) -> str:
+    """The Auto class that loads the model in a folder with its head; AutoModel where it names none.
+
+    Raises:
+        CookError: its config cannot be read.
+    """
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+    except FAILURES as failure:
+        message, hint = explain(failure, str(folder), "AutoConfig")
+        raise CookError(message, hint=hint) from failure
+    heads = [name for name in vars(modeling_auto) if name.startswith("AutoModelFor")]
+    named = config.architectures or []
+    found = [name for name in heads if class_name(getattr(modeling_auto, name), config) in named]
+    return found[0] if found else "AutoModel"
+
+
 def plain(value: Any) -> Any:
     """Frozen mappings and tuples as dicts and lists, all the way down."""
     if isinstance(value, (str, bytes)) or value is None:

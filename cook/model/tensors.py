@@ -88,6 +88,11 @@ def find(anatomy: Anatomy, name: str) -> Source:
     raise CookError(f"{name!r} is no tensor of a model", hint=f"write {forms}")
 
 
+def modules_of(sources: Iterable[Source]) -> list[str]:
+    """The modules that are read for some tensors, each once."""
+    return list(dict.fromkeys(read.module for source in sources for read in source.reads))
+
+
 def _of_layer(anatomy: Anatomy, layer: str, word: str, part: str) -> Source:
     if part in ("input", "output"):
         return Source((Read(layer, part.removesuffix("put")),), _same)
@@ -185,6 +190,11 @@ class Tensors:
         refuse_reentrant(self._recomputed)
         for read in dict.fromkeys(read for source in self._sources.values() for read in source.reads):
             self._hook(read)
+
+    @property
+    def read(self) -> list[str]:
+        """The modules that are read for the watched tensors."""
+        return modules_of(self._sources.values())
 
     @contextmanager
     def recording(self) -> Iterator[None]:

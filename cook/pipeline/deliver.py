@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from cook.model.integer import IntLinear
 from cook.model.quiet import quiet
 from cook.model.verify import verify
 from cook.pipeline.folding import outputs
-from cook.pipeline.inputs import Data, load_model, silent
 from cook.pipeline.output import LOGS, work_folder
 from cook.recipe import Recipe
 from cook.report import Reload, Report, card
@@ -29,7 +28,8 @@ INTEGERS_MAY_DIFFER = 1e-3
 def deliver(
     recipe: Recipe,
     asked: Recipe,
-    data: Data,
+    auto_class: str,
+    whole: Callable[[], PreTrainedModel],
     report: Report,
     model: PreTrainedModel,
     processor: Any,
@@ -43,8 +43,10 @@ def deliver(
     Args:
         recipe: with the model that was really loaded.
         asked: the same as its author wrote it, for what is kept in the folder.
+        auto_class: the class of transformers that loads the model.
+        whole: loads the source, in float32, to be timed beside the result.
         report: all but what is found and filled in here: `reload`, `model.latency`.
-        sample: one example without its label.
+        sample: one example without its label, to verify and to time with.
         dtype: of the floats that are written.
         force: replace a model folder that is there already.
 
@@ -61,7 +63,7 @@ def deliver(
         draft,
         batch,
         outputs(stored, batch),
-        auto_class=data.task.auto_class,
+        auto_class=auto_class,
         trust_remote_code=_trusted(recipe),
         attention=recipe.model.attention,
     )
@@ -69,7 +71,7 @@ def deliver(
     report.reload = Reload(**found)
     report.model.extra["weight_bytes"] = folder.weight_bytes(draft)
     if recipe.eval.latency:
-        report.model.latency = _latency(recipe, data, draft, batch, device)
+        report.model.latency = _latency(recipe, auto_class, whole, draft, batch, device)
     base = recipe.model.path
     texts = {
         "recipe.yaml": asked.to_yaml(target),
@@ -105,16 +107,21 @@ def _check(model: PreTrainedModel, found: Mapping[str, Any]) -> None:
 
 
 def _latency(
-    recipe: Recipe, data: Data, draft: Path, batch: Mapping[str, Tensor], device: torch.device
+    recipe: Recipe,
+    auto_class: str,
+    whole: Callable[[], PreTrainedModel],
+    draft: Path,
+    batch: Mapping[str, Tensor],
+    device: torch.device,
 ) -> dict[str, Any]:
     """The source and the result in float32, timed in alternation on the device at hand."""
-    auto = getattr(transformers, data.task.auto_class)
+    auto = getattr(transformers, auto_class)
     options = {"trust_remote_code": _trusted(recipe)}
     if recipe.model.attention is not None:
         options["attn_implementation"] = recipe.model.attention
     with quiet():
         after = auto.from_pretrained(draft, dtype=torch.float32, **options)
-    models = {"before": load_model(recipe, data, silent), "after": after}
+    models = {"before": whole(), "after": after}
     moved = {name: _as(value, torch.float32).to(device) for name, value in batch.items()}
     times = measure.latency({name: one.to(device).eval() for name, one in models.items()}, moved)
     was, now = times["before"]["median"], times["after"]["median"]

@@ -28,12 +28,14 @@ class Opened:
 
     Attributes:
         rows: of the validation split, prepared.
+        processor: that prepared them.
         recipe: with the folder as its model.
     """
 
     model: PreTrainedModel
     rows: Dataset
     task: Task
+    processor: Any | None
     recipe: Recipe
     device: torch.device
 
@@ -83,4 +85,4 @@ def open_folder(
     rows = data.task.prepare(data.raw["validation"], processor)
     device = Accelerator().device
     model.to(device)
-    return Opened(model, rows, data.task, recipe, device)
+    return Opened(model, rows, data.task, processor, recipe, device)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
 from cook.model.blueprint import Blueprint
-from cook.model.depth import compact
+from cook.model.depth import STAYS, compact, missing
 from cook.model.linear import weight_count
 from cook.model.measure import tally
 from cook.model.plain import settle
@@ -129,6 +129,8 @@ def _check_claims(each: Pass, effect: Effect, planned: Sequence[tuple[Pass, Effe
                 f"{other.id} acts on the {shared[0]}{more} already",
                 hint="give one of the two passes an `exclude`, or leave it out",
             )
+        if message := missing(effect.reads, its.skips) or missing(its.reads, effect.skips):
+            raise each.error(message, hint=STAYS)
         for loses, groups in ((its.loses, effect.groups), (effect.loses, its.groups)):
             torn = [place for place in groups if place in loses and loses[place] % groups[place]]
             if torn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -149,8 +150,18 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
         tracker.finish()
     if accelerator.is_main_process:
         assert outcome.sample is not None
-        sample = outcome.sample
-        deliver(recipe, asked, data, report, model, outcome.processor, sample, dtype=dtype, force=force)
+        deliver(
+            recipe,
+            asked,
+            data.task.auto_class,
+            partial(load_model, recipe, data, silent),
+            report,
+            model,
+            outcome.processor,
+            outcome.sample,
+            dtype=dtype,
+            force=force,
+        )
         shutil.rmtree(folder.parent, ignore_errors=True)
         say(f"written to {recipe.output.path}")
     accelerator.wait_for_everyone()

@@ -100,7 +100,7 @@ def carry_out(work: Work) -> Outcome:
     work.model.to(work.accelerator.device)
     sample = example(work)
     masks = Masks(work.model)
-    accounting = _accounting(work, work.model, work.passes, masks)
+    accounting = accounting_of(work, work.model, work.passes, masks)
     before = accounting.state(0) if work.source is None else _of_source(work, work.source)
     accounting.whole = before["parameters"]
     _check_metric(work, before["metrics"])
@@ -147,9 +147,11 @@ def carry_out(work: Work) -> Outcome:
     )
 
 
-def _accounting(
-    work: Work, model: PreTrainedModel, passes: Sequence[Pass], masks: Masks | None = None
+def accounting_of(
+    work: Work, model: PreTrainedModel, passes: Sequence[Pass] = (), masks: Masks | None = None
 ) -> Accounting:
+    """Records what becomes of a model, by the data and the task of a run."""
+
     def macs() -> int | None:
         sample = example(work)  # now: a pass may have changed how it is read
         return measure.macs(model, sample) if sample else None
@@ -169,7 +171,7 @@ def _of_source(work: Work, source: PreTrainedModel) -> State:
     place: Any = source.device
     read_alike(source, work.model)
     moved: Any = source
-    state = _accounting(work, moved.to(work.accelerator.device), ()).state(0)
+    state = accounting_of(work, moved.to(work.accelerator.device)).state(0)
     moved.to(place)
     return state
 

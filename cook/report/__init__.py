@@ -2,7 +2,7 @@
 
 from cook.report.card import card
 from cook.report.report import Model, PassRow, Reload, Report, State
-from cook.report.table import ablation_table, markdown, plan_table, terminal
+from cook.report.table import ablation_table, markdown, plan_table, slice_table, terminal
 
 __all__ = [
     "Model",
@@ -14,5 +14,6 @@ __all__ = [
     "card",
     "markdown",
     "plan_table",
+    "slice_table",
     "terminal",
 ]

@@ -259,6 +259,27 @@ def ablation_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return grid(lines, align="<>>><" + ">" * len(names))
 
 
+def slice_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A model and what was cut out of it, for a terminal.
+
+    Args:
+        rows: the whole model first; each with `layers` (numbers), `parameters`, `bytes`, `macs`, `metrics`.
+            Changes are those against the whole.
+    """
+    whole = rows[0]
+    names = [name for name in whole["metrics"] if name != "loss"][:2] or list(whole["metrics"])
+    lines = [["layers", "which", "parameters", "size on disk", "MACs", *names]]
+    for row in rows:
+        which = "all" if row is whole else ", ".join(map(str, row["layers"]))
+        figures = [units.count(row["parameters"]), units.size(row["bytes"]), units.count(row["macs"])]
+        for name in names:
+            value = row["metrics"].get(name)
+            change = "" if row is whole else units.metric_change(name, whole["metrics"].get(name), value)
+            figures.append(units.metric(name, value) + (f" ({change})" if change else ""))
+        lines.append([str(len(row["layers"])), which, *figures])
+    return grid(lines, align="><>>>" + ">" * len(names))
+
+
 def _measure(
     name: str,
     before: units.Number,

@@ -33,6 +33,12 @@ ROW = {
 }
 
 
+def sliced(layers: list[int], accuracy: float) -> SimpleNamespace:
+    """A stand-in for what a slice is told by."""
+    row = {"layers": layers, "parameters": 100, "bytes": 400, "macs": None, "metrics": {"accuracy": accuracy}}
+    return SimpleNamespace(to_dict=lambda: {**row, "path": None})
+
+
 class Calls(list[tuple[str, Any]]):
     """What the stand-ins were called with; `fails` is raised by each of them when it is set."""
 
@@ -64,6 +70,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         "plan": SimpleNamespace(before=BEFORE, after=BEFORE, rows=[ROW]),
         "evaluate": {"accuracy": 0.9014, "loss": 0.25},
         "ablate": rows,
+        "slice_folder": [sliced([0, 1, 2], 0.9), sliced([2], 0.8)],
     }
     for name, value in answers.items():
         setattr(pipeline, name, made.answer(name, value))
@@ -119,6 +126,35 @@ def test_eval(calls: Calls, capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     assert calls[1] == ("evaluate", ((str(tmp_path), Path("other.yaml"), ["eval.limit=5"]), {}))
     assert json.loads(capsys.readouterr().out) == {"accuracy": 0.9014, "loss": 0.25}
     assert main(["eval", str(tmp_path / "absent")]) == 2
+
+
+def test_slice(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["slice", "out", "--layers", "1", "--layers", "0,2", "--layers", "2,", "--set", "a=b"]) == 0
+    (name, (args, named)) = calls[-1]
+    assert (name, args) == ("slice_folder", ("out", [1, (0, 2), (2,)]))
+    assert named.pop("say")("a line for people") is None
+    rest = {"out": None, "write": True, "force": False, "recipe": None}
+    assert named == {"choose": "alternate", "overrides": ["a=b"], **rest}
+    printed = capsys.readouterr().out
+    assert "a line for people\n" in printed
+    assert "80.00 % (-10.00)" in printed
+    given = ["--choose", "top", "--out", "there", "--dry", "--force", "--recipe", "r.yaml", "--json"]
+    assert main(["slice", "out", "--layers", "2", *given]) == 0
+    named = calls[-1][1][1]
+    named.pop("say")("a line for people")
+    rest = {"out": "there", "write": False, "force": True, "recipe": "r.yaml"}
+    assert named == {"choose": "top", "overrides": [], **rest}
+    printed = capsys.readouterr()
+    assert [row["layers"] for row in json.loads(printed.out)] == [[0, 1, 2], [2]]
+    assert printed.err == "a line for people\n"
+
+
+@pytest.mark.parametrize("words", [[], ["--layers", "0"], ["--layers", "-1"], ["--layers", "a,b"]])
+def test_slice_asks_for_layers(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["slice", "out", *words])
+    assert caught.value.code == 2
+    assert "--layers" in capsys.readouterr().err
 
 
 def test_report(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

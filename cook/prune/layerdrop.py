@@ -1,0 +1,129 @@
+"""LayerDrop: whole layers are left out at random while the model trains, and any depth can be cut from it.
+
+A. Fan, E. Grave, A. Joulin, "Reducing Transformer Depth on Demand with Structured Dropout", ICLR 2020.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from cook.model.depth import droppable
+from cook.passes import WINDOW, Effect, Pass, register
+
+if TYPE_CHECKING:
+    from cook.model.anatomy import Anatomy
+    from cook.session import Session
+
+
+def dropped(layers: int, rate: float, *key: int) -> list[int]:
+    """The numbers of the layers that one forward leaves out, each with probability `rate` for itself.
+
+    All of them can be among these, as in the paper.
+
+    Args:
+        layers: how many there are.
+        rate: from 0 to 1.
+        key: says which forward this is; the same key gives the same numbers, in every process and whatever
+            was drawn elsewhere.
+    """
+    source = random.Random(repr(key))  # a text is hashed, so that near keys have nothing in common
+    return [number for number in range(layers) if source.random() < rate]
+
+
+@register
+class PruneLayerDrop(Pass):
+    """Names the layers that a forward does without; the model itself stays as it is.
+
+    The session skips them in its own forwards, while the model is in train mode: evaluations, calibration
+    and teachers are whole. A layer that is left out is not computed, and its parameters get gradients of
+    zero, so that weight decay and momentum go on alike with any number of processes.
+    """
+
+    name = "prune.layerdrop"
+    summary = "train with layers left out at random, for a model that any number of layers can be cut from"
+    phase = "structure"
+    needs = frozenset({"training"})
+    once = True
+    options: ClassVar[dict[str, Any]] = {
+        "rate": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "exclusiveMaximum": 1,
+            "default": 0.2,
+            "description": "how probable it is that a forward leaves a layer out; 0.5 prepares for models of"
+            " less than half of the layers",
+        },
+        "keep": {
+            "type": "array",
+            "items": {"type": "integer"},
+            "default": [],
+            "description": "the numbers of layers that are never left out; -1 is the last",
+        },
+        "seed": {"type": "integer", "minimum": 0, "default": 0, "description": "of chance"},
+        **WINDOW,
+    }
+    examples = ({"rate": 0.5}, {"rate": 0.5, "keep": [-1]})
+
+    def settled(self, done: int) -> bool:
+        """The model is whole at any time, and never smaller."""
+        return True
+
+    def plan(self, anatomy: Anatomy) -> Effect:
+        layers = self._layers(anatomy)
+        inside = [
+            f"{layer}.{name}"
+            for layer in layers
+            for name, number in anatomy.model.get_submodule(layer).named_parameters()
+            if number.ndim == 2 and name.endswith(".weight")
+        ]
+        return Effect(
+            parameters=inside,
+            skips=frozenset(layers),
+            note=f"each of {len(layers)} layers is left out of {self.given['rate']:.4g} of all forwards",
+        )
+
+    def attach(self, session: Session) -> None:
+        self.layers = self._layers(session.anatomy)
+        session.may_leave_out(self, self.layers)
+        self.forwards = self.gone = self.forward = 0
+
+    def before_step(self, session: Session) -> None:
+        self.forward = 0
+
+    def leaves_out(self, session: Session) -> Sequence[str]:
+        numbers = dropped(
+            len(self.layers), self.given["rate"], self.given["seed"], session.step, self.forward
+        )
+        self.forward += 1
+        self.forwards += 1
+        self.gone += len(numbers)
+        return [self.layers[number] for number in numbers]
+
+    def facts(self, session: Session) -> dict[str, Any]:
+        return {
+            "rate": float(self.given["rate"]),
+            "dropped": self.gone / max(1, self.forwards * len(self.layers)),
+            "layers": len(self.layers),
+            "forwards": self.forwards,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"forwards": self.forwards, "gone": self.gone}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.forwards, self.gone = state["forwards"], state["gone"]
+
+    def _layers(self, anatomy: Anatomy) -> list[str]:
+        """The layers that can be left out: those that there are, but for `keep`."""
+        every, live = droppable(anatomy), set(anatomy.live)
+        for number in self.given["keep"]:
+            if not -len(every) <= number < len(every):
+                message = f"there is no layer {number}: the model has {len(every)}, 0 to {len(every) - 1}"
+                raise self.error(message, option="keep")
+        kept = {every[number] for number in self.given["keep"]}
+        found = [layer for layer in every if layer in live - kept]
+        if not found:
+            raise self.error("no layer could be left out", option="keep", hint="name fewer, or none")
+        return found
