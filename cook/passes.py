@@ -50,6 +50,7 @@ BUILT_IN = (
     "cook.prune.layers",
     "cook.prune.heads",
     "cook.prune.neurons",
+    "cook.prune.structured",
     "cook.prune.vocabulary",
     "cook.prune.weights",
     "cook.quant.qat",
