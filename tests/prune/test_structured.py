@@ -150,6 +150,18 @@ def test_a_layer_whose_gate_is_shut_is_skipped(family):
         assert torch.equal(model(**batch).logits, shut)
 
 
+def test_what_is_learned_inside_is_what_the_next_layer_gets():
+    model = families.made("bert")
+    same = {"distill.hidden": {"map": {"layers[0].output": "layers[0].input"}}}
+    options = {"budget": {"parameters": 0.8}, "gates": ALL, "speed": 1}
+    bounded = bound.session(model, {"prune.structured": options}, same, teacher="self")
+    bounded.before_step(0)
+    assert float(bounded.module(families.batch("bert"))["hidden"].detach()) > 0.1
+    with torch.no_grad():
+        bounded.passes[0].gates.moved[0] = -100
+    assert float(bounded.module(families.batch("bert"))["hidden"].detach()) == 0
+
+
 @pytest.mark.parametrize("family", ["bert", "gpt2", "t5"])
 def test_gates_go_into_the_weights_that_read_their_units(family):
     model, batch = families.made(family), families.batch(family)
