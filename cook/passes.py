@@ -4,7 +4,7 @@ A pass is one method bound to its options. It knows its own method and nothing o
 meet only in the `Session`, which calls them in this order:
 
     plan                                    once, on a model without weights
-    attach                                  once, before the optimizer exists
+    attach, open                            once, before the optimizer exists
     before_step, after_step                 every step
     leaves_out, losses                      every forward
     finish, facts                           once, when the last step is done
@@ -53,6 +53,7 @@ BUILT_IN = (
     "cook.prune.heads",
     "cook.prune.neurons",
     "cook.prune.units",
+    "cook.prune.structured",
     "cook.prune.vocabulary",
     "cook.prune.weights",
     "cook.quant.qat",
@@ -105,7 +106,8 @@ class Effect:
         parameters: names of the parameters that the pass acts on.
         edits: the structural edits that `finish` will make, applied to the meta model at once so
             that the next pass plans on the result.
-        zeros: how many of the model's numbers the pass will have set to zero at its end.
+        zeros: how many of the model's numbers the pass will have set to zero at its end; fewer where another
+            pass takes away nobody knows what.
         claims: what the pass alone may act on, in words such as `heads of layers.0`.
         loses: what leaves when the pass finishes: a module and `out` (rows) or `in` (columns), and how many
             at a time.
@@ -185,6 +187,9 @@ class Pass:
 
     def attach(self, session: Session) -> None:
         """Change shapes, add trainable parameters, hooks and masks; the optimizer comes after."""
+
+    def open(self, session: Session) -> None:
+        """Put hooks on modules: all passes are attached, and none replaces a module any more."""
 
     def before_step(self, session: Session) -> None:
         """Move the schedule; called at the start of every step of the run, in the window or not."""

@@ -25,7 +25,7 @@ from transformers.utils import ModelOutput
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
 from cook.model.blueprint import Blueprint, Edit
-from cook.model.depth import STAYS, compact, left_out, missing, unreached
+from cook.model.depth import STAYS, compact, left_out, missing, skips, unreached
 from cook.model.hooks import Hooks
 from cook.model.masks import Masks
 from cook.model.plain import settle
@@ -115,6 +115,8 @@ class Session:
         self.blueprint: Blueprint = blueprint_of(model)
         self._avoidable: list[tuple[Pass, Sequence[str]]] = []
         self.step = 0
+        self.learning_rate: float | None = None
+        """The largest of the optimizer that is bound, before any schedule."""
         self.batch: Mapping[str, Tensor] = {}
         self.outputs: Any = ModelOutput()
         self.unweighted: dict[str, Tensor] = {}
@@ -127,6 +129,9 @@ class Session:
                     before_attach(each)
                 self._attach(each)
             self._check_left_out()
+            for each in self.passes:
+                # Before tensors are watched: what a gate lets through is what the next module gets.
+                each.open(self)
             self._tensors.open()
             for one in self.teachers:
                 one.open()
@@ -188,6 +193,8 @@ class Session:
         """Apply the hard masks after each step that this optimizer really makes."""
         inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper has no step hooks
         self.hooks.after_step(inner, self.masks.apply)
+        rates = [group.get("initial_lr", group["lr"]) for group in inner.param_groups]
+        self.learning_rate = max(map(float, rates))
 
     def place(self, device: torch.device | str) -> None:
         """Move the teachers to the device of the student."""
@@ -298,6 +305,21 @@ class Session:
         edits, left = remove_units(self.model, units, keep)
         for name, kept in left.items():
             self.masks.select(name, kept)
+        for edit in edits:
+            self.edit(edit)
+
+    def hold_layer(self, owner: Pass, layer: str) -> None:
+        """Hold all that a layer has at zero until it leaves; `owner` sees to it that it is passed by."""
+        for name, parameter in self.model.get_submodule(layer).named_parameters():
+            gone = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
+            self.masks.set(owner.id, f"{layer}.{name}", gone, leaves=True)
+
+    def remove_layers(self, layers: Sequence[str]) -> None:
+        """Skip layers until the session is finished and counts the others anew."""
+        edits = skips(self.anatomy, layers)
+        for layer in layers:
+            self.masks.forget(layer)
+        Blueprint(edits=edits).apply(self.model)
         for edit in edits:
             self.edit(edit)
 

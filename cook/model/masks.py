@@ -116,6 +116,13 @@ class Masks:
         owner, keep = next(iter(self._masks[name].items()))
         self.set(owner, name, keep)
 
+    def forget(self, module: str) -> None:
+        """Drop all masks over what is in a module, which is about to leave the model."""
+        inside = [name for name in self._masks if name.startswith(f"{module}.")]
+        for name in inside:
+            self._joint.pop(name, None)
+            del self._masks[name]
+
     @torch.no_grad()
     def apply(self) -> None:
         """Zero in place what any mask drops."""

@@ -104,6 +104,11 @@ def neurons(anatomy: Anatomy) -> list[Units]:
     return [_neurons(anatomy.model, layer, anatomy.stacks[layer].feed_forward) for layer in anatomy.live]
 
 
+def units(anatomy: Anatomy) -> list[Units]:
+    """All heads, then all neurons."""
+    return [*heads(anatomy), *neurons(anatomy)]
+
+
 def _heads(model: nn.Module, layer: str, attention: Attention) -> Units:
     module = f"{layer}.{attention.module}"
     owner: Any = surgery.get(model, module)

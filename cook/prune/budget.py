@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,9 +41,19 @@ BUDGET: dict[str, Any] = {
     "additionalProperties": False,
     "minProperties": 1,
     "default": None,
-    "description": "share of the model's parameters, macs or latency that is left, in the place of a sparsity",
+    "description": "share of the model's parameters, macs or latency that is left; in the place of sparsity",
 }
 """The option, the same wherever there is a goal: `budget: {macs: 0.3}`, `{latency: 0.5, device: cpu}`."""
+
+NEEDED: dict[str, Any] = {
+    **{key: value for key, value in BUDGET.items() if key != "default"},
+    "type": "object",
+    "description": "share of the model's parameters, macs or latency that is left",
+}
+"""The same for a pass that has no other goal."""
+
+EXAMPLES = 64
+"""Examples among which the longest are counted and timed."""
 
 
 def goal_of(budget: Mapping[str, Any]) -> tuple[str, float]:
@@ -75,7 +85,7 @@ def wants(budget: Mapping[str, Any]) -> frozenset[str]:
 
 def measured(
     session: Session,
-    units: list[Units],
+    units: Sequence[Units],
     choose: Callable[[Anatomy], list[Units]],
     budget: Mapping[str, Any],
 ) -> Cost:
@@ -88,7 +98,7 @@ def measured(
     goal, _ = goal_of(budget)
     if goal == "parameters":
         return cost.parameters(session.model, units)
-    batch = _example(session.examples(1 if goal == "macs" else budget["batch"]))
+    batch = _longest(session.examples(EXAMPLES), 1 if goal == "macs" else budget["batch"])
     if goal == "macs":
         return cost.multiply_accumulates(session.model, units, batch)
     device = torch.device(budget["device"] or session.model.device)
@@ -99,7 +109,8 @@ def measured(
     )
     # One process's clock for all of them.
     curves = [session.agreed(curve).cpu() for curve in found.curves]
-    return Cost(goal, curves, found.layers, float(session.agreed(torch.tensor(found.rest))))
+    rest = session.agreed(torch.tensor(found.rest, dtype=torch.float64))
+    return Cost(goal, curves, found.layers, float(rest))
 
 
 def planned(model: nn.Module, units: list[Units], budget: Mapping[str, Any]) -> Cost:
@@ -108,9 +119,11 @@ def planned(model: nn.Module, units: list[Units], budget: Mapping[str, Any]) -> 
     return found if goal_of(budget)[0] == "parameters" else Cost(found.goal, found.curves)
 
 
-def _example(batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
-    batch = next(batches)
-    return {name: value for name, value in batch.items() if name != "labels"}
+def _longest(batches: Iterator[dict[str, Tensor]], count: int) -> dict[str, Tensor]:
+    """The first of the batch with the longest examples, over and over where there are fewer."""
+    batch = max(batches, key=lambda each: next(iter(each.values()))[0].numel())
+    rows = torch.arange(count) % len(next(iter(batch.values())))
+    return {name: value[rows.to(value.device)] for name, value in batch.items() if name != "labels"}
 
 
 def _alike(session: Session) -> nn.Module:

@@ -87,6 +87,8 @@ class OneShot:
         """What a weight [out, in] keeps; sparsegpt changes the rest of it in place."""
         if leaving is None:
             return self._of(weight, found.value, factors, id(found), name)
+        if bool(leaving.all()):
+            return torch.ones_like(leaving)  # with its whole layer
         rows, columns = (~leaving).any(1).nonzero()[:, 0], (~leaving).any(0).nonzero()[:, 0]
         value = found.value[columns]
         value = value[:, columns] if value.ndim == 2 else value

@@ -259,7 +259,7 @@ class Structure(Pass):
                     f"{left:g} of the {self.cost.goal} cannot be met: at least {nearest:.3g} is left when all"
                     f" {self._called(units)} that can go have gone",
                     option="budget",
-                    hint=f"with {limits} ask for {math.ceil(1000 * nearest) / 1000:g}; prune.layers takes more",
+                    hint=f"ask for {math.ceil(1000 * nearest) / 1000:g} with {limits}, or drop layers too",
                 )
             return
         whole, multiple = sum(each.count for each in units), self.multiple(units[0])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cook.model.units import Units, heads, neurons
+from cook.model.units import Units, units
 from cook.passes import register
-from cook.prune.budget import BUDGET
+from cook.prune.budget import NEEDED
 from cook.prune.structure import MULTIPLE, UNITS, Structure
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class PruneUnits(Structure):
     summary = "remove heads and neurons together until a share of parameters, MACs or time is left"
     required = ("budget",)
     options: ClassVar[dict[str, Any]] = {
-        "budget": {key: value for key, value in BUDGET.items() if key != "default"},
+        "budget": NEEDED,
         **{key: value for key, value in UNITS.items() if key not in (*_SHARES, "budget")},
         "importance": {**UNITS["importance"], "default": "fisher"},
         "multiple": MULTIPLE,
@@ -39,4 +39,4 @@ class PruneUnits(Structure):
     )
 
     def units(self, anatomy: Anatomy) -> list[Units]:
-        return [*heads(anatomy), *neurons(anatomy)]
+        return units(anatomy)

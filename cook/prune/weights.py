@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from cook.errors import CookError
+from cook.model import surgery
 from cook.model.linear import is_transposed
 from cook.model.masks import fold, soften
 from cook.passes import Effect, Pass, Term, register
@@ -126,6 +127,9 @@ class PruneWeights(Pass):
 
     def finish(self, session: Session) -> None:
         self._complete(session)
+        # Layers that another pass took out are gone with what was done to them.
+        self.targets = [name for name in self.targets if surgery.has(session.model, name)]
+        self.parameters = [f"{name}.weight" for name in self.targets]
         for name in self.targets if self.scored else ():
             fold(session.model, name, self.id)
         session.masks.drop(self.id)

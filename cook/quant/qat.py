@@ -122,6 +122,8 @@ class QuantAwareTraining(Pass):
         return done > self.window.start
 
     def finish(self, session: Session) -> None:
+        # Layers that another pass took out are gone with what was done to them.
+        self.layers = [name for name in self.layers if surgery.has(session.model, name)]
         for name in self.layers:
             layer = session.model.get_submodule(name)
             assert isinstance(layer, TransformedLinear)

@@ -116,6 +116,22 @@ def test_a_tied_parameter_is_one_whatever_name_it_goes_by(names):
     assert bool((model.head.weight == 1).all())
 
 
+def test_masks_over_a_module_that_leaves_are_forgotten():
+    model = tiny.model()
+    masks = Masks(model)
+    other = NAME.replace("layer.0", "layer.1")
+    for owner in ("one", "two"):
+        for name in (NAME, other):
+            masks.set(owner, name, torch.rand(16, 16) > 0.5, leaves=True)
+    masks.apply()
+    masks.forget("bert.encoder.layer.0")
+    assert list(masks.state_dict()["masks"]) == [other]
+    del model.bert.encoder.layer[0].attention.self.query.weight
+    masks.drop("one")
+    masks.apply()
+    assert masks.leaving(model.get_parameter(other)) is not None
+
+
 def test_state_survives_a_round_trip():
     model, other = tiny.model(), tiny.model()
     keep, more = torch.rand(16, 16) > 0.5, torch.rand(16, 16) > 0.2

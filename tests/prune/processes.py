@@ -1,6 +1,6 @@
-"""Heads and neurons that leave under DDP; as a program, one process of several.
+"""What leaves under DDP; as a program, one process of several.
 
-torchrun --nproc-per-node 2 -m tests.prune.processes FOLDER
+torchrun --nproc-per-node 2 -m tests.prune.processes FOLDER importance|structured
 """
 
 from __future__ import annotations
@@ -16,16 +16,22 @@ from cook.train.calibration import given
 from tests import bound, tiny
 
 STEPS, SIZE = 4, 6
-ITEMS = ({"prune.heads": {"sparsity": 0.5}}, {"prune.neurons": {"sparsity": 0.5, "multiple": 1}})
+ITEMS = {
+    "importance": ({"prune.heads": {"sparsity": 0.5}}, {"prune.neurons": {"sparsity": 0.5, "multiple": 1}}),
+    "structured": (
+        {"prune.structured": {"budget": {"macs": 0.5}, "gates": ["layers", "heads", "neurons"], "end": 3}},
+    ),
+}
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, how: str) -> None:
     """Train and finish, with examples of this process's own, and write down what is left."""
     distributed.init_process_group("gloo")
     rank = distributed.get_rank()
-    model = tiny.model().eval()
+    model = tiny.model()
+    model.train(how == "structured")  # gates are drawn in training
     examples = given([tiny.batch(size=8, seed=100 + rank)])
-    session = bound.session(model, *ITEMS, steps=STEPS, calibration=examples)
+    session = bound.session(model, *ITEMS[how], steps=STEPS, calibration=examples)
     module = DistributedDataParallel(session.module)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     session.bind(optimizer)
@@ -42,4 +48,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

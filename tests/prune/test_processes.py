@@ -6,7 +6,7 @@ from tests.several import two
 
 
 def test_two_processes_agree(tmp_path):
-    two("tests.prune.processes", str(tmp_path))
+    two("tests.prune.processes", str(tmp_path), "importance")
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first.keys() == second.keys()
     for name, value in first.items():

@@ -46,7 +46,8 @@ def test_the_budget_is_kept_and_filled(entries, share, minimum):
     assert spent(keep, curves) <= max(budget, lowest) + 1e-9
     for stays, each, multiple, some in zip(keep, scores, multiples, least, strict=True):
         count = int(stays.sum())
-        assert count >= some and (count == len(each) or count % multiple == 0)
+        assert count >= some
+        assert count == len(each) or count % multiple == 0
         if 0 < count < len(each):
             assert float(each[stays].min()) >= float(each[~stays].max())  # the best of an entry stay
     left = [int(stays.sum()) for stays in keep]

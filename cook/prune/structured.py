@@ -1,0 +1,297 @@
+"""Structured pruning by L0 gates: training itself says which heads, neurons and layers a goal leaves.
+
+While the gates learn, what they close is multiplied with numbers between 0 and 1, drawn anew in every
+forward, so that the losses of the run say what each is worth; a penalty leads their cost to the goal. Then
+they become final: the rest of the run trains what stays, and the rest leaves when it is done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from cook.errors import CookError
+from cook.model.depth import droppable
+from cook.model.tensors import refuse_reentrant
+from cook.model.units import Units, units
+from cook.passes import WINDOW, Effect, Pass, Term, register
+from cook.prune import budget as goals
+from cook.prune import cost
+from cook.prune.gates import Gates, Shares, hard_concrete, lagrangian, probabilities
+from cook.prune.gating import Gating, fold
+from cook.prune.harden import harden, least
+
+if TYPE_CHECKING:
+    from cook.model.anatomy import Anatomy
+    from cook.session import Session
+
+KINDS = ("layers", "heads", "neurons")
+TRAVEL = 20.0
+"""How far a gate could go in its window at the full learning rate, where no speed is given."""
+
+
+@register
+class PruneStructured(Pass):
+    """Learns gates over layers, heads and neurons by the losses of the run and a goal for what is left.
+
+    When gates become final, units that stay are multiplied with theirs, in the weights that read them, as
+    evaluations had it before; a layer that stays is whole.
+    """
+
+    name = "prune.structured"
+    summary = "learn which layers, heads and neurons go, to a goal for what is left (L0 gates, as CoFi)"
+    phase = "structure"
+    required = ("budget",)
+    needs = frozenset({"training"})
+    options: ClassVar[dict[str, Any]] = {
+        "budget": goals.NEEDED,
+        "gates": {
+            "type": "array",
+            "items": {"enum": list(KINDS)},
+            "minItems": 1,
+            "uniqueItems": True,
+            "default": ["heads", "neurons"],
+            "description": "what may go",
+        },
+        "minimum": {
+            "type": "integer",
+            "minimum": 1,
+            "default": 1,
+            "description": "as many heads, and as many neurons, stay in each layer that stays at least",
+        },
+        "warmup": {
+            "type": "number",
+            "minimum": 0,
+            "maximum": 1,
+            "default": 0.5,
+            "description": "share of the window in which the target goes from the whole model to the goal",
+        },
+        "speed": {
+            "type": ["number", "null"],
+            "exclusiveMinimum": 0,
+            "default": None,
+            "description": "how many times the learning rate gates learn with; null suits it to the window",
+        },
+        "seed": {"type": "integer", "minimum": 0, "default": 0, "description": "of what the gates draw"},
+        **WINDOW,
+        "end": {**WINDOW["end"], "default": "60%"},
+    }
+    examples = (
+        {"budget": {"parameters": 0.7}},
+        {"budget": {"macs": 0.6}, "gates": ["layers", "heads", "neurons"], "end": "50%"},
+        {"budget": {"parameters": 0.7}, "gates": ["layers"], "speed": 100},
+    )
+
+    @property
+    def goal(self) -> str:
+        return goals.goal_of(self.given["budget"])[0]
+
+    @property
+    def asked(self) -> float:
+        return goals.goal_of(self.given["budget"])[1]
+
+    def check(self) -> None:
+        goals.check(self, self.given["budget"])
+
+    def wants(self) -> frozenset[str]:
+        return self.needs | goals.wants(self.given["budget"])
+
+    def plan(self, anatomy: Anatomy) -> Effect:
+        self._find(anatomy)
+        if self.goal == "parameters":
+            self._check_budget(self._shares(cost.parameters(anatomy.model, self.units)))
+        gated = self.units if self.layers else self._gated()
+        among = {each.kind: sum(other.count for other in gated if other.kind == each.kind) for each in gated}
+        among["layers"] = len(self.layers)
+        which = " and ".join(f"{among[kind]:,} {kind}" for kind in KINDS if kind in self.given["gates"])
+        return Effect(
+            parameters=[f"{part.module}.weight" for each in gated for part in each.parts],
+            loses={
+                (part.module, part.axis): math.gcd(*(number for span in part.spans for number in span))
+                for each in gated
+                for part in each.parts
+            },
+            # What a layer holds leaves with it.
+            claims=frozenset(f"{each.kind} of {each.where}" for each in gated)
+            | ({"layers"} if self.layers else set()),
+            note=f"{self.asked:.3g} of the {self.goal} are left; which of {which} go is learned",
+            sizes="at most",
+        )
+
+    def attach(self, session: Session) -> None:
+        if self.window.end == self.window.start:
+            hint = "let it end later: gates learn inside of the window"
+            raise self.error("an empty window, in which no gate learns", option="end", hint=hint)
+        self._find(session.anatomy)
+        self.shares = self._shares(goals.measured(session, self.units, units, self.given["budget"]))
+        self._check_budget(self.shares)
+        sizes = [len(self.layers), *(each.count for each in self._gated())]
+        dtype = torch.promote_types(session.model.dtype, torch.float32)
+        self.gates = Gates(sizes, dtype=dtype, device=session.model.device)
+        session.train_also(self, self.gates)
+        self.gating = Gating(self.gates, self.layers, self._gated(), self.given["seed"])
+        self.hard = False
+        self.kept = [True] * len(self.layers)
+        self.keep = [torch.ones(each.count, dtype=torch.bool) for each in self.units]
+        self.soft = 1.0
+
+    def open(self, session: Session) -> None:
+        self.gating.install(session.model, session.hooks)
+
+    def before_step(self, session: Session) -> None:
+        self.gating.at(session.step)
+        if session.step >= self.window.end:
+            self._complete(session)
+        elif session.step >= self.window.start and not self.gating.learning:
+            modules = session.model.modules()
+            refuse_reentrant(each for each in modules if hasattr(each, "gradient_checkpointing"))
+            self.gating.learning = True
+            self.gates.speed = self._speed(session)
+
+    def losses(self, session: Session) -> dict[str, Term]:
+        left = self._expected()
+        warm = self.given["warmup"] * (self.window.end - self.window.start)
+        progress = min(1.0, (session.step - self.window.start) / warm) if warm else 1.0
+        target = 1 + (self.asked - 1) * progress
+        return {"budget": Term(lagrangian(left - target, self.gates.multipliers))}
+
+    def after_step(self, session: Session) -> None:
+        if self.gating.learning:
+            self.gates.bound()
+        if session.step == self.window.end - 1:
+            self._complete(session)
+
+    def finish(self, session: Session) -> None:
+        self._complete(session)
+        for each, home, stays in zip(self.units, self.shares.homes, self.keep, strict=True):
+            if (home is None or self.kept[home]) and not stays.all():
+                session.remove(each, stays)
+        session.remove_layers(self._gone())
+        session.masks.drop(self.id)
+
+    def facts(self, session: Session) -> dict[str, Any]:
+        counts = [int(stays.sum()) for stays in self.keep]
+        left = {
+            each.where: count
+            for each, home, count in zip(self.units, self.shares.homes, counts, strict=True)
+            if home is None or self.kept[home]
+        }
+        gone = set(self._gone())
+        return {
+            "goal": self.goal,
+            "asked": self.asked,
+            "reached": self.shares.of(self.kept, counts),
+            "expected": self.soft,
+            "layers": [number for number, layer in enumerate(self.all_layers) if layer not in gone],
+            "of": len(self.all_layers),
+            "left": left,
+            "speed": self.gates.speed,
+        }
+
+    def status(self) -> str:
+        return f"{self._expected().item():.0%} of {self.goal} left" if self.gating.learning else ""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "learning": self.gating.learning,
+            "hard": self.hard,
+            "speed": self.gates.speed,
+            "soft": self.soft,
+            "kept": list(self.kept),
+            "keep": list(self.keep),
+            "shares": self.shares.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.hard, self.soft, self.gates.speed = state["hard"], state["soft"], state["speed"]
+        self.kept, self.keep = list(state["kept"]), [each.cpu() for each in state["keep"]]
+        self._pass_by(learning=state["learning"])
+        self.shares = self.shares.restored(state["shares"])
+
+    def _find(self, anatomy: Anatomy) -> None:
+        """The units of the model and the layers that have gates."""
+        self.units = units(anatomy)
+        self.layers: list[str] = []
+        self.all_layers, self.stacks = anatomy.layers, anatomy.stacks
+        if "layers" in self.given["gates"]:
+            try:
+                possible = droppable(anatomy)
+            except CookError as error:
+                hint = "leave layers out: gates: [heads, neurons]"
+                raise self.error(error.message, option="gates", hint=hint) from error
+            self.layers = [layer for layer in anatomy.live if layer in set(possible)]
+
+    def _gated(self) -> list[Units]:
+        return [each for each in self.units if each.kind in self.given["gates"]]
+
+    def _groups(self) -> list[int]:
+        """Of each gated layer, which list of layers it is in."""
+        return [id(self.stacks[layer]) for layer in self.layers]
+
+    def _gone(self) -> list[str]:
+        return [layer for layer, stays in zip(self.layers, self.kept, strict=True) if not stays]
+
+    def _shares(self, whole: cost.Cost) -> Shares:
+        numbers = {layer: number for number, layer in enumerate(self.layers)}
+        return Shares.made(whole, [numbers.get(each.layers[0]) for each in self.units], self.layers)
+
+    def _check_budget(self, shares: Shares) -> None:
+        gated = [each.kind in self.given["gates"] for each in self.units]
+        nearest = least(shares, gated, minimum=self.given["minimum"], stacks=self._groups())
+        if nearest > self.asked:
+            raise self.error(
+                f"{self.asked:.3g} of the {self.goal} cannot be reached, the least is {nearest:.3g}",
+                option=f"budget.{self.goal}",
+                hint=f"ask for {math.ceil(1000 * nearest) / 1000:g} or more, or give more `gates`",
+            )
+
+    def _speed(self, session: Session) -> float:
+        if self.given["speed"] is not None:
+            return float(self.given["speed"])
+        rate = session.learning_rate or 1e-4
+        return TRAVEL / (rate * (self.window.end - self.window.start))
+
+    def _pass_by(self, *, learning: bool) -> None:
+        self.gating.learning = learning
+        self.gating.passed = {number for number, stays in enumerate(self.kept) if not stays}
+
+    def _expected(self) -> Tensor:
+        layers, *others = self.gates.split(probabilities(self.gates.loga))
+        rest = iter(others)
+        counts = [
+            next(rest).sum() if each.kind in self.given["gates"] else layers.new_tensor(float(each.count))
+            for each in self.units
+        ]
+        return self.shares.expected(layers, counts)
+
+    @torch.no_grad()
+    def _complete(self, session: Session) -> None:
+        """Make the gates final; late when the step at the window's end was skipped."""
+        if self.hard:
+            return
+        loga = session.agreed(self.gates.loga.detach()).cpu()
+        layers, *others = self.gates.split(loga)
+        rest = iter(others)
+        scores = [next(rest) if each.kind in self.given["gates"] else None for each in self.units]
+        self.soft = float(self._expected())
+        self.kept, self.keep = harden(
+            self.shares,
+            layers.tolist(),
+            scores,
+            self.asked,
+            minimum=self.given["minimum"],
+            stacks=self._groups(),
+        )
+        self.hard = True
+        self._pass_by(learning=False)
+        for each, score, stays in zip(self.units, scores, self.keep, strict=True):
+            if score is not None:
+                fold(session.model, each, hard_concrete(score))
+            if not stays.all():
+                session.hold(self, each, stays)
+        for layer in self._gone():
+            session.hold_layer(self, layer)
