@@ -80,23 +80,6 @@ class Shares:
         curves = [curve / cost.whole for curve in cost.curves]
         return cls(curves, homes, own, 1 - sum(own) - sum(float(curve[-1]) for curve in curves))
 
-    def expected(self, layers: Tensor, counts: Sequence[Tensor]) -> Tensor:
-        """The share of the cost that is expected to be left: a scalar, differentiable.
-
-        A unit costs something if it is open and its layer is, which are independent. Between whole numbers
-        of units a curve is straight, so for costs that are proportional to them this is exact.
-
-        Args:
-            layers: how probable it is that each gated layer stays.
-            counts: how many units of each attention and FFN are expected to be open, scalars.
-        """
-        left = layers.new_tensor(self.rest)
-        for stays, own in zip(layers, self.layers, strict=True):
-            left = left + stays * own
-        for curve, home, count in zip(self.curves, self.homes, counts, strict=True):
-            left = left + (1.0 if home is None else layers[home]) * _between(curve.to(layers), count)
-        return left
-
     def of(self, layers: Sequence[bool], counts: Sequence[int]) -> float:
         """The share that these layers cost with so many units left in each attention and FFN."""
         owned = sum(own for own, stays in zip(self.layers, layers, strict=True) if stays)
@@ -117,9 +100,39 @@ class Shares:
         return Shares(curves, self.homes, list(state["layers"]), state["rest"])
 
 
-def _between(curve: Tensor, count: Tensor) -> Tensor:
-    low = count.detach().floor().long().clamp(0, len(curve) - 2)
-    return curve[low] + (count - low) * (curve[low + 1] - curve[low])
+class Expected:
+    """The share of the cost that is expected to be left, for every step of a run.
+
+    Args:
+        shares: that the model costs.
+        like: any tensor of the type and on the device that probabilities come in.
+    """
+
+    def __init__(self, shares: Shares, like: Tensor):
+        longest = max(len(curve) for curve in shares.curves)
+        padded = [torch.cat([curve, curve[-1:].expand(longest - len(curve))]) for curve in shares.curves]
+        self._table = torch.stack(padded).to(like)
+        self._last = torch.tensor([len(curve) - 2 for curve in shares.curves], device=like.device)
+        homes = [len(shares.layers) if home is None else home for home in shares.homes]
+        self._homes = torch.tensor(homes, device=like.device)
+        self._layers = like.new_tensor(list(shares.layers))
+        self._rest = shares.rest
+
+    def __call__(self, layers: Tensor, counts: Tensor) -> Tensor:
+        """A scalar, differentiable.
+
+        A unit costs something if it is open and its layer is, which are independent. Between whole numbers
+        of units a curve is straight, so for costs that are proportional to them this is exact.
+
+        Args:
+            layers: how probable it is that each gated layer stays.
+            counts: how many units of each attention and FFN are expected to be open.
+        """
+        low = counts.detach().floor().long().clamp_min(0).minimum(self._last)
+        below, above = (self._table.gather(1, (low + one)[:, None])[:, 0] for one in (0, 1))
+        units = below + (counts - low) * (above - below)
+        stays = torch.cat([layers, layers.new_ones(1)])[self._homes]
+        return self._rest + (layers * self._layers).sum() + (stays * units).sum()
 
 
 def lagrangian(over: Tensor, multipliers: Tensor) -> Tensor:

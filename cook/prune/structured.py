@@ -21,7 +21,7 @@ from cook.model.units import Units, units
 from cook.passes import WINDOW, Effect, Pass, Term, register
 from cook.prune import budget as goals
 from cook.prune import cost
-from cook.prune.gates import Gates, Shares, hard_concrete, lagrangian, probabilities
+from cook.prune.gates import Expected, Gates, Shares, hard_concrete, lagrangian, probabilities
 from cook.prune.gating import Gating, fold
 from cook.prune.harden import harden, least
 
@@ -137,7 +137,8 @@ class PruneStructured(Pass):
         self.hard = False
         self.kept = [True] * len(self.layers)
         self.keep = [torch.ones(each.count, dtype=torch.bool) for each in self.units]
-        self.soft = 1.0
+        self.soft, self.left = 1.0, torch.ones(())
+        self._place()
 
     def open(self, session: Session) -> None:
         self.gating.install(session.model, session.hooks)
@@ -154,6 +155,7 @@ class PruneStructured(Pass):
 
     def losses(self, session: Session) -> dict[str, Term]:
         left = self._expected()
+        self.left = left.detach()
         warm = self.given["warmup"] * (self.window.end - self.window.start)
         progress = min(1.0, (session.step - self.window.start) / warm) if warm else 1.0
         target = 1 + (self.asked - 1) * progress
@@ -193,7 +195,7 @@ class PruneStructured(Pass):
         }
 
     def status(self) -> str:
-        return f"{self._expected().item():.0%} of {self.goal} left" if self.gating.learning else ""
+        return f"{self.left.item():.0%} of {self.goal} left" if self.gating.learning else ""
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -211,6 +213,7 @@ class PruneStructured(Pass):
         self.kept, self.keep = list(state["kept"]), [each.cpu() for each in state["keep"]]
         self._pass_by(learning=state["learning"])
         self.shares = self.shares.restored(state["shares"])
+        self._place()
 
     def _find(self, anatomy: Anatomy) -> None:
         """The units of the model and the layers that have gates."""
@@ -259,14 +262,20 @@ class PruneStructured(Pass):
         self.gating.learning = learning
         self.gating.passed = {number for number, stays in enumerate(self.kept) if not stays}
 
+    def _place(self) -> None:
+        """What every step needs, on the device of the gates: nothing is copied there in a step."""
+        gated = [number for number, each in enumerate(self.units) if each.kind in self.given["gates"]]
+        sizes = torch.tensor([self.units[number].count for number in gated], dtype=torch.long)
+        like = self.gates.moved.detach()
+        self._entries = torch.tensor(gated, dtype=torch.long).repeat_interleave(sizes).to(like.device)
+        self._full = like.new_tensor([0.0 if n in gated else u.count for n, u in enumerate(self.units)])
+        self._cost = Expected(self.shares, like)
+
     def _expected(self) -> Tensor:
-        layers, *others = self.gates.split(probabilities(self.gates.loga))
-        rest = iter(others)
-        counts = [
-            next(rest).sum() if each.kind in self.given["gates"] else layers.new_tensor(float(each.count))
-            for each in self.units
-        ]
-        return self.shares.expected(layers, counts)
+        layers, units = probabilities(self.gates.loga).tensor_split([len(self.layers)])
+        if self._full.device != units.device:
+            self._place()  # the model has moved since
+        return self._cost(layers, self._full.index_add(0, self._entries, units))
 
     @torch.no_grad()
     def _complete(self, session: Session) -> None:

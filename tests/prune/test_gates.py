@@ -9,7 +9,17 @@ import pytest
 import torch
 
 from cook.prune.cost import Cost
-from cook.prune.gates import BOUND, OPEN, Gates, Shares, hard_concrete, lagrangian, probabilities, uniform
+from cook.prune.gates import (
+    BOUND,
+    OPEN,
+    Expected,
+    Gates,
+    Shares,
+    hard_concrete,
+    lagrangian,
+    probabilities,
+    uniform,
+)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -94,7 +104,7 @@ def brute(shares: Shares, units: list[torch.Tensor], layers: torch.Tensor) -> to
 def test_expected_cost_and_its_gradient_against_all_that_may_happen():
     shares, units, layers = _two_layers()
     every = [each.requires_grad_() for each in (*units, layers)]
-    found = shares.expected(layers, [each.sum() for each in units])
+    found = Expected(shares, layers)(layers, torch.stack([each.sum() for each in units]))
     wanted = brute(shares, units, layers)
     assert float(found.detach()) == pytest.approx(float(wanted.detach()), abs=1e-12)
     slopes, references = torch.autograd.grad(found, every), torch.autograd.grad(wanted, every)
@@ -112,7 +122,7 @@ def test_shares_add_up_and_curves_are_straight_between_their_points():
     none = torch.zeros(0, dtype=torch.float64)
     for count, left in ((0.0, 0.5), (0.5, 0.55), (1.25, 0.7), (2.0, 1.0)):
         counted = torch.tensor(count, dtype=torch.float64, requires_grad=True)
-        found = bent.expected(none, [counted])
+        found = Expected(bent, none)(none, counted[None])
         assert float(found.detach()) == pytest.approx(left)
         (slope,) = torch.autograd.grad(found, counted)
         assert float(slope) == pytest.approx(0.1 if count < 1 else 0.4)
