@@ -85,13 +85,14 @@ def _weigh(
 
 
 def _left(values: Tensor, leaving: Tensor | None) -> Tensor:
-    """A vector or matrix without the entries, or the whole rows and columns, that leave."""
+    """A tensor without what leaves of each axis: entries of a vector, whole rows and columns of a matrix."""
     if leaving is None:
         return values
-    stays = ~leaving
-    if values.ndim == 1:
-        return values[stays]
-    return values[stays.any(1)][:, stays.any(0)]
+    for axis in range(values.ndim):
+        others = [each for each in range(values.ndim) if each != axis]
+        stays = (~leaving).any(others) if others else ~leaving
+        values = values.index_select(axis, stays.nonzero()[:, 0].to(values.device))
+    return values
 
 
 def _zeros(tensor: Tensor) -> int:

@@ -15,6 +15,7 @@ from cook.model import surgery, units
 from cook.model.anatomy import Anatomy
 from cook.model.blueprint import Blueprint
 from cook.model.source import FAILURES
+from cook.model.width import stream
 
 SIZES = ("resize", "counts")
 """The edits that a config may be able to say."""
@@ -54,6 +55,9 @@ def _says_all(
     for name, value in changes.items():
         setattr(config, name, value)
     try:
+        # As saving does: some families want a width that is a multiple of the number of heads.
+        if callable(validate := getattr(config, "validate", None)):
+            validate()
         with torch.device("meta"):
             built = type(model)(config)
         rest.apply(built)
@@ -84,6 +88,14 @@ def _said(model: PreTrainedModel) -> list[dict[str, int]]:
         for what, number in numbers.items():
             if (name := words.get(what)) is not None and hasattr(owner.config, name):
                 found.setdefault(name, number)
+    try:
+        narrow = stream(anatomy).count
+    except CookError:
+        return [found, {**found, **width}]
+    # Some families say how wide embeddings are beside that: those that are as wide as the model stay so.
+    former = owner.config.hidden_size
+    alike = ("hidden_size", "embedding_size", "word_embed_proj_dim")
+    found.update({name: narrow for name in alike if getattr(owner.config, name, None) == former})
     return [found, {**found, **width}]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -52,12 +53,12 @@ def resize(module: nn.Module, out: int, in_: int) -> None:
     """Give a module other sizes, in place; what fits is kept, what is new is zero.
 
     Args:
-        module: nn.Linear, Conv1D, nn.Embedding, or a norm with a weight [width].
-        out: rows of the matrix; the width of an embedding or a norm.
-        in_: columns of the matrix; the entries of an embedding; the width of a norm.
+        module: nn.Linear, Conv1D, nn.Embedding, an ungrouped nn.Conv2d, or one of `is_vectors`.
+        out: rows of the matrix; channels that come out; the width of an embedding or of vectors.
+        in_: columns of the matrix; channels that come in; the entries of an embedding; the width of vectors.
 
     Raises:
-        CookError: for any other module, or a norm whose sizes differ.
+        CookError: for any other module, or vectors whose sizes differ.
     """
     sizes: Any = module
     kind = type(module).__name__
@@ -73,11 +74,15 @@ def resize(module: nn.Module, out: int, in_: int) -> None:
     elif isinstance(module, nn.Embedding):
         _fit(module, "weight", (in_, out))
         sizes.num_embeddings, sizes.embedding_dim = in_, out
-    elif "Norm" in kind and isinstance(getattr(module, "weight", None), Tensor) and sizes.weight.ndim == 1:
-        if out != in_:
-            raise CookError(f"a norm has one width, not {in_} and {out}")
-        _fit(module, "weight", (out,))
+    elif is_channels(module):
+        _fit(module, "weight", (out, in_, *sizes.kernel_size))
         _fit(module, "bias", (out,))
+        sizes.out_channels, sizes.in_channels = out, in_
+    elif is_vectors(module):
+        if out != in_:
+            raise CookError(f"a {kind} has one width, not {in_} and {out}")
+        for name, vector in list(module.named_parameters(recurse=False)):
+            _fit(module, name, (*vector.shape[:-1], out))
         if isinstance(module, nn.LayerNorm):
             sizes.normalized_shape = (out,)
     else:
@@ -90,9 +95,10 @@ def select(module: nn.Module, *, out: Tensor | None = None, in_: Tensor | None =
     """Keep some rows and columns of a module, in place.
 
     Args:
-        module: nn.Linear, Conv1D, nn.Embedding, or a stand-in of cook that can `select` by itself.
-        out: numbers of the rows of the matrix to keep, in order; of an embedding, of its width. None: all.
-        in_: numbers of its columns; of an embedding, of its entries.
+        module: what `resize` takes, or a stand-in of cook that can `select` by itself.
+        out: numbers of the rows of the matrix to keep, in order; of an embedding or of vectors, of their
+            width. None: all.
+        in_: numbers of its columns; of an embedding, of its entries; not for vectors.
 
     Raises:
         CookError: for any other module.
@@ -100,8 +106,15 @@ def select(module: nn.Module, *, out: Tensor | None = None, in_: Tensor | None =
     if callable(own := getattr(module, "select", None)):
         own(out=out, in_=in_)
         return
+    if is_vectors(module) and out is not None and in_ is None:
+        for name, vector in list(module.named_parameters(recurse=False)):
+            left = vector.index_select(-1, out.to(vector.device))
+            setattr(module, name, nn.Parameter(left, requires_grad=vector.requires_grad))
+        resize(module, len(out), len(out))
+        return
     flipped = linear.is_transposed(module) or isinstance(module, nn.Embedding)
-    if (not flipped and not linear.is_linear(module)) or getattr(module, "packed", False):
+    known = flipped or linear.is_linear(module) or is_channels(module)
+    if not known or getattr(module, "packed", False):
         raise CookError(f"{type(module).__name__} cannot lose rows or columns: it is no float matrix")
     weight: Any = module.weight
     learns = weight.requires_grad
@@ -112,8 +125,43 @@ def select(module: nn.Module, *, out: Tensor | None = None, in_: Tensor | None =
     if bias is not None and out is not None:
         module.bias = nn.Parameter(bias[out.to(bias.device)], requires_grad=bias.requires_grad)
     module.weight = nn.Parameter(weight, requires_grad=learns)
-    rows, columns = weight.shape[::-1] if flipped else weight.shape
+    rows, columns = weight.shape[::-1] if flipped else weight.shape[:2]
     resize(module, rows, columns)
+
+
+def is_channels(module: nn.Module) -> bool:
+    """Whether a module is a convolution over all channels: a matrix of small kernels."""
+    return isinstance(module, nn.Conv2d) and module.groups == 1
+
+
+def is_vectors(module: nn.Module) -> bool:
+    """Whether a module holds vectors of one width and nothing else: a norm with a weight [width], or
+    parameters [1, n, width] that are added to states (ViT's positions)."""
+    own = dict(module.named_parameters(recurse=False))
+    if len({each.shape[-1] for each in own.values() if each.ndim}) != 1:
+        return False
+    if "Norm" in type(module).__name__:
+        return "weight" in own and all(each.ndim == 1 for each in own.values())
+    return all(each.ndim == 3 and len(each) == 1 for each in own.values())
+
+
+@contextmanager
+def tied(model: nn.Module) -> Iterator[dict[int, tuple[str, nn.Parameter]]]:
+    """What shared a parameter before shares one afterwards, the first one that was made anew inside.
+
+    Yields:
+        Filled at the end: the parameters made anew, each by one of its names.
+    """
+    former = dict(model.named_parameters(remove_duplicate=False))
+    lost: dict[int, tuple[str, nn.Parameter]] = {}
+    yield lost
+    for name, old in former.items():
+        if (now := model.get_parameter(name)) is not old:
+            lost.setdefault(id(old), (name, now))
+    for name, old in former.items():
+        if id(old) in lost:
+            module, _, key = name.rpartition(".")
+            setattr(get(model, module) if module else model, key, lost[id(old)][1])
 
 
 class Changed:

@@ -26,7 +26,8 @@ class Part:
     """What units own of one module: unit u the numbers `start + u * size` up to `+ size`, for each span.
 
     Attributes:
-        axis: `out` for rows of the matrix and their biases, or the width of an embedding; `in` for columns.
+        axis: `out` for rows of the matrix and their biases, or the width of an embedding or of a norm; `in`
+            for columns.
         spans: (start, size) each.
     """
 
@@ -52,7 +53,7 @@ class Units:
     """The heads of an attention or the neurons of an FFN.
 
     Attributes:
-        kind: `heads` or `neurons`.
+        kind: `heads` or `neurons`; `hidden` for the dimensions of a residual stream (`cook.model.width`).
         layers: the layers that hold them; several where those must keep the same ones.
         count: units.
         parts: all that they own.
@@ -189,15 +190,24 @@ def masks(model: nn.Module, units: Units, keep: Tensor) -> Iterator[tuple[str, T
         keep: bool [units.count].
     """
     gone = ~keep.cpu()
+    found: dict[str, Tensor] = {}
     for part in units.parts:
-        module: Any = surgery.get(model, part.module)
-        numbers = part.numbers(gone)
-        for name, parameter in module.named_parameters(recurse=False):
-            if name not in ("weight", "bias") or (name == "bias" and part.axis == "in"):
-                continue
-            mask = torch.ones(parameter.shape, dtype=torch.bool)
-            mask.index_fill_(0 if name == "bias" else axis_of(module, part.axis), numbers, False)
-            yield f"{part.module}.{name}", mask.to(parameter.device)
+        for name, parameter, axis in owned(model, part):
+            mask = found.setdefault(name, torch.ones(parameter.shape, dtype=torch.bool))
+            mask.index_fill_(axis, part.numbers(gone), False)
+    for name, mask in found.items():
+        yield name, mask.to(model.get_parameter(name).device)
+
+
+def owned(model: nn.Module, part: Part) -> Iterator[tuple[str, nn.Parameter, int]]:
+    """The parameters that units own a part of: their names, and the axis on which they do."""
+    module = surgery.get(model, part.module)
+    for name, parameter in module.named_parameters(recurse=False):
+        if surgery.is_vectors(module):
+            yield f"{part.module}.{name}", parameter, parameter.ndim - 1
+        elif name == "weight" or (name == "bias" and part.axis == "out"):
+            axis = 0 if name == "bias" else axis_of(module, part.axis)
+            yield f"{part.module}.{name}", parameter, axis
 
 
 def remove(model: nn.Module, units: Units, keep: Tensor) -> tuple[list[Edit], dict[str, dict[int, Tensor]]]:
@@ -212,16 +222,15 @@ def remove(model: nn.Module, units: Units, keep: Tensor) -> tuple[list[Edit], di
     left: dict[str, dict[int, Tensor]] = {}
     edits = []
     keep = keep.cpu()
-    for part in units.parts:
-        module: Any = surgery.get(model, part.module)
-        numbers = part.numbers(keep)
-        surgery.select(module, **{"out" if part.axis == "out" else "in_": numbers})
-        for name, _ in module.named_parameters(recurse=False):
-            if name == "weight" or (name == "bias" and part.axis == "out"):
-                axis = 0 if name == "bias" else axis_of(module, part.axis)
-                left[f"{part.module}.{name}"] = {axis: numbers}
-        sizes = {"out": _size(model, part.module, "out"), "in": _size(model, part.module, "in")}
-        edits.append(Edit("resize", part.module, sizes))
+    with surgery.tied(model):
+        for part in units.parts:
+            numbers = part.numbers(keep)
+            for name, _, axis in owned(model, part):
+                left.setdefault(name, {})[axis] = numbers
+            module = surgery.get(model, part.module)
+            surgery.select(module, **{"out" if part.axis == "out" else "in_": numbers})
+            sizes = {"out": _size(model, part.module, "out"), "in": _size(model, part.module, "in")}
+            edits.append(Edit("resize", part.module, sizes))
     for name, worth in units.counts.items():
         values = {key: int(keep.sum()) * each for key, each in worth.items()}
         for key, value in values.items():
@@ -232,14 +241,14 @@ def remove(model: nn.Module, units: Units, keep: Tensor) -> tuple[list[Edit], di
 
 def weights(model: nn.Module, units: Units) -> int:
     """How many parameters one unit owns."""
-    owned = 0
+    whole = 0
     for part in units.parts:
         module: Any = surgery.get(model, part.module)
         numbers = sum(size for _, size in part.spans)
-        owned += numbers * _size(model, part.module, "in" if part.axis == "out" else "out")
+        whole += numbers * _size(model, part.module, "in" if part.axis == "out" else "out")
         if part.axis == "out" and getattr(module, "bias", None) is not None:
-            owned += numbers
-    return owned
+            whole += numbers
+    return whole
 
 
 def axis_of(module: nn.Module, axis: str) -> int:
@@ -252,6 +261,10 @@ def _size(model: nn.Module, name: str, axis: str) -> int:
     module: Any = surgery.get(model, name)
     if isinstance(module, nn.Embedding):
         return module.embedding_dim if axis == "out" else module.num_embeddings
+    if surgery.is_channels(module):
+        return module.out_channels if axis == "out" else module.in_channels
+    if surgery.is_vectors(module):
+        return next(module.parameters(recurse=False)).shape[-1]
     if not linear.is_linear(module):
         raise CookError(f"{name} is a {type(module).__name__}, expected a linear layer")
     return linear.shape(module)[0 if axis == "out" else 1]

@@ -77,28 +77,20 @@ def cut(model: nn.Module, vocabulary: Vocabulary, renumbering: Renumbering) -> l
         The names of the parameters that lost rows, one for each that is tied.
     """
     kept = renumbering.kept
-    former = dict(model.named_parameters(remove_duplicate=False))
-    for name in vocabulary.embeddings:
-        embedding: Any = surgery.get(model, name)
-        if embedding.padding_idx is not None:
-            embedding.padding_idx = int(renumbering.new[embedding.padding_idx])
-        surgery.select(embedding, in_=kept)
-    for name in vocabulary.heads:
-        surgery.select(surgery.get(model, name), out=kept)
-    for name in vocabulary.vectors:
-        owner, key = _owner(model, name)
-        old = getattr(owner, key)
-        left = old.detach().index_select(-1, kept.to(old.device))
-        parameter = isinstance(old, nn.Parameter)
-        setattr(owner, key, nn.Parameter(left, requires_grad=old.requires_grad) if parameter else left)
-    lost: dict[int, tuple[str, nn.Parameter]] = {}
-    for name, old in former.items():
-        if (now := model.get_parameter(name)) is not old:
-            lost.setdefault(id(old), (name, now))
-    for name, old in former.items():
-        if id(old) in lost:
+    with surgery.tied(model) as lost:
+        for name in vocabulary.embeddings:
+            embedding: Any = surgery.get(model, name)
+            if embedding.padding_idx is not None:
+                embedding.padding_idx = int(renumbering.new[embedding.padding_idx])
+            surgery.select(embedding, in_=kept)
+        for name in vocabulary.heads:
+            surgery.select(surgery.get(model, name), out=kept)
+        for name in vocabulary.vectors:
             owner, key = _owner(model, name)
-            setattr(owner, key, lost[id(old)][1])
+            old = getattr(owner, key)
+            left = old.detach().index_select(-1, kept.to(old.device))
+            parameter = isinstance(old, nn.Parameter)
+            setattr(owner, key, nn.Parameter(left, requires_grad=old.requires_grad) if parameter else left)
     write(model, renumbering)
     return [name for name, _ in lost.values()]
 

@@ -50,9 +50,25 @@ def test_an_embedding_keeps_entries():
     assert torch.equal(layer.weight, whole[IN][:, [2, 0]])
 
 
+def test_a_norm_a_convolution_and_vectors_keep_channels():
+    norm, convolution = nn.LayerNorm(4), nn.Conv2d(2, 4, 3)
+    whole = convolution.weight.detach().clone()
+    surgery.select(norm, out=OUT)
+    surgery.select(convolution, out=OUT, in_=torch.tensor([1]))
+    assert norm(torch.randn(2, 3)).shape == (2, 3)
+    assert torch.equal(convolution.weight, whole[OUT][:, [1]])
+    assert convolution(torch.randn(1, 1, 5, 5)).shape == (1, 3, 3, 3)
+    vectors = nn.ParameterDict({"one": torch.randn(1, 1, 4), "several": torch.randn(1, 5, 4)})
+    several = vectors["several"].detach().clone()
+    surgery.select(vectors, out=OUT)
+    assert torch.equal(vectors["several"], several[..., OUT])
+
+
 def test_what_cannot_be_cut_is_refused():
     with pytest.raises(CookError, match="cannot lose rows or columns"):
-        surgery.select(nn.Conv2d(1, 1, 1), out=OUT)
+        surgery.select(nn.Conv2d(4, 4, 1, groups=2), out=OUT)
+    with pytest.raises(CookError, match="cannot lose rows or columns"):
+        surgery.select(nn.LayerNorm(5), in_=IN)
     with pytest.raises(CookError, match="no float matrix"):
         surgery.select(IntLinear(5, 4, 8, None), out=OUT)
 
