@@ -28,7 +28,7 @@ from cook.model.blueprint import Blueprint, Edit
 from cook.model.depth import STAYS, compact, left_out, missing, skips, unreached
 from cook.model.hooks import Hooks
 from cook.model.masks import Masks
-from cook.model.plain import settle
+from cook.model.plain import current, settle
 from cook.model.quantizer import attach_quantizer, blueprint_of
 from cook.model.renumbering import Renumbering
 from cook.model.tensors import Tensors
@@ -291,14 +291,16 @@ class Session:
             return shared
         return value
 
-    def hold(self, owner: Pass, units: Units, keep: Tensor) -> None:
-        """Hold heads or neurons at zero until they leave.
+    def hold(self, owner: Pass, units: Units, keep: Tensor, *, too: bool = False) -> None:
+        """Hold heads, neurons or dimensions at zero until they leave.
 
         Args:
             keep: bool [units.count]: which of them stay.
+            too: beside what `owner` holds already of the same parameters, and not in its place.
         """
         for name, mask in unit_masks(self.model, units, keep):
-            self.masks.set(owner.id, name, mask, leaves=True)
+            held = self.masks.get(owner.id, name) if too else None
+            self.masks.set(owner.id, name, mask if held is None else mask & held, leaves=True)
 
     def remove(self, units: Units, keep: Tensor) -> None:
         """Take what `hold` held out of the model; other passes' masks follow."""
@@ -337,7 +339,7 @@ class Session:
                     if each.phase == phase:
                         each.finish(self)
                         self.facts[each.id] = each.facts(self)
-            self.blueprint = settle(self.model, compact(self.model, self.blueprint))
+            self.blueprint = settle(self.model, current(self.model, compact(self.model, self.blueprint)))
             attach_quantizer(self.model, self.blueprint)
         finally:
             self.close()

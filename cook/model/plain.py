@@ -13,12 +13,28 @@ from transformers import PreTrainedModel
 from cook.errors import CookError
 from cook.model import surgery, units
 from cook.model.anatomy import Anatomy
-from cook.model.blueprint import Blueprint
+from cook.model.blueprint import Blueprint, Edit
 from cook.model.source import FAILURES
 from cook.model.width import stream
 
 SIZES = ("resize", "counts")
 """The edits that a config may be able to say."""
+
+
+def current(model: nn.Module, blueprint: Blueprint) -> Blueprint:
+    """The Blueprint with one `resize` for each module, which says the sizes that it has in the end.
+
+    A module may lose columns by one pass and rows by another, which records no edit where the config will
+    say so: the vocabulary.
+    """
+    edits: dict[tuple[str, str], Edit] = {}
+    for edit in blueprint.edits:
+        if edit.op == "resize":
+            sizes = {axis: units.size(model, edit.module, axis) for axis in ("out", "in")}
+            edits.setdefault((edit.op, edit.module), Edit("resize", edit.module, sizes))
+        else:
+            edits[edit.op, f"{edit.module} {len(edits)}"] = edit
+    return Blueprint(edits=list(edits.values()))
 
 
 def settle(model: PreTrainedModel, blueprint: Blueprint) -> Blueprint:

@@ -118,8 +118,8 @@ def _heads(model: nn.Module, layer: str, attention: Attention) -> Units:
         raise CookError(f"{module} does not say how wide a head is")
     query, key, value = (f"{layer}.{name}" for name in attention.projections)
     output = f"{layer}.{attention.output}"
-    number = _whole(_size(model, output, "in"), width, output)
-    rows = _whole(_size(model, key, "out"), width, key)
+    number = _whole(size(model, output, "in"), width, output)
+    rows = _whole(size(model, key, "out"), width, key)
     if attention.layout == "apart":
         groups = rows
     elif attention.layout == "stacked":
@@ -154,11 +154,11 @@ def _heads(model: nn.Module, layer: str, attention: Attention) -> Units:
 
 def _neurons(model: nn.Module, layer: str, ffn: FeedForward) -> Units:
     down = f"{layer}.{ffn.down}"
-    count = _size(model, down, "in")
+    count = size(model, down, "in")
     parts = []
     for name in (f"{layer}.{each}" for each in ffn.up):
         if surgery.has(model, name):
-            times = _whole(_size(model, name, "out"), count, name)
+            times = _whole(size(model, name, "out"), count, name)
             parts.append(Part(name, "out", tuple((index * count, 1) for index in range(times))))
     if not parts:
         raise CookError(f"{layer} has none of {', '.join(ffn.up)}")
@@ -229,7 +229,7 @@ def remove(model: nn.Module, units: Units, keep: Tensor) -> tuple[list[Edit], di
                 left.setdefault(name, {})[axis] = numbers
             module = surgery.get(model, part.module)
             surgery.select(module, **{"out" if part.axis == "out" else "in_": numbers})
-            sizes = {"out": _size(model, part.module, "out"), "in": _size(model, part.module, "in")}
+            sizes = {"out": size(model, part.module, "out"), "in": size(model, part.module, "in")}
             edits.append(Edit("resize", part.module, sizes))
     for name, worth in units.counts.items():
         values = {key: int(keep.sum()) * each for key, each in worth.items()}
@@ -245,7 +245,7 @@ def weights(model: nn.Module, units: Units) -> int:
     for part in units.parts:
         module: Any = surgery.get(model, part.module)
         numbers = sum(size for _, size in part.spans)
-        whole += numbers * _size(model, part.module, "in" if part.axis == "out" else "out")
+        whole += numbers * size(model, part.module, "in" if part.axis == "out" else "out")
         if part.axis == "out" and getattr(module, "bias", None) is not None:
             whole += numbers
     return whole
@@ -257,7 +257,12 @@ def axis_of(module: nn.Module, axis: str) -> int:
     return int((axis == "out") == flipped)
 
 
-def _size(model: nn.Module, name: str, axis: str) -> int:
+def size(model: nn.Module, name: str, axis: str) -> int:
+    """How many rows (`out`) or columns (`in`) a module has, in the words of a part.
+
+    Raises:
+        CookError: it is nothing that could lose any.
+    """
     module: Any = surgery.get(model, name)
     if isinstance(module, nn.Embedding):
         return module.embedding_dim if axis == "out" else module.num_embeddings

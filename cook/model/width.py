@@ -179,8 +179,8 @@ def weighted_norm(states: Tensor, gates: Tensor, module: Any) -> Tensor:
         module: the norm.
     """
     dtype = torch.promote_types(states.dtype, torch.float32)
-    found, z = states.to(dtype), gates.to(dtype)
-    share = z / z.sum().clamp_min(torch.finfo(dtype).tiny)
+    found, z = states.to(dtype), gates.to(states.device, dtype)
+    share = z / z.sum().clamp_min(1e-6)
     if isinstance(module, nn.LayerNorm):
         found = found - (found * share).sum(-1, keepdim=True)
     scale = (found.square() * share).sum(-1, keepdim=True).add(_epsilon(module) or 0.0).rsqrt()
@@ -198,7 +198,7 @@ def narrowing(model: nn.Module, units: Units, hooks: Hooks, gates: Any) -> None:
     """
 
     def write(_: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-        return None if (z := gates()) is None else output * z.to(output.dtype)
+        return None if (z := gates()) is None else output * z.to(output)
 
     def norm(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         return None if (z := gates()) is None else weighted_norm(inputs[0], z, module).to(output.dtype)

@@ -67,3 +67,13 @@ def test_integers_stay_in_the_blueprint():
     Blueprint(edits=[integer]).apply(model)
     assert plain.settle(model, blueprint).edits == [integer]
     assert model.config.intermediate_size == 8
+
+
+def test_the_sizes_are_those_in_the_end():
+    model, blueprint = cut("bert", "neurons", 8)
+    up = "bert.encoder.layer.0.intermediate.dense"
+    blueprint.append(Edit("resize", up, {"in": 16, "out": 8}))
+    surgery.select(surgery.get(model, up), in_=torch.arange(12))
+    found = [edit for edit in plain.current(model, blueprint).edits if edit.module == up]
+    assert found == [Edit("resize", up, {"out": 8, "in": 12})]
+    assert len(plain.current(model, blueprint).edits) == len(blueprint.edits) - 1
