@@ -88,19 +88,21 @@ def measured(
     units: Sequence[Units],
     choose: Callable[[Anatomy], list[Units]],
     budget: Mapping[str, Any],
+    stream: Units | None = None,
 ) -> Cost:
     """The cost of the session's model in what the budget is about.
 
     Args:
         units: of that model.
         choose: the same of a model like it.
+        stream: its residual stream, to know what goes with its width; not for latency.
     """
     goal, _ = goal_of(budget)
     if goal == "parameters":
-        return cost.parameters(session.model, units)
+        return cost.parameters(session.model, units, stream)
     batch = _longest(session.examples(EXAMPLES), 1 if goal == "macs" else budget["batch"])
     if goal == "macs":
-        return cost.multiply_accumulates(session.model, units, batch)
+        return cost.multiply_accumulates(session.model, units, batch, stream)
     device = torch.device(budget["device"] or session.model.device)
     found = cost.milliseconds(
         lambda: _alike(session).to(device),

@@ -7,7 +7,7 @@ is; passes that are given a goal choose by it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -16,10 +16,27 @@ from torch import Tensor, nn
 from cook.model import linear, surgery
 from cook.model.anatomy import Anatomy
 from cook.model.measure import latency, macs_by_module
-from cook.model.units import Units, remove, weights
+from cook.model.units import Units, owned, remove, weights
 
 POINTS = 8
 """How many numbers of heads, and of neurons, are timed for a table of latencies."""
+
+
+@dataclass(frozen=True)
+class Wide:
+    """What of a cost goes with the width of the residual stream: is half of it where half the width is left.
+
+    Attributes:
+        curves: of each entry of the units, with all of them.
+        layers: of what each layer costs beside its units.
+        rest: of all else.
+        square: what goes with the square of the width: matrices that read the stream and write to it.
+    """
+
+    curves: Sequence[float]
+    layers: Mapping[str, float]
+    rest: float
+    square: float
 
 
 @dataclass(frozen=True)
@@ -31,12 +48,14 @@ class Cost:
         curves: for each entry of the units the cost of 0, 1, ... of them, float64 [count + 1], from 0 up.
         layers: what a layer costs whatever its units, by name: norms, biases of outputs.
         rest: all else: embeddings, the head.
+        wide: what of it goes with the width; None where nobody asked, and for latency.
     """
 
     goal: str
     curves: Sequence[Tensor]
     layers: Mapping[str, float] = field(default_factory=dict)
     rest: float = 0.0
+    wide: Wide | None = None
 
     @property
     def whole(self) -> float:
@@ -49,20 +68,30 @@ class Cost:
         return self.rest + sum(self.layers.values()) + units
 
 
-def parameters(model: nn.Module, units: Sequence[Units]) -> Cost:
-    """Parameters, those that are tied counted once."""
+def parameters(model: nn.Module, units: Sequence[Units], stream: Units | None = None) -> Cost:
+    """Parameters, those that are tied counted once.
+
+    Args:
+        stream: the residual stream, to know what goes with its width.
+    """
     whole = sum(each.numel() for each in model.parameters())
     curves = [_line(each.count, weights(model, each)) for each in units]
     layers = {layer: surgery.get(model, layer) for each in units for layer in each.layers}
-    owned = {name: float(sum(own.numel() for own in layer.parameters())) for name, layer in layers.items()}
-    return _completed("parameters", curves, units, owned, float(whole))
+    inside = {name: float(sum(own.numel() for own in layer.parameters())) for name, layer in layers.items()}
+    found = _completed("parameters", curves, units, inside, float(whole))
+    return found if stream is None else replace(found, wide=_wide(model, found, units, stream))
 
 
-def multiply_accumulates(model: nn.Module, units: Sequence[Units], batch: Mapping[str, Tensor]) -> Cost:
+def multiply_accumulates(
+    model: nn.Module, units: Sequence[Units], batch: Mapping[str, Tensor], stream: Units | None = None
+) -> Cost:
     """Multiply-accumulates of one forward of a batch, counted as the report counts them.
 
     A linear layer's are shared out evenly over its rows or columns, those of the attention products over
     the heads.
+
+    Args:
+        stream: the residual stream, to know what goes with its width.
     """
     counted = macs_by_module(model, batch)
     curves = []
@@ -77,8 +106,9 @@ def multiply_accumulates(model: nn.Module, units: Sequence[Units], batch: Mappin
         if each.kind == "heads":
             one += _products(model, each, counted) / each.count
         curves.append(_line(each.count, one))
-    owned = {layer: float(counted.get(layer, 0)) for each in units for layer in each.layers}
-    return _completed("macs", curves, units, owned, float(counted[""]))
+    inside = {layer: float(counted.get(layer, 0)) for each in units for layer in each.layers}
+    found = _completed("macs", curves, units, inside, float(counted[""]))
+    return found if stream is None else replace(found, wide=_wide(model, found, units, stream, counted))
 
 
 def milliseconds(
@@ -157,16 +187,60 @@ def _products(model: nn.Module, units: Units, counted: Mapping[str, int]) -> flo
     return float(inside)
 
 
+def _wide(
+    model: nn.Module,
+    cost: Cost,
+    units: Sequence[Units],
+    stream: Units,
+    counted: Mapping[str, int] | None = None,
+) -> Wide:
+    """What of a cost goes with the width of the stream.
+
+    Args:
+        counted: multiply-accumulates by module; None where parameters are counted.
+    """
+    axes: dict[str, int] = {}
+    for part in stream.parts:
+        for name, *_ in owned(model, part):
+            axes[name] = axes.get(name, 0) + 1
+    homes = {
+        name: number
+        for number, each in enumerate(units)
+        for part in each.parts
+        for name, *_ in owned(model, part)
+    }
+    curves, layers = [0.0] * len(units), dict.fromkeys(cost.layers, 0.0)
+    rest, square = 0.0, 0.0
+    seen: set[int] = set()
+    for name, number in axes.items():
+        parameter = model.get_parameter(name)
+        if counted is None:
+            amount = 0.0 if id(parameter) in seen else float(parameter.numel())
+            seen.add(id(parameter))
+        else:
+            amount = float(counted.get(name.removesuffix(".weight"), 0))
+        layer = next((each for each in layers if name.startswith(f"{each}.")), None)
+        if name in homes:
+            curves[homes[name]] += amount
+        elif layer is not None:
+            layers[layer] += amount
+        elif number == 1:
+            rest += amount
+        else:
+            square += amount
+    return Wide(curves, layers, rest, square)
+
+
 def _completed(
-    goal: str, curves: Sequence[Tensor], units: Sequence[Units], owned: Mapping[str, float], whole: float
+    goal: str, curves: Sequence[Tensor], units: Sequence[Units], inside: Mapping[str, float], whole: float
 ) -> Cost:
     """With what layers cost beside their units, and what is outside of layers.
 
     Args:
-        owned: by layer, all that it costs.
+        inside: by layer, all that it costs.
     """
-    layers = dict(owned)
+    layers = dict(inside)
     for each, curve in zip(units, curves, strict=True):
         for layer in each.layers:
             layers[layer] -= float(curve[-1]) / len(each.layers)
-    return Cost(goal, curves, layers, whole - sum(owned.values()))
+    return Cost(goal, curves, layers, whole - sum(inside.values()))

@@ -1,4 +1,4 @@
-"""Gates at work: what layers, heads and neurons give is multiplied in every forward of a model."""
+"""Gates at work: what layers, heads, neurons and dimensions give is multiplied in every forward."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cook.model import surgery
 from cook.model.hooks import Hooks
 from cook.model.units import Units, axis_of
+from cook.model.width import narrowing
 from cook.prune.gates import Gates, hard_concrete, uniform
 
 
@@ -18,22 +19,29 @@ class Gating:
     """The gates of a model, drawn once a forward; layers that are computed again meet the same ones.
 
     A layer's gate goes from what comes in, at 0, to what the layer gives, at 1. A unit's is multiplied with
-    what the unit gives.
+    what the unit gives. Those of the residual stream are multiplied with all that writes to it, and its norms
+    count dimensions as much as they are open.
 
     Args:
-        gates: layers first, then each of `units`.
+        gates: layers first, then each of `units`, then `stream`.
         layers: names of the gated layers.
         units: heads and neurons with gates.
+        stream: the residual stream, if it has gates.
         seed: of what is drawn: with the step and the forward's number in it, the same in all processes.
 
     Attributes:
         learning: whether gates act: drawn in training, what they are by now in evaluations.
         step: of the run.
         passed: the numbers of layers that are passed by when gates no longer act.
+        open: which dimensions of the stream are not shut then, [width]; None for all.
     """
 
-    def __init__(self, gates: Gates, layers: Sequence[str], units: Sequence[Units], seed: int):
+    def __init__(
+        self, gates: Gates, layers: Sequence[str], units: Sequence[Units], stream: Units | None, seed: int
+    ):
         self.gates, self.layers, self.units, self.seed = gates, list(layers), list(units), seed
+        self.stream = stream
+        self.open: Tensor | None = None
         self.learning = False
         self.passed: set[int] = set()
         self._values: list[Tensor] | None = None
@@ -51,6 +59,11 @@ class Gating:
         for number, each in enumerate(self.units, start=1):
             for part in each.outputs:
                 hooks.forward_pre(model.get_submodule(part.module), self._multiplying(number))
+        if self.stream is not None:
+            narrowing(model, self.stream, hooks, self._width)
+
+    def _width(self) -> Tensor | None:
+        return self.open if self._values is None else self._values[-1]
 
     def _draw(self, model: nn.Module) -> None:
         self._values = None

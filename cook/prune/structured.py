@@ -1,4 +1,4 @@
-"""Structured pruning by L0 gates: training itself says which heads, neurons and layers a goal leaves.
+"""Structured pruning by L0 gates: training itself says which heads, neurons, layers and dimensions stay.
 
 While the gates learn, what they close is multiplied with numbers between 0 and 1, drawn anew in every
 forward, so that the losses of the run say what each is worth; a penalty leads their cost to the goal. Then
@@ -17,7 +17,8 @@ from torch import Tensor
 from cook.errors import CookError
 from cook.model.depth import droppable
 from cook.model.tensors import refuse_reentrant
-from cook.model.units import Units, units
+from cook.model.units import Units, owned, units
+from cook.model.width import stream
 from cook.passes import WINDOW, Effect, Pass, Term, register
 from cook.prune import budget as goals
 from cook.prune import cost
@@ -29,21 +30,25 @@ if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy
     from cook.session import Session
 
-KINDS = ("layers", "heads", "neurons")
+KINDS = ("layers", "heads", "neurons", "hidden")
+WORDS = {"hidden": "dimensions of the residual stream"}
+"""What is not called by its kind."""
 TRAVEL = 20.0
 """How far a gate could go in its window at the full learning rate, where no speed is given."""
 
 
 @register
 class PruneStructured(Pass):
-    """Learns gates over layers, heads and neurons by the losses of the run and a goal for what is left.
+    """Learns gates over layers, heads, neurons and dimensions by the losses and a goal for what is left.
 
     When gates become final, units that stay are multiplied with theirs, in the weights that read them, as
-    evaluations had it before; a layer that stays is whole.
+    evaluations had it before; a layer or a dimension of the residual stream that stays is whole.
     """
 
     name = "prune.structured"
-    summary = "learn which layers, heads and neurons go, to a goal for what is left (L0 gates, as CoFi)"
+    summary = (
+        "learn which layers, heads, neurons and dimensions go, to a goal for what is left (L0 gates, as CoFi)"
+    )
     phase = "structure"
     required = ("budget",)
     needs = frozenset({"training"})
@@ -55,7 +60,7 @@ class PruneStructured(Pass):
             "minItems": 1,
             "uniqueItems": True,
             "default": ["heads", "neurons"],
-            "description": "what may go",
+            "description": "what may go; `hidden` are dimensions of the residual stream, the model's width",
         },
         "minimum": {
             "type": "integer",
@@ -84,6 +89,7 @@ class PruneStructured(Pass):
         {"budget": {"parameters": 0.7}},
         {"budget": {"macs": 0.6}, "gates": ["layers", "heads", "neurons"], "end": "50%"},
         {"budget": {"parameters": 0.7}, "gates": ["layers"], "speed": 100},
+        {"budget": {"macs": 0.4}, "gates": ["heads", "neurons", "hidden"], "end": "50%"},
     )
 
     @property
@@ -96,6 +102,9 @@ class PruneStructured(Pass):
 
     def check(self) -> None:
         goals.check(self, self.given["budget"])
+        if "hidden" in self.given["gates"] and self.goal == "latency":
+            message = "the time that a narrower model takes is not measured, so `hidden` cannot aim at it"
+            raise self.error(message, option="gates", hint="ask for macs, or leave `hidden` out")
 
     def wants(self) -> frozenset[str]:
         return self.needs | goals.wants(self.given["budget"])
@@ -103,20 +112,27 @@ class PruneStructured(Pass):
     def plan(self, anatomy: Anatomy) -> Effect:
         self._find(anatomy)
         if self.goal == "parameters":
-            self._check_budget(self._shares(cost.parameters(anatomy.model, self.units)))
-        gated = self.units if self.layers else self._gated()
+            self._check_budget(self._shares(cost.parameters(anatomy.model, self.units, self.stream)))
+        gated = list(self.units if self.layers else self._gated())
+        if self.stream is not None:
+            gated.append(self.stream)
         among = {each.kind: sum(other.count for other in gated if other.kind == each.kind) for each in gated}
         among["layers"] = len(self.layers)
-        which = " and ".join(f"{among[kind]:,} {kind}" for kind in KINDS if kind in self.given["gates"])
+        which = " and ".join(
+            f"{among[kind]:,} {WORDS.get(kind, kind)}" for kind in KINDS if kind in self.given["gates"]
+        )
+        names = [name for each in gated for part in each.parts for name, *_ in owned(anatomy.model, part)]
         return Effect(
-            parameters=[f"{part.module}.weight" for each in gated for part in each.parts],
+            parameters=list(dict.fromkeys(names)),
             loses={
                 (part.module, part.axis): math.gcd(*(number for span in part.spans for number in span))
                 for each in gated
                 for part in each.parts
             },
             # What a layer holds leaves with it.
-            claims=frozenset(f"{each.kind} of {each.where}" for each in gated)
+            claims=frozenset(
+                each.kind if each is self.stream else f"{each.kind} of {each.where}" for each in gated
+            )
             | ({"layers"} if self.layers else set()),
             note=f"{self.asked:.3g} of the {self.goal} are left; which of {which} go is learned",
             sizes="at most",
@@ -127,16 +143,19 @@ class PruneStructured(Pass):
             hint = "let it end later: gates learn inside of the window"
             raise self.error("an empty window, in which no gate learns", option="end", hint=hint)
         self._find(session.anatomy)
-        self.shares = self._shares(goals.measured(session, self.units, units, self.given["budget"]))
+        budget = self.given["budget"]
+        self.shares = self._shares(goals.measured(session, self.units, units, budget, self.stream))
         self._check_budget(self.shares)
         sizes = [len(self.layers), *(each.count for each in self._gated())]
+        sizes += [] if self.stream is None else [self.stream.count]
         dtype = torch.promote_types(session.model.dtype, torch.float32)
         self.gates = Gates(sizes, dtype=dtype, device=session.model.device)
         session.train_also(self, self.gates)
-        self.gating = Gating(self.gates, self.layers, self._gated(), self.given["seed"])
+        self.gating = Gating(self.gates, self.layers, self._gated(), self.stream, self.given["seed"])
         self.hard = False
         self.kept = [True] * len(self.layers)
         self.keep = [torch.ones(each.count, dtype=torch.bool) for each in self.units]
+        self.wide = None if self.stream is None else torch.ones(self.stream.count, dtype=torch.bool)
         self.soft, self.left = 1.0, torch.ones(())
         self._place()
 
@@ -172,6 +191,9 @@ class PruneStructured(Pass):
         for each, home, stays in zip(self.units, self.shares.homes, self.keep, strict=True):
             if (home is None or self.kept[home]) and not stays.all():
                 session.remove(each, stays)
+        if self.stream is not None and self.wide is not None and not self.wide.all():
+            session.remove(self.stream, self.wide)
+            self.gating.open = None
         session.remove_layers(self._gone())
         session.masks.drop(self.id)
 
@@ -186,11 +208,12 @@ class PruneStructured(Pass):
         return {
             "goal": self.goal,
             "asked": self.asked,
-            "reached": self.shares.of(self.kept, counts),
+            "reached": self.shares.of(self.kept, counts, self._width()),
             "expected": self.soft,
             "layers": [number for number, layer in enumerate(self.all_layers) if layer not in gone],
             "of": len(self.all_layers),
             "left": left,
+            **({} if self.wide is None else {"hidden": int(self.wide.sum()), "of_hidden": len(self.wide)}),
             "speed": self.gates.speed,
         }
 
@@ -205,19 +228,28 @@ class PruneStructured(Pass):
             "soft": self.soft,
             "kept": list(self.kept),
             "keep": list(self.keep),
+            "wide": self.wide,
             "shares": self.shares.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.hard, self.soft, self.gates.speed = state["hard"], state["soft"], state["speed"]
         self.kept, self.keep = list(state["kept"]), [each.cpu() for each in state["keep"]]
+        self.wide = None if state["wide"] is None else state["wide"].cpu()
         self._pass_by(learning=state["learning"])
         self.shares = self.shares.restored(state["shares"])
         self._place()
 
     def _find(self, anatomy: Anatomy) -> None:
-        """The units of the model and the layers that have gates."""
+        """The units of the model, and the layers and the stream if they have gates."""
         self.units = units(anatomy)
+        self.stream: Units | None = None
+        if "hidden" in self.given["gates"]:
+            try:
+                self.stream = stream(anatomy)
+            except CookError as error:
+                hint = f"{error.hint}; or leave `hidden` out"
+                raise self.error(error.message, option="gates", hint=hint) from error
         self.layers: list[str] = []
         self.all_layers, self.stacks = anatomy.layers, anatomy.stacks
         if "layers" in self.given["gates"]:
@@ -244,7 +276,8 @@ class PruneStructured(Pass):
 
     def _check_budget(self, shares: Shares) -> None:
         gated = [each.kind in self.given["gates"] for each in self.units]
-        nearest = least(shares, gated, minimum=self.given["minimum"], stacks=self._groups())
+        width = None if self.stream is None else self.stream.count
+        nearest = least(shares, gated, minimum=self.given["minimum"], stacks=self._groups(), width=width)
         if nearest > self.asked:
             raise self.error(
                 f"{self.asked:.3g} of the {self.goal} cannot be reached, the least is {nearest:.3g}",
@@ -261,6 +294,12 @@ class PruneStructured(Pass):
     def _pass_by(self, *, learning: bool) -> None:
         self.gating.learning = learning
         self.gating.passed = {number for number, stays in enumerate(self.kept) if not stays}
+        if self.wide is not None:
+            self.gating.open = None if self.wide.all() else self.wide.to(self.gates.moved.device)
+
+    def _width(self) -> float:
+        """The share of the residual stream that is left."""
+        return 1.0 if self.wide is None else int(self.wide.sum()) / len(self.wide)
 
     def _place(self) -> None:
         """What every step needs, on the device of the gates: nothing is copied there in a step."""
@@ -272,10 +311,12 @@ class PruneStructured(Pass):
         self._cost = Expected(self.shares, like)
 
     def _expected(self) -> Tensor:
-        layers, units = probabilities(self.gates.loga).tensor_split([len(self.layers)])
+        width = 0 if self.stream is None else self.stream.count
+        every = probabilities(self.gates.loga)
+        layers, units, wide = every.split([len(self.layers), len(every) - len(self.layers) - width, width])
         if self._full.device != units.device:
             self._place()  # the model has moved since
-        return self._cost(layers, self._full.index_add(0, self._entries, units))
+        return self._cost(layers, self._full.index_add(0, self._entries, units), wide if width else None)
 
     @torch.no_grad()
     def _complete(self, session: Session) -> None:
@@ -287,13 +328,14 @@ class PruneStructured(Pass):
         rest = iter(others)
         scores = [next(rest) if each.kind in self.given["gates"] else None for each in self.units]
         self.soft = float(self._expected())
-        self.kept, self.keep = harden(
+        self.kept, self.keep, self.wide = harden(
             self.shares,
             layers.tolist(),
             scores,
             self.asked,
             minimum=self.given["minimum"],
             stacks=self._groups(),
+            stream=None if self.stream is None else others[-1],
         )
         self.hard = True
         self._pass_by(learning=False)
@@ -302,5 +344,7 @@ class PruneStructured(Pass):
                 fold(session.model, each, hard_concrete(score))
             if not stays.all():
                 session.hold(self, each, stays)
+        if self.stream is not None and self.wide is not None and not self.wide.all():
+            session.hold(self, self.stream, self.wide, too=True)
         for layer in self._gone():
             session.hold_layer(self, layer)
