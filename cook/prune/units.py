@@ -35,7 +35,6 @@ class PruneUnits(Structure):
     examples = (
         {"budget": {"macs": 0.6}},
         {"budget": {"parameters": 0.7}, "importance": "magnitude", "schedule": "constant"},
-        {"budget": {"latency": 0.9}, "importance": "random"},
     )
 
     def units(self, anatomy: Anatomy) -> list[Units]:
