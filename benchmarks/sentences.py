@@ -2,8 +2,9 @@
 
     python -m benchmarks.sentences movie_reviews/train.tsv movie_reviews/test.tsv -o sentences.tsv
 
-Reads a column `text`, writes the columns `sentence` and `label`, the latter always 0: for recipes in which
-no loss reads a label (`task_weight: 0`).
+Reads a column `text`, writes the columns `sentence` and `label`. The label is what `--model` says, for passes
+that look at labels (importance by gradients), or else always 0: for recipes in which nothing reads one
+(`task_weight: 0`).
 """
 
 from __future__ import annotations
@@ -25,12 +26,29 @@ def sentences(texts: Iterable[str], shortest: int = 4, longest: int = 45) -> lis
     return list(dict.fromkeys(each for each in found if shortest <= len(each.split()) <= longest))
 
 
+def labels(rows: list[str], path: str) -> list[int]:
+    """What a classifier says of each text."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32).to(device).eval()
+    found: list[int] = []
+    with torch.inference_mode():
+        for start in range(0, len(rows), 256):
+            batch = tokenizer(rows[start : start + 256], padding=True, truncation=True, return_tensors="pt")
+            found += model(**batch.to(device)).logits.argmax(-1).tolist()
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("tables", type=Path, nargs="+")
     parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--model", help="a classifier that says the labels")
     args = parser.parse_args()
     csv.field_size_limit(sys.maxsize)
     texts = []
@@ -42,7 +60,7 @@ def main() -> None:
     with open(args.out, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t")
         writer.writerow(["sentence", "label"])
-        writer.writerows([each, 0] for each in rows)
+        writer.writerows(zip(rows, labels(rows, args.model) if args.model else [0] * len(rows), strict=True))
     print(f"{len(rows):,} sentences of {len(texts):,} documents")
 
 

@@ -1,11 +1,13 @@
 """What removing heads and neurons gives: time, size, and how much each criterion costs in accuracy.
 
     python -m benchmarks.structure speed --model MODEL
+    python -m benchmarks.structure budget --model MODEL
     python -m benchmarks.structure criteria --model MODEL --train train.tsv --validation validation.tsv
 
-`speed` times the model beside the same one with half its heads and half its neurons, in turns. `criteria`
-removes shares of them at once, without any training, by each kind of importance and over several samples of
-examples (gradient) or draws (random), and evaluates what is left.
+`speed` times the model beside the same one with half its heads and half its neurons, in turns; `budget` asks
+for shares of the time and measures what came of it. `criteria` removes shares of heads, of neurons or (with
+prune.units) of multiply-accumulates at once, without any training, by each kind of importance and over
+several samples of examples or draws (random), and evaluates what is left.
 """
 
 from __future__ import annotations
@@ -71,6 +73,27 @@ def speed(args: argparse.Namespace) -> None:
             print(f"| {size} x {length} | {left:.3f} | {interval} | {control.middle:.2f} |")
 
 
+def budget(args: argparse.Namespace) -> None:
+    """What was asked of the time, what the table foretold, and what was measured."""
+    whole = load(args.model)
+    print(machine())
+    print("| batch x tokens | asked | foretold | measured | spread |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for size in BATCHES:
+        tokens = torch.randint(1000, 2000, (size, LENGTHS[0]))
+        batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        for share in args.shares:
+            goal = {"latency": share, "device": "cpu", "batch": size}
+            item = {"prune.units": {"budget": goal, "importance": "magnitude"}}
+            result = cook.apply(copy.deepcopy(whole), {"version": 1, "passes": [item]}, calibration=[batch])
+            foretold = result.report.passes[0].facts["reached"]
+            calls = {"whole": partial(forward, whole, batch), "left": partial(forward, result.model, batch)}
+            seconds = measure(calls, rounds=args.rounds)
+            found = ratio(seconds["left"], seconds["whole"])
+            interval = f"{found.middle:.3f} [{found.low:.3f}, {found.high:.3f}] | {found.spread:.3f}"
+            print(f"| {size} x {LENGTHS[0]} | {share:g} | {foretold:.3f} | {interval} |", flush=True)
+
+
 def sample(args: argparse.Namespace, tokenizer: Any, seed: int) -> list[dict[str, torch.Tensor]]:
     """Batches of training rows, drawn with a seed."""
     with open(args.train, encoding="utf-8", newline="") as file:
@@ -101,12 +124,19 @@ def criteria(args: argparse.Namespace) -> None:
                 seeds = args.seeds if kind != "magnitude" else args.seeds[:1]
                 found = []
                 for seed in seeds:
-                    options = {"sparsity": share, "importance": kind, "seed": seed, "rows": args.rows}
+                    options = {
+                        "importance": kind.removesuffix("-normalized"),
+                        "seed": seed,
+                        "rows": args.rows,
+                    }
+                    if kind.endswith("-normalized"):
+                        options["normalize"] = True
+                    goal = {"budget": {"macs": 1 - share}} if name == "prune.units" else {"sparsity": share}
                     config = {
                         "version": 1,
                         "model": {"path": args.model, "task": "text-classification"},
                         "data": data,
-                        "passes": [{name: options}],
+                        "passes": [{name: {**options, **goal}}],
                     }
                     report = cook.apply(
                         load(args.model),
@@ -129,6 +159,10 @@ def main() -> None:
     one = verbs.add_parser("speed")
     one.add_argument("--rounds", type=int, default=30)
     one.set_defaults(run=speed)
+    goal = verbs.add_parser("budget")
+    goal.add_argument("--rounds", type=int, default=30)
+    goal.add_argument("--shares", type=float, nargs="+", default=[0.75, 0.5, 0.35])
+    goal.set_defaults(run=budget)
     other = verbs.add_parser("criteria")
     other.add_argument("--train", required=True)
     other.add_argument("--validation", required=True)
@@ -140,7 +174,7 @@ def main() -> None:
     other.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     other.add_argument("--rows", type=int, default=512)
     other.set_defaults(run=criteria)
-    for each in (one, other):
+    for each in (one, goal, other):
         each.add_argument("--model", required=True)
     args = parser.parse_args()
     args.run(args)

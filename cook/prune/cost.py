@@ -137,13 +137,16 @@ def milliseconds(
         chosen = [number for number, each in enumerate(units) if each.kind == kind]
         largest = max(units[number].count for number in chosen)
         steps = sorted({max(1, round(largest * step / points)) for step in range(points)})
-        shares, ratios = [count / largest for count in steps], []
-        for share in shares:
-            other = build().eval()
-            for each in (choose(Anatomy(other))[number] for number in chosen):
-                remove(other, each, torch.arange(each.count) < max(1, round(share * each.count)))
+        shares = [count / largest for count in steps]
+        ratios: list[float] = []
+        other = build().eval()  # one for all points: it gets smaller and smaller
+        for share in reversed(shares):
+            present = choose(Anatomy(other))
+            for number in chosen:
+                left = max(1, round(share * units[number].count))
+                remove(other, present[number], torch.arange(present[number].count) < left)
             times = latency({"whole": whole, "other": other}, batch)
-            ratios.append(times["other"]["median"] / times["whole"]["median"])
+            ratios.insert(0, times["other"]["median"] / times["whole"]["median"])
             wholes.append(times["whole"]["median"])
         sizes = [units[number].count * weights(whole, units[number]) for number in chosen]
         spent = _spent([*shares, 1.0], [*ratios, 1.0])

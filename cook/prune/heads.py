@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from cook.model.units import Units, heads
 from cook.passes import register
-from cook.prune.structure import UNITS, Structure
+from cook.prune.structure import Structure
+from cook.prune.unit_options import UNITS
 
 if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy

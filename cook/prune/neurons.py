@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from cook.model.units import Units, neurons
 from cook.passes import register
-from cook.prune.structure import MULTIPLE, UNITS, Structure
+from cook.prune.structure import Structure
+from cook.prune.unit_options import MULTIPLE, UNITS
 
 if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy

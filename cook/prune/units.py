@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from cook.model.units import Units, units
 from cook.passes import register
 from cook.prune.budget import NEEDED
-from cook.prune.structure import MULTIPLE, UNITS, Structure
+from cook.prune.structure import Structure
+from cook.prune.unit_options import MULTIPLE, UNITS
 
 if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy
@@ -35,7 +36,6 @@ class PruneUnits(Structure):
     examples = (
         {"budget": {"macs": 0.6}},
         {"budget": {"parameters": 0.7}, "importance": "magnitude", "schedule": "constant"},
-        {"budget": {"latency": 0.9}, "importance": "random"},
     )
 
     def units(self, anatomy: Anatomy) -> list[Units]:
