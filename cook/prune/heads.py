@@ -21,7 +21,7 @@ class PruneHeads(Structure):
     summary = "remove the least important attention heads; what is left is smaller and faster"
     options: ClassVar[dict[str, Any]] = UNITS
     examples = (
-        {"sparsity": 0.25},
+        {"sparsity": 0.5},
         {"sparsity": 0.5, "importance": "magnitude", "scope": "layer"},
         {"sparsity": 0.25, "importance": "random", "schedule": "constant"},
         {"budget": {"macs": 0.9}, "normalize": True},
