@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cook.prune.gates import Shares
+from cook.prune.shares import Shares
 
 ROUNDING = 1e-9
 """Sums of shares may differ by so much in the order of adding."""

@@ -22,9 +22,10 @@ from cook.model.width import stream
 from cook.passes import WINDOW, Effect, Pass, Term, register
 from cook.prune import budget as goals
 from cook.prune import cost
-from cook.prune.gates import Expected, Gates, Shares, hard_concrete, lagrangian, probabilities
+from cook.prune.gates import Gates, hard_concrete, lagrangian, probabilities
 from cook.prune.gating import Gating, fold
 from cook.prune.harden import harden, least
+from cook.prune.shares import Expected, Shares
 
 if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy

@@ -12,14 +12,13 @@ from cook.prune.cost import Cost
 from cook.prune.gates import (
     BOUND,
     OPEN,
-    Expected,
     Gates,
-    Shares,
     hard_concrete,
     lagrangian,
     probabilities,
     uniform,
 )
+from cook.prune.shares import Expected, Shares
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

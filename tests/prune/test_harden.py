@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cook.prune.gates import Shares
 from cook.prune.harden import ROUNDING, harden, least
+from cook.prune.shares import Shares
 
 
 @st.composite

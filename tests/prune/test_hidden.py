@@ -15,8 +15,8 @@ from cook.model.depth import droppable
 from cook.model.measure import macs, tally
 from cook.model.width import STREAMS, stream
 from cook.prune import cost
-from cook.prune.gates import Expected, Narrow, Shares
 from cook.prune.harden import harden, least
+from cook.prune.shares import Expected, Narrow, Shares
 from cook.session import Session
 from cook.train.calibration import given
 from tests import bound, tiny
