@@ -127,7 +127,9 @@ def _check_claims(each: Pass, effect: Effect, planned: Sequence[tuple[Pass, Effe
             more = f" (and {len(shared) - 1} more)" if len(shared) > 1 else ""
             raise each.error(
                 f"{other.id} acts on the {shared[0]}{more} already",
-                hint="give one of the two passes an `exclude`, or leave it out",
+                hint="give one of the two passes an `exclude`, or leave it out"
+                if {"exclude"} & (each.options.keys() | other.options.keys())
+                else "leave out one of the two",
             )
         if message := missing(effect.reads, its.skips) or missing(its.reads, effect.skips):
             raise each.error(message, hint=STAYS)

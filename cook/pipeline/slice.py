@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -91,7 +92,7 @@ def slice_folder(
             taken. Nothing is written then.
         RunError: a folder cannot be written, or does not load back as it was.
     """
-    place = Path(folder).expanduser().absolute()
+    place = Path(os.path.normpath(Path(folder).expanduser().absolute()))
     _check_floats(place)
     asked = _asked(depths, choose)
     targets = _targets(place, list(asked), out, force=force) if write else {}
@@ -148,12 +149,15 @@ def _targets(place: Path, names: list[str], out: Any, *, force: bool) -> dict[st
         raise CookError(f"one folder cannot hold {len(names)} models", where=str(out), hint=hint)
     found = {name: place.with_name(f"{place.name}-{name}") for name in names}
     if out is not None:
-        found = {names[0]: Path(out).expanduser().absolute()}
+        found = {names[0]: Path(os.path.normpath(Path(out).expanduser().absolute()))}
     for target in found.values():
         if place.resolve().is_relative_to(target.resolve()):
             raise CookError(
                 "the slice would replace what it is cut from", where=str(target), hint="choose another --out"
             )
+        if target.resolve().is_relative_to(place.resolve()):
+            message = "the slice would lie in the folder that it is cut from"
+            raise CookError(message, where=str(target), hint="choose another --out")
         check_free(target, force=force)
     return found
 

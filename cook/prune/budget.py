@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from cook.errors import CookError
 from cook.model.units import Units
 from cook.prune import cost
 from cook.prune.cost import Cost
@@ -100,32 +102,49 @@ def measured(
     goal, _ = goal_of(budget)
     if goal == "parameters":
         return cost.parameters(session.model, units, stream)
-    batch = _longest(session.examples(EXAMPLES), 1 if goal == "macs" else budget["batch"])
+    batch = _longest(session, 1 if goal == "macs" else budget["batch"])
     if goal == "macs":
-        return cost.multiply_accumulates(session.model, units, batch, stream)
-    device = torch.device(budget["device"] or session.model.device)
-    found = cost.milliseconds(
-        lambda: _alike(session).to(device),
-        choose,
-        {name: value.to(device) for name, value in batch.items()},
-    )
-    # One process's clock for all of them.
-    curves = [session.agreed(curve).cpu() for curve in found.curves]
-    rest = session.agreed(torch.tensor(found.rest, dtype=torch.float64))
-    return Cost(goal, curves, found.layers, float(rest))
+        found = cost.multiply_accumulates(session.model, units, batch, stream)
+    else:
+        device = torch.device(budget["device"] or session.model.device)
+        placed = {name: value.to(device) for name, value in batch.items()}
+        found = cost.milliseconds(lambda: _alike(session).to(device), choose, placed)
+    return _agreed(session, found)
 
 
 def planned(model: nn.Module, units: list[Units], budget: Mapping[str, Any]) -> Cost:
-    """What can be said without data: parameters; for other goals those of the units stand for all else."""
+    """What can be said without data: parameters, and for other goals those of the layers.
+
+    A token is multiplied with nearly each of these once.
+    """
+    goal, _ = goal_of(budget)
     found = cost.parameters(model, units)
-    return found if goal_of(budget)[0] == "parameters" else Cost(found.goal, found.curves)
+    return found if goal == "parameters" else Cost(goal, found.curves, found.layers)
 
 
-def _longest(batches: Iterator[dict[str, Tensor]], count: int) -> dict[str, Tensor]:
-    """The first of the batch with the longest examples, over and over where there are fewer."""
+def _longest(session: Session, count: int) -> dict[str, Tensor]:
+    """The first of the batch with the longest examples, over and over where there are fewer.
+
+    Raises:
+        CookError: there are none.
+    """
+    batches = list(session.examples(EXAMPLES))
+    if not batches:
+        raise CookError("there are no examples to count or time", hint="give calibration batches, or data")
     batch = max(batches, key=lambda each: next(iter(each.values()))[0].numel())
     rows = torch.arange(count) % len(next(iter(batch.values())))
-    return {name: value[rows.to(value.device)] for name, value in batch.items() if name != "labels"}
+    # A decoder's inputs may have to be made from its labels.
+    config: Any = session.model.config
+    left = set() if getattr(config, "is_encoder_decoder", False) else {"labels"}
+    return {name: value[rows.to(value.device)] for name, value in batch.items() if name not in left}
+
+
+def _agreed(session: Session, found: Cost) -> Cost:
+    """What the first process found: others have other examples, and other clocks."""
+    curves = [session.agreed(curve).cpu() for curve in found.curves]
+    numbers = session.agreed(torch.tensor([*found.layers.values(), found.rest], dtype=torch.float64))
+    *own, rest = numbers.tolist()
+    return replace(found, curves=curves, layers=dict(zip(found.layers, own, strict=True)), rest=rest)
 
 
 def _alike(session: Session) -> nn.Module:

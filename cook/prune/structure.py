@@ -44,6 +44,9 @@ class Structure(Pass):
         if (self.given.get("sparsity") is None) == (self.given["budget"] is None):
             hint = "write sparsity: 0.5, or budget: {macs: 0.5}"
             raise self.error("expected either a sparsity or a budget", option="sparsity", hint=hint)
+        if self.given.get("normalize") and self.given.get("scope") == "layer":
+            message = "means nothing with scope: layer, where scores are only compared within a layer"
+            raise self.error(message, option="normalize", hint="leave it out")
         if self.given["budget"] is None:
             return
         goals.check(self, self.given["budget"])
@@ -60,7 +63,8 @@ class Structure(Pass):
         units = self._chosen(anatomy)
         if self.given["budget"] is not None:
             self.cost = goals.planned(anatomy.model, units, self.given["budget"])
-        self._check(units)
+        if self.cost is None or self.cost.goal == "parameters":
+            self._check(units)  # what else there is a plan can only guess
         keep = self._planned(units)
         model = copy.deepcopy(anatomy.model)
         gone = sum(int((~each).sum()) for each in keep)
@@ -91,7 +95,8 @@ class Structure(Pass):
         self.chosen = self._chosen(session.anatomy)
         if self.given["budget"] is not None:
             self.cost = goals.measured(session, self.chosen, self._chosen, self.given["budget"])
-        self._check(self.chosen)
+        if self.cost is None or self.cost.goal != "latency":
+            self._check(self.chosen)
         self.keep = [torch.ones(each.count, dtype=torch.bool) for each in self.chosen]
         self.owned = [weights(session.model, each) for each in self.chosen]
         self.reached = 0.0
@@ -145,14 +150,17 @@ class Structure(Pass):
         return f"{gone} of {whole} {' and '.join(_kinds(self.chosen))} gone"
 
     def state_dict(self) -> dict[str, Any]:
-        # Time measured anew would be another time.
-        curves = [] if self.cost is None else list(self.cost.curves)
-        return {"reached": self.reached, "keep": list(self.keep), "curves": curves}
+        found: dict[str, Any] = {"reached": self.reached, "keep": list(self.keep)}
+        if self.cost is not None:
+            # Time measured anew would be another time.
+            found["cost"] = [list(self.cost.curves), dict(self.cost.layers), self.cost.rest]
+        return found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.reached, self.keep = state["reached"], [each.cpu() for each in state["keep"]]
         if self.cost is not None:
-            self.cost = replace(self.cost, curves=[each.cpu() for each in state["curves"]])
+            curves, layers, rest = state["cost"]
+            self.cost = replace(self.cost, curves=[each.cpu() for each in curves], layers=layers, rest=rest)
 
     @property
     def share(self) -> float:
@@ -185,11 +193,13 @@ class Structure(Pass):
             least_cost = self.cost.of([each.count - some for each, some in zip(units, spared, strict=True)])
             nearest, left = least_cost / self.cost.whole, 1 - self.share
             if nearest > left:
+                ask = math.ceil(1000 * nearest) / 1000
+                hint = f"ask for {ask:g} with {limits}, or choose among more"
                 raise self.error(
                     f"{left:g} of the {self.cost.goal} cannot be met: at least {nearest:.3g} is left when all"
                     f" {self._called(units)} that can go have gone",
                     option="budget",
-                    hint=f"ask for {math.ceil(1000 * nearest) / 1000:g} with {limits}, or drop layers too",
+                    hint=hint if ask < 1 else f"with {limits} next to nothing of these can go",
                 )
             return
         whole, multiple = sum(each.count for each in units), self.multiple(units[0])
@@ -211,7 +221,14 @@ class Structure(Pass):
     def _planned(self, units: list[Units]) -> list[Tensor]:
         """As many as will go. Which ones is found on data; for sizes it suffices to take them evenly."""
         even = [(torch.arange(each.count) + 0.5) / each.count for each in units]
-        return self._left(units, even, self.share)
+        return self._left(units, self._for_their_cost(even), self.share)
+
+    def _for_their_cost(self, scores: list[Tensor]) -> list[Tensor]:
+        """Scores that know nothing of size, so that what is compared per cost is the scores themselves."""
+        if self.cost is None:
+            return scores
+        ones = [float(curve[-1]) / (len(curve) - 1) for curve in self.cost.curves]
+        return [each * one for each, one in zip(scores, ones, strict=True)]
 
     def _called(self, units: list[Units]) -> str:
         grouped = max(each.heads for each in units)
@@ -246,12 +263,18 @@ class Structure(Pass):
     def _scores(self, session: Session) -> list[Tensor]:
         importance = self.given["importance"]
         if importance == "random":
-            return random_importance(self.chosen, self.given["seed"])
+            return self._for_their_cost(random_importance(self.chosen, self.given["seed"]))
         if importance == "magnitude":
-            found = magnitude_importance(session.model, self.chosen)
+            found = self._for_their_cost(magnitude_importance(session.model, self.chosen))
         else:
             power = 2 if importance == "fisher" else 1
             found = gradient_importance(session.model, self._examples(session), self.chosen, power=power)
+        if not all(bool(each.isfinite().all()) for each in found) or not any(each.any() for each in found):
+            raise self.error(
+                "all scores are zero, or some are no numbers: they say nothing of what matters",
+                option="importance",
+                hint="look at the weights and the loss; in float16 small gradients vanish: load in float32",
+            )
         return normalized(found) if self.given.get("normalize") else found
 
     def _examples(self, session: Session) -> Iterator[dict[str, Tensor]]:
@@ -271,6 +294,8 @@ class Structure(Pass):
             due = round(share * whole) > round(self.reached * whole)
         if not due:
             return
+        if self.reached == 0:
+            self._check(self.chosen)  # of time only now: a run that goes on has the table of its beginning
         scores = [each.cpu() for each in self._scores(session)]
         for each, stays in zip(scores, self.keep, strict=True):
             each[~stays] = -torch.inf  # what is gone stays gone

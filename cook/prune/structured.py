@@ -146,7 +146,8 @@ class PruneStructured(Pass):
         self._find(session.anatomy)
         budget = self.given["budget"]
         self.shares = self._shares(goals.measured(session, self.units, units, budget, self.stream))
-        self._check_budget(self.shares)
+        if self.goal != "latency":
+            self._check_budget(self.shares)
         sizes = [len(self.layers), *(each.count for each in self._gated())]
         sizes += [] if self.stream is None else [self.stream.count]
         dtype = torch.promote_types(session.model.dtype, torch.float32)
@@ -170,6 +171,8 @@ class PruneStructured(Pass):
         elif session.step >= self.window.start and not self.gating.learning:
             modules = session.model.modules()
             refuse_reentrant(each for each in modules if hasattr(each, "gradient_checkpointing"))
+            # Of time only now: a run that goes on has the table of its beginning.
+            self._check_budget(self.shares)
             self.gating.learning = True
             self.gates.speed = self._speed(session)
 
@@ -211,7 +214,11 @@ class PruneStructured(Pass):
             "asked": self.asked,
             "reached": self.shares.of(self.kept, counts, self._width()),
             "expected": self.soft,
-            "layers": [number for number, layer in enumerate(self.all_layers) if layer not in gone],
+            "layers": [
+                number
+                for number, layer in enumerate(self.all_layers)
+                if layer in self.live and layer not in gone
+            ],
             "of": len(self.all_layers),
             "left": left,
             **({} if self.wide is None else {"hidden": int(self.wide.sum()), "of_hidden": len(self.wide)}),
@@ -253,6 +260,7 @@ class PruneStructured(Pass):
                 raise self.error(error.message, option="gates", hint=hint) from error
         self.layers: list[str] = []
         self.all_layers, self.stacks = anatomy.layers, anatomy.stacks
+        self.live = set(anatomy.live)
         if "layers" in self.given["gates"]:
             try:
                 possible = droppable(anatomy)

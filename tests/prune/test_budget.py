@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import T5Config, T5ForConditionalGeneration
 
 import cook
 from cook.errors import CookError
@@ -183,29 +184,96 @@ def test_a_budget_of_time_is_met_by_what_was_measured(monkeypatch):
 
 
 def test_a_measured_table_survives_an_interrupt(monkeypatch):
-    tables = iter([1.0, 3.0])
+    """The second clock says that nearly nothing can be saved: what counts is the first one's table."""
+    rests = iter([1.0, 300.0, 300.0])
 
     def timed(build, choose, batch, **_):
-        scale = next(tables)
-        return cost.Cost(
-            "latency", [scale * torch.arange(each.count + 1.0) for each in choose(Anatomy(build()))]
-        )
+        curves = [torch.arange(each.count + 1.0, dtype=torch.float64) for each in choose(Anatomy(build()))]
+        return cost.Cost("latency", curves, {}, next(rests))
 
     monkeypatch.setattr(cost, "milliseconds", timed)
-    item = {"prune.units": {"budget": {"latency": 0.5}}}
-    first, second = (bound.session(tiny.model(), item, calibration=EXAMPLES) for _ in range(2))
-    assert not torch.equal(first.passes[0].cost.curves[0], second.passes[0].cost.curves[0])
-    second.passes[0].load_state_dict(first.passes[0].state_dict())
-    assert torch.equal(first.passes[0].cost.curves[0], second.passes[0].cost.curves[0])
+    item = {"prune.units": {"budget": {"latency": 0.5}, "end": 4, "every": 1}}
+    first, second, third = (bound.session(tiny.model(), item, calibration=EXAMPLES) for _ in range(3))
+    for step in range(2):
+        first.before_step(step)
+    second.load_state_dict(first.state_dict())
+    for step in range(2, 5):
+        first.before_step(step)
+        second.before_step(step)
+    (one,), (other,) = first.passes, second.passes
+    assert one.cost.whole == other.cost.whole
+    assert all(torch.equal(a, b) for a, b in zip(one.keep, other.keep, strict=True))
+    assert any(not bool(stays.all()) for stays in one.keep)
+    with pytest.raises(CookError, match="of the latency cannot be met"):
+        third.before_step(4)
 
 
-def test_the_plan_is_an_estimate_and_says_so():
+@pytest.mark.parametrize("importance", ["magnitude", "random"])
+def test_what_knows_no_cost_does_not_strip_one_kind_first(importance):
+    model = tiny.model(layers=3, width=32)
+    pruned(model, {"macs": 0.6}, importance=importance, multiple=1)
+    left = [
+        sum(each.count for each in those(Anatomy(model)))
+        / sum(each.count for each in those(Anatomy(tiny.model(layers=3, width=32))))
+        for those in KINDS.values()
+    ]
+    assert all(0.35 < share < 0.85 for share in left)
+
+
+def test_scores_that_say_nothing_are_refused():
+    model = tiny.model()
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+    with pytest.raises(CookError, match="say nothing of what matters") as told:
+        pruned(model, {"macs": 0.7})
+    assert told.value.where.endswith("importance")
+
+
+def test_without_examples_nothing_can_be_counted():
+    with pytest.raises(CookError, match="no examples to count") as told:
+        bound.session(
+            tiny.model(),
+            {"prune.units": {"budget": {"macs": 0.7}, "importance": "magnitude"}},
+            steps=0,
+            calibration=given([]),
+        )
+    assert "calibration" in told.value.hint
+
+
+def test_a_decoder_is_counted_by_what_it_is_asked_for():
+    config = T5Config(vocab_size=23, d_model=16, d_kv=4, num_heads=4, d_ff=32, num_layers=2, pad_token_id=0)
+    config.decoder_start_token_id = 0
+    model = T5ForConditionalGeneration(config)
+    batch = {name: BATCH[name] for name in ("input_ids", "attention_mask")}
+    session = bound.session(
+        model,
+        {"prune.units": {"budget": {"macs": 0.8}, "multiple": 1}},
+        steps=0,
+        calibration=given([{**batch, "labels": batch["input_ids"]}]),
+    )
+    session.finish()
+    assert 0.7 < session.facts["prune.units"]["reached"] <= 0.8
+
+
+@pytest.mark.parametrize("budget", [{"macs": 0.5}, {"latency": 0.5}, {"parameters": 0.6}])
+def test_the_plan_is_an_estimate_and_says_so(budget):
+    options = {"budget": budget, "importance": "random", "multiple": 1}
     with torch.device("meta"):
-        model = tiny.model(layers=3)
-    ((_, effect),) = plan_passes(model, bound.passes({"prune.units": {"budget": {"macs": 0.5}}}))
+        model = tiny.model(layers=3, width=64)
+    ((_, effect),) = plan_passes(model, bound.passes({"prune.units": options}))
     assert effect.sizes == "about"
     assert effect.note.startswith("about ")
-    assert tally(model).parameters < tally(tiny.model(layers=3)).parameters
+    if "latency" not in budget:
+        real = tiny.model(layers=3, width=64)
+        pruned(real, budget, importance="random", multiple=1)
+        assert tally(model).parameters == pytest.approx(tally(real).parameters, rel=0.1)
+
+
+def test_the_plan_does_not_refuse_what_it_can_only_guess():
+    with torch.device("meta"):
+        model = tiny.model(layers=3)
+    for budget in ({"macs": 0.01}, {"latency": 0.01}):
+        plan_passes(model, bound.passes({"prune.units": {"budget": budget}}))
 
 
 @pytest.mark.parametrize(
@@ -217,6 +285,12 @@ def test_the_plan_is_an_estimate_and_says_so():
             "macs: 0.3",
         ),
         ({"prune.units": {"budget": {"macs": 0.5, "batch": 4}}}, "means nothing with macs", "leave it out"),
+        ({"prune.heads": {"budget": {"parameters": 0.9}, "limit": 0.1}}, "cannot be met", "next to nothing"),
+        (
+            {"prune.heads": {"sparsity": 0.5, "scope": "layer", "normalize": True}},
+            "only compared within a layer",
+            "leave it out",
+        ),
         ({"prune.heads": {}}, "expected either a sparsity or a budget", "sparsity: 0.5"),
         ({"prune.heads": {"sparsity": 0.5, "budget": {"macs": 0.5}}}, "expected either", "sparsity: 0.5"),
         ({"prune.neurons": {"budget": {"macs": 0.5}, "scope": "layer"}}, "all layers are compared", "leave"),
