@@ -198,7 +198,7 @@ def test_data_that_are_gone_are_said_and_a_named_recipe_must_work(kitchen, tmp_p
     assert "../validation.tsv" in recipe
     assert main(["slice", str(tmp_path / "out"), "--layers", "2"]) == 0
     printed = capsys.readouterr().out
-    assert "accuracy is not measured: the data of its recipe are of no use here" in printed
+    assert "accuracy is not measured: its recipe names no data that are of use here" in printed
     assert "validation.tsv" in printed
     assert "accuracy is not" in printed
     assert len(loaded(tmp_path / "out-2-layers").bert.encoder.layer) == 2

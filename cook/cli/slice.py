@@ -26,7 +26,8 @@ def add(subparsers: Any) -> None:
         required=True,
         type=_depth,
         metavar="COUNT|LIST",
-        help="how many layers stay (4), or which ones (0,2,4; a comma behind a single one); may be repeated",
+        help="how many layers stay (4), or which ones (0,2,4; a comma behind a single one, --layers=-1, for"
+        " the last); may be repeated",
     )
     parser.add_argument(
         "--choose",

@@ -58,7 +58,10 @@ def open_whole(place: Path, recipe: Any, overrides: list[str], say: Say) -> Whol
         except CookError as error:
             if recipe is not None or overrides:
                 raise
-            say(f"accuracy is not measured: the data of its recipe are of no use here\n  {error}")
+            say(
+                "accuracy is not measured: its recipe names no data that are of use here; --recipe names"
+                f" another one\n  {error}"
+            )
         else:
             work = Work(
                 model=opened.model,
