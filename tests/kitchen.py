@@ -66,27 +66,27 @@ def serves(name: str, family: str) -> bool:
 def cases(*, whole: bool = False) -> list[Case]:
     """What is cooked. A family *in rotation* is the next one for each case, of those that its passes serve.
 
-    Alone: the first example of every pass over every family; its others too if the pass changes the model,
-    in rotation if it only adds losses. In pairs: every ordered pair, in rotation, of which one at least
-    changes the model. Passes that only add losses meet in their terms: each twice, in rotation, and all of
-    them in one run over every family.
+    Alone: the first example of every pass over every family, its others in rotation. In pairs: every
+    ordered pair, in rotation, of which one at least changes the model. Passes that only add losses meet in
+    their terms: each twice, in rotation, and all of them in one run over every family.
 
     Args:
         whole: every example and every ordered pair over every family.
     """
     known = registered()
-    rotation = itertools.cycle(tiny.FAMILIES)
+    rotation, others = itertools.cycle(tiny.FAMILIES), itertools.cycle(tiny.FAMILIES)
     observers = [name for name, cls in known.items() if cls.phase == "observe"]
 
     def over(everywhere: bool, *passes: tuple[str, int]) -> list[Case]:
         served = [family for family in tiny.FAMILIES if all(serves(name, family) for name, _ in passes)]
-        chosen = served if everywhere else [next(family for family in rotation if family in served)]
+        turns = rotation if len(passes) > 1 or passes[0][0] in observers else others
+        chosen = served if everywhere else [next(family for family in turns if family in served)]
         return [Case(family, passes) for family in chosen]
 
     found = over(True, *((name, 0) for name in observers))
     for name, cls in known.items():
         for number in range(len(cls.examples)):
-            found += over(whole or number == 0 or name not in observers, (name, number))
+            found += over(whole or number == 0, (name, number))
     for first, second in itertools.product(known, repeat=2):
         if whole or first == second or not {first, second} <= set(observers):
             found += over(whole, (first, 0), (second, 0))
