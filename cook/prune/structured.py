@@ -47,9 +47,7 @@ class PruneStructured(Pass):
     """
 
     name = "prune.structured"
-    summary = (
-        "learn which layers, heads, neurons and dimensions go, to a goal for what is left (L0, CoFi)"
-    )
+    summary = "learn which layers, heads, neurons and dimensions go, to a goal for what is left (L0, CoFi)"
     phase = "structure"
     required = ("budget",)
     needs = frozenset({"training"})
