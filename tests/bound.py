@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,20 +28,26 @@ def session(model: PreTrainedModel, *items: Any, steps: int = 10, **options: Any
 
 def train(bound: Session, family: str = "bert", *, rate: float = 0.01) -> list[dict[str, Tensor]]:
     """Train to the end of the run with AdamW, a batch a step; returns each step's terms."""
+    bound.module.train()
+    told = list(steps(bound, bound.total_steps, family, rate=rate))
+    bound.module.eval()
+    return told
+
+
+def steps(
+    bound: Session, count: int, family: str = "bert", *, rate: float = 0.01
+) -> Iterator[dict[str, Tensor]]:
+    """So many steps with AdamW in whatever mode the model is, a batch a step; gives the terms of each."""
     optimizer = torch.optim.AdamW(bound.module.parameters(), lr=rate)
     bound.bind(optimizer)
-    bound.module.train()
-    told = []
-    for step in range(bound.total_steps):
+    for step in range(count):
         bound.before_step(step)
         terms = bound.module(tiny.batch(family, seed=step))
         torch.stack(list(terms.values())).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
         bound.after_step()
-        told.append({name: value.detach() for name, value in terms.items()})
-    bound.module.eval()
-    return told
+        yield {name: value.detach() for name, value in terms.items()}
 
 
 @torch.no_grad()

@@ -43,6 +43,24 @@ def skips(anatomy: Anatomy, layers: Sequence[str]) -> list[Edit]:
     return [Edit("skip", layer, {"pair": anatomy.stacks[layer].gives == "pair"}) for layer in layers]
 
 
+def matrices(model: nn.Module, layers: Sequence[str]) -> list[str]:
+    """The names of all matrices in these layers."""
+    return [
+        f"{layer}.{name}"
+        for layer in layers
+        for name, number in model.get_submodule(layer).named_parameters()
+        if number.ndim == 2 and name.endswith(".weight")
+    ]
+
+
+def beyond(numbers: Iterable[int], count: int) -> str | None:
+    """What to say of the first number that none of so many layers has, from either end; None for no such."""
+    for number in numbers:
+        if not -count <= number < count:
+            return f"there is no layer {number}: the model has {count}, 0 to {count - 1}"
+    return None
+
+
 @contextmanager
 def left_out(anatomy: Anatomy, layers: Sequence[str]) -> Iterator[None]:
     """Skip some layers of a model inside; afterwards each is in its place again, whatever happened.

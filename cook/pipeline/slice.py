@@ -92,7 +92,7 @@ def slice_folder(
             taken. Nothing is written then.
         RunError: a folder cannot be written, or does not load back as it was.
     """
-    place = Path(os.path.normpath(Path(folder).expanduser().absolute()))
+    place = _placed(folder)
     _check_floats(place)
     asked = _asked(depths, choose)
     targets = _targets(place, list(asked), out, force=force) if write else {}
@@ -117,6 +117,11 @@ def slice_folder(
             _write(source, made, slices[0], part, force=force, say=say)
         slices.append(part)
     return slices
+
+
+def _placed(path: str | PathLike[str]) -> Path:
+    """From the root on, and without `..`: a name is made of its last part."""
+    return Path(os.path.abspath(Path(path).expanduser()))
 
 
 def _check_floats(place: Path) -> None:
@@ -149,7 +154,7 @@ def _targets(place: Path, names: list[str], out: Any, *, force: bool) -> dict[st
         raise CookError(f"one folder cannot hold {len(names)} models", where=str(out), hint=hint)
     found = {name: place.with_name(f"{place.name}-{name}") for name in names}
     if out is not None:
-        found = {names[0]: Path(os.path.normpath(Path(out).expanduser().absolute()))}
+        found = {names[0]: _placed(out)}
     for target in found.values():
         if place.resolve().is_relative_to(target.resolve()):
             raise CookError(

@@ -95,13 +95,13 @@ def within(
         pools += _pooled(number, each, curve, list(_blocks(each, minimum, limit, multiple)))
     keep = [torch.ones(len(each), dtype=torch.bool) for each in scores]
     spent = sum(float(curve[-1]) for curve in curves)
-    went: list[_Pool] = []
+    went: list[tuple[int, Tensor]] = []
     for pool in sorted(pools, key=lambda pool: pool.ratio):
         if spent <= budget and pool.ratio > -torch.inf:
             break
         for units in pool.blocks:
             keep[pool.entry][units] = False
-            went.append(_Pool(pool.entry, [units], pool.lost, pool.saved))
+            went.append((pool.entry, units))
         spent -= pool.saved
     return _filled(keep, went, scores, curves, budget)
 
@@ -139,18 +139,21 @@ def _pooled(entry: int, scores: Tensor, curve: Tensor, blocks: Sequence[Tensor])
 
 def _filled(
     keep: list[Tensor],
-    went: list[_Pool],
+    went: Sequence[tuple[int, Tensor]],
     scores: Sequence[Tensor],
     curves: Sequence[Tensor],
     budget: float,
 ) -> list[Tensor]:
-    """Blocks that went come back, the last ones first, where the budget allows it."""
+    """Blocks that went come back, the last ones first, where the budget allows it.
+
+    Args:
+        went: the entry of each, and its units.
+    """
     left = [int(each.sum()) for each in keep]
     spent = sum(float(curve[count]) for curve, count in zip(curves, left, strict=True))
     stuck: set[int] = set()
-    for pool in reversed(went):
-        (units,) = pool.blocks
-        entry, count = pool.entry, left[pool.entry] + len(units)
+    for entry, units in reversed(went):
+        count = left[entry] + len(units)
         more = float(curves[entry][count] - curves[entry][left[entry]])
         gone = bool((scores[entry][units] == -torch.inf).any())
         if entry in stuck or gone or spent + more > budget:

@@ -119,7 +119,7 @@ class _Kept:
             self.stream = _most_open(stream, step)
             order = stream.cpu().argsort(descending=True, stable=True)
             self.blocks = [(float(stream.cpu()[block].mean()), block.tolist()) for block in order.split(step)]
-        self.width = self._share(self.stream)
+        self.width = width_of(self.stream)
         self.cost = shares.of(self.layers, self.counts, self.width)
 
     def is_gone(self, entry: int) -> bool:
@@ -145,13 +145,14 @@ class _Kept:
         assert self.stream is not None
         more = self.stream.clone()
         more[self.blocks[number][1]] = True
-        cost = self.shares.of(self.layers, self.counts, self._share(more))
+        cost = self.shares.of(self.layers, self.counts, width_of(more))
         if cost <= goal + ROUNDING:
-            self.stream, self.width, self.cost = more, self._share(more), cost
+            self.stream, self.width, self.cost = more, width_of(more), cost
 
-    @staticmethod
-    def _share(stream: Tensor | None) -> float:
-        return 1.0 if stream is None else int(stream.sum()) / len(stream)
+
+def width_of(stream: Tensor | None) -> float:
+    """The share of the residual stream that is left: bool [width]; None where all of it is."""
+    return 1.0 if stream is None else int(stream.sum()) / len(stream)
 
 
 def _most_open(gates: Tensor, count: int) -> Tensor:

@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cook.model.depth import droppable
+from cook.model.depth import beyond, droppable, matrices
 from cook.passes import WINDOW, Effect, Pass, register
 
 if TYPE_CHECKING:
@@ -72,14 +72,8 @@ class PruneLayerDrop(Pass):
 
     def plan(self, anatomy: Anatomy) -> Effect:
         layers = self._layers(anatomy)
-        inside = [
-            f"{layer}.{name}"
-            for layer in layers
-            for name, number in anatomy.model.get_submodule(layer).named_parameters()
-            if number.ndim == 2 and name.endswith(".weight")
-        ]
         return Effect(
-            parameters=inside,
+            parameters=matrices(anatomy.model, layers),
             skips=frozenset(layers),
             note=f"each of {len(layers)} layers is left out of {self.given['rate']:.4g} of all forwards",
         )
@@ -118,10 +112,8 @@ class PruneLayerDrop(Pass):
     def _layers(self, anatomy: Anatomy) -> list[str]:
         """The layers that can be left out: those that there are, but for `keep`."""
         every, live = droppable(anatomy), set(anatomy.live)
-        for number in self.given["keep"]:
-            if not -len(every) <= number < len(every):
-                message = f"there is no layer {number}: the model has {len(every)}, 0 to {len(every) - 1}"
-                raise self.error(message, option="keep")
+        if message := beyond(self.given["keep"], len(every)):
+            raise self.error(message, option="keep")
         kept = {every[number] for number in self.given["keep"]}
         found = [layer for layer in every if layer in live - kept]
         if not found:

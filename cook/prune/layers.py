@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cook.model.blueprint import Blueprint
-from cook.model.depth import droppable, skips
+from cook.model.depth import beyond, droppable, matrices, skips
 from cook.model.hooks import Hooks
 from cook.model.measure import evaluating
 from cook.passes import Effect, Pass, register
@@ -139,15 +138,9 @@ class PruneLayers(Pass):
         count = self._count(anatomy) if self.wants() else 0
         kept = chosen(len(layers), count, "top") if count else self._kept(anatomy, layers)
         gone = [layer for number, layer in enumerate(layers) if number not in kept]
-        inside = [
-            f"{layer}.{name}"
-            for layer in gone
-            for name, number in anatomy.model.get_submodule(layer).named_parameters()
-            if number.ndim == 2 and name.endswith(".weight")
-        ]
         which = "chosen by influence" if self.wants() else f"{', '.join(map(str, kept))} stay"
         return Effect(
-            parameters=inside,
+            parameters=matrices(anatomy.model, gone),
             edits=skips(anatomy, gone),
             claims=frozenset({"layers"}),
             note=f"{len(gone)} of {len(layers)} layers are left out, {which}",
@@ -166,10 +159,7 @@ class PruneLayers(Pass):
         else:
             self.kept = self._kept(anatomy, layers)
         gone = [layer for number, layer in enumerate(layers) if number not in self.kept]
-        edits = skips(anatomy, gone)
-        Blueprint(edits=edits).apply(session.model)
-        for edit in edits:
-            session.edit(edit)
+        session.remove_layers(gone)
         self.whole = len(layers)
 
     def facts(self, session: Session) -> dict[str, Any]:
@@ -189,10 +179,8 @@ class PruneLayers(Pass):
     def _kept(self, anatomy: Anatomy, layers: list[str]) -> list[int]:
         if self.given["keep"] is None:
             return chosen(len(layers), self._count(anatomy), self.given["choose"])
-        for number in self.given["keep"]:
-            if not -len(layers) <= number < len(layers):
-                message = f"there is no layer {number}: the model has {len(layers)}, 0 to {len(layers) - 1}"
-                raise self.error(message, option="keep")
+        if message := beyond(self.given["keep"], len(layers)):
+            raise self.error(message, option="keep")
         kept = [number % len(layers) for number in self.given["keep"]]
         if kept != sorted(set(kept)):
             hint = "name each layer once, in increasing order"

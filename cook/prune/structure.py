@@ -95,7 +95,7 @@ class Structure(Pass):
         self.chosen = self._chosen(session.anatomy)
         if self.given["budget"] is not None:
             self.cost = goals.measured(session, self.chosen, self._chosen, self.given["budget"])
-        if self.cost is None or self.cost.goal != "latency":
+        if not self._timed:
             self._check(self.chosen)
         self.keep = [torch.ones(each.count, dtype=torch.bool) for each in self.chosen]
         self.owned = [weights(session.model, each) for each in self.chosen]
@@ -168,6 +168,10 @@ class Structure(Pass):
         if self.given["budget"] is None:
             return float(self.given["sparsity"])
         return 1 - goals.goal_of(self.given["budget"])[1]
+
+    @property
+    def _timed(self) -> bool:
+        return self.cost is not None and self.cost.goal == "latency"
 
     def _chosen(self, anatomy: Anatomy) -> list[Units]:
         """The units whose outputs lead to modules that the recipe selects."""
@@ -294,8 +298,8 @@ class Structure(Pass):
             due = round(share * whole) > round(self.reached * whole)
         if not due:
             return
-        if self.reached == 0:
-            self._check(self.chosen)  # of time only now: a run that goes on has the table of its beginning
+        if self._timed and self.reached == 0:
+            self._check(self.chosen)  # only now: a run that goes on has the table of its beginning
         scores = [each.cpu() for each in self._scores(session)]
         for each, stays in zip(scores, self.keep, strict=True):
             each[~stays] = -torch.inf  # what is gone stays gone

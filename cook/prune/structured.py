@@ -24,7 +24,7 @@ from cook.prune import budget as goals
 from cook.prune import cost
 from cook.prune.gates import Gates, hard_concrete, lagrangian, probabilities
 from cook.prune.gating import Gating, fold
-from cook.prune.harden import harden, least
+from cook.prune.harden import harden, least, width_of
 from cook.prune.shares import Expected, Shares
 
 if TYPE_CHECKING:
@@ -169,8 +169,8 @@ class PruneStructured(Pass):
         elif session.step >= self.window.start and not self.gating.learning:
             modules = session.model.modules()
             refuse_reentrant(each for each in modules if hasattr(each, "gradient_checkpointing"))
-            # Of time only now: a run that goes on has the table of its beginning.
-            self._check_budget(self.shares)
+            if self.goal == "latency":
+                self._check_budget(self.shares)  # only now: a run that goes on has the table of its beginning
             self.gating.learning = True
             self.gates.speed = self._speed(session)
 
@@ -210,7 +210,7 @@ class PruneStructured(Pass):
         return {
             "goal": self.goal,
             "asked": self.asked,
-            "reached": self.shares.of(self.kept, counts, self._width()),
+            "reached": self.shares.of(self.kept, counts, width_of(self.wide)),
             "expected": self.soft,
             "layers": [
                 number
@@ -303,10 +303,6 @@ class PruneStructured(Pass):
         self.gating.passed = {number for number, stays in enumerate(self.kept) if not stays}
         if self.wide is not None:
             self.gating.open = None if self.wide.all() else self.wide.to(self.gates.moved.device)
-
-    def _width(self) -> float:
-        """The share of the residual stream that is left."""
-        return 1.0 if self.wide is None else int(self.wide.sum()) / len(self.wide)
 
     def _place(self) -> None:
         """What every step needs, on the device of the gates: nothing is copied there in a step."""

@@ -22,7 +22,7 @@ from cook.train.calibration import given
 from tests import bound, tiny
 from tests.model import families
 from tests.model.test_width import headed, stirred
-from tests.prune.test_structured import UNDROPPED, spread
+from tests.prune.test_structured import UNDROPPED, finished, spread
 from tests.traces import hooks
 
 EXAMPLES = given([tiny.batch(size=8, seed=5)])
@@ -52,12 +52,7 @@ def test_what_is_held_equals_what_is_taken_out(family, attention, gates):
         structured.gates.moved[-16:] -= 5  # the first to go
     bounded.before_step(2)
     assert int(structured.wide.sum()) == 8
-    held = tally(model, None, bounded.masks)
-    with torch.no_grad():
-        before = model(**batch).logits
-    bounded.finish()
-    with torch.no_grad():
-        after = model(**batch).logits
+    held, before, after = finished(bounded, batch)
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
     assert hooks(model) == {}
     left, facts = tally(model), bounded.facts["prune.structured"]
@@ -76,13 +71,9 @@ def test_a_head_that_is_tied_to_the_embeddings_stays_so(name):
     bounded.before_step(0)
     spread(structured, seed=1)
     bounded.before_step(2)
-    held = tally(model, None, bounded.masks)
-    with torch.no_grad():
-        before = model(**batch).logits
-    bounded.finish()
+    held, before, after = finished(bounded, batch)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    with torch.no_grad():
-        torch.testing.assert_close(model(**batch).logits, before, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
     left, facts = tally(model), bounded.facts["prune.structured"]
     assert (held.parameters, facts["hidden"]) == (left.parameters, 8)
     assert facts["reached"] == pytest.approx(left.parameters / count)

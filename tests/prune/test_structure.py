@@ -34,15 +34,8 @@ def test_heads_go_in_steps_and_stay_gone():
     options = {"sparsity": 0.5, "schedule": "linear", "every": 2, "end": 8}
     session = bound.session(model, {"prune.heads": options}, calibration=EXAMPLES)
     (each,) = session.passes
-    optimizer = torch.optim.AdamW(session.module.parameters(), lr=0.01)
-    session.bind(optimizer)
     gone, kept = [], [stays.clone() for stays in each.keep]
-    for step in range(10):
-        session.before_step(step)
-        torch.stack(list(session.module(tiny.batch(seed=step)).values())).sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        session.after_step()
+    for _ in bound.steps(session, 10):
         gone.append(sum(int((~stays).sum()) for stays in each.keep))
         assert all(bool((before | ~after).all()) for before, after in zip(kept, each.keep, strict=True))
         kept = [stays.clone() for stays in each.keep]
@@ -255,14 +248,8 @@ def test_a_loop_that_ends_early(method):
         {"prune.weights": late},
     )
     session = bound.session(model, *passes)
-    optimizer = torch.optim.AdamW(session.module.parameters())
-    session.bind(optimizer)
-    for step in range(5):
-        session.before_step(step)
-        torch.stack(list(session.module(tiny.batch(seed=step)).values())).sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        session.after_step()
+    for _ in bound.steps(session, 5, rate=1e-3):
+        pass
     session.finish()
     assert sum(counts(model)) == 4
     assert torch.isfinite(bound.logits(model)).all()

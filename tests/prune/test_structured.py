@@ -12,7 +12,7 @@ from cook.errors import CookError
 from cook.model.anatomy import Anatomy
 from cook.model.blueprint import Blueprint
 from cook.model.depth import droppable, skips
-from cook.model.measure import macs, tally
+from cook.model.measure import Tally, macs, tally
 from cook.pipeline.plan import plan_passes
 from cook.prune import cost
 from cook.prune.gating import fold
@@ -47,6 +47,14 @@ def spread(structured: Any, *, seed: int = 0, size: float = 2.0) -> None:
         moved.copy_(size * torch.randn(moved.shape, generator=generator, dtype=torch.float64) - 3)
 
 
+@torch.no_grad()
+def finished(bounded: Session, batch: dict[str, Tensor]) -> tuple[Tally, Tensor, Tensor]:
+    """What was counted before a session finished, and what the model said then and said afterwards."""
+    held, before = tally(bounded.model, None, bounded.masks), bounded.model(**batch).logits
+    bounded.finish()
+    return held, before, bounded.model(**batch).logits
+
+
 def some_gates(family: str) -> list[str]:
     try:
         attention = families.ATTENTION.get(family, "sdpa")
@@ -69,12 +77,7 @@ def test_what_is_held_equals_what_is_taken_out(family, attention):
     bounded.before_step(0)
     spread(structured, seed=1)
     bounded.before_step(2)
-    held = tally(model, None, bounded.masks)
-    with torch.no_grad():
-        before = model(**batch).logits
-    bounded.finish()
-    with torch.no_grad():
-        after = model(**batch).logits
+    held, before, after = finished(bounded, batch)
     torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
     assert hooks(model) == {}
     left = tally(model)
