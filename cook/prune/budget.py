@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cook.errors import CookError
 from cook.model.units import Units
 from cook.prune import cost
-from cook.prune.cost import Cost
+from cook.prune.cost import Cost, Wide
 
 if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy
@@ -141,10 +141,19 @@ def _longest(session: Session, count: int) -> dict[str, Tensor]:
 
 def _agreed(session: Session, found: Cost) -> Cost:
     """What the first process found: others have other examples, and other clocks."""
+
+    def agreed(numbers: Iterable[float]) -> list[float]:
+        return session.agreed(torch.tensor(list(numbers), dtype=torch.float64)).tolist()
+
+    def by_layer(numbers: Mapping[str, float]) -> dict[str, float]:
+        return dict(zip(numbers, agreed(numbers.values()), strict=True))
+
     curves = [session.agreed(curve).cpu() for curve in found.curves]
-    numbers = session.agreed(torch.tensor([*found.layers.values(), found.rest], dtype=torch.float64))
-    *own, rest = numbers.tolist()
-    return replace(found, curves=curves, layers=dict(zip(found.layers, own, strict=True)), rest=rest)
+    (rest,) = agreed([found.rest])
+    wide = found.wide
+    if wide is not None:
+        wide = Wide(agreed(wide.curves), by_layer(wide.layers), *agreed([wide.rest, wide.square]))
+    return replace(found, curves=curves, layers=by_layer(found.layers), rest=rest, wide=wide)
 
 
 def _alike(session: Session) -> nn.Module:

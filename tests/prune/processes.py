@@ -1,6 +1,6 @@
 """What leaves under DDP; as a program, one process of several.
 
-torchrun --nproc-per-node 2 -m tests.prune.processes FOLDER importance|structured|budget
+torchrun --nproc-per-node 2 -m tests.prune.processes FOLDER importance|structured|hidden|budget
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ STEPS, SIZE = 4, 6
 ITEMS = {
     "importance": ({"prune.heads": {"sparsity": 0.5}}, {"prune.neurons": {"sparsity": 0.5, "multiple": 1}}),
     "budget": ({"prune.units": {"budget": {"macs": 0.5}, "multiple": 1}},),
+    "hidden": ({"prune.structured": {"budget": {"macs": 0.5}, "gates": ["neurons", "hidden"], "end": 3}},),
     "structured": (
         {"prune.structured": {"budget": {"macs": 0.5}, "gates": ["layers", "heads", "neurons"], "end": 3}},
     ),
@@ -30,7 +31,7 @@ def main(folder: Path, how: str) -> None:
     distributed.init_process_group("gloo")
     rank = distributed.get_rank()
     model = tiny.model()
-    model.train(how == "structured")  # gates are drawn in training
+    model.train(how in ("structured", "hidden"))  # gates are drawn in training
     examples = given([tiny.batch(size=8, length=4 + 9 * rank, seed=100 + rank)])
     session = bound.session(model, *ITEMS[how], steps=STEPS, calibration=examples)
     module = DistributedDataParallel(session.module)

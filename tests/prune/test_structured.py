@@ -368,8 +368,9 @@ def test_the_least_that_is_named_can_be_had():
     assert set(bounded.facts["prune.structured"]["left"].values()) == {1}
 
 
-def test_two_processes_agree(tmp_path):
-    two("tests.prune.processes", str(tmp_path), "structured")
+@pytest.mark.parametrize("how", ["structured", "hidden"])
+def test_two_processes_agree(tmp_path, how):
+    two("tests.prune.processes", str(tmp_path), how)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first.keys() == second.keys()
     for name, value in first.items():
