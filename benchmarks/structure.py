@@ -4,8 +4,9 @@
     python -m benchmarks.structure budget --model MODEL
     python -m benchmarks.structure criteria --model MODEL --train train.tsv --validation validation.tsv
 
-`speed` times the model beside the same one with half its heads and half its neurons, in turns; `budget` asks
-for shares of the time and measures what came of it. `criteria` removes shares of heads, of neurons or (with
+`speed` times the model beside the same one with half its heads and half its neurons, in turns, with memory as
+glibc happens to keep it and with all of it kept; `budget` asks for shares of the time and measures what came
+of it, as the table of times does, with all of it kept. `criteria` removes shares of heads, neurons or (with
 prune.units) of multiply-accumulates at once, without any training, by each kind of importance and over
 several samples of examples or draws (random), and evaluates what is left.
 """
@@ -15,8 +16,10 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import itertools
 import random
 import statistics
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -26,6 +29,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import cook
 from benchmarks.pairs import machine, measure, ratio
 from cook.model.measure import macs, tally
+from cook.model.memory import kept
 
 BATCHES = (1, 32)
 LENGTHS = (64, 128)
@@ -54,31 +58,36 @@ def speed(args: argparse.Namespace) -> None:
     print(machine())
     before, after = tally(whole), tally(half)
     print(f"parameters {after.parameters / before.parameters:.3f}, bytes {after.bytes / before.bytes:.3f}")
-    print("| batch x tokens | MACs left | whole / half | spread | control |")
-    print("| --- | ---: | ---: | ---: | ---: |")
-    for size in BATCHES:
+    print("| batch x tokens | memory | MACs left | whole / half | spread | control |")
+    print("| --- | --- | ---: | ---: | ---: | ---: |")
+    for (memory, manner), size in itertools.product(
+        {"as it comes": nullcontext, "kept": kept}.items(), BATCHES
+    ):
         for length in LENGTHS:
             tokens = torch.randint(1000, 2000, (size, length), generator=torch.Generator().manual_seed(0))
             batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
             rivals = {"whole": whole, "half": half, "again": whole}
-            seconds = measure(
-                {name: partial(forward, model, batch) for name, model in rivals.items()}, rounds=args.rounds
-            )
+            calls = {name: partial(forward, model, batch) for name, model in rivals.items()}
+            with manner():
+                seconds = measure(calls, rounds=args.rounds)
             found, control = (
                 ratio(seconds["whole"], seconds["half"]),
                 ratio(seconds["whole"], seconds["again"]),
             )
             left = macs(half, batch) / macs(whole, batch)
             interval = f"{found.middle:.2f} [{found.low:.2f}, {found.high:.2f}] | {found.spread:.2f}"
-            print(f"| {size} x {length} | {left:.3f} | {interval} | {control.middle:.2f} |")
+            print(
+                f"| {size} x {length} | {memory} | {left:.3f} | {interval} | {control.middle:.2f} |",
+                flush=True,
+            )
 
 
 def budget(args: argparse.Namespace) -> None:
     """What was asked of the time, what the table foretold, and what was measured."""
     whole = load(args.model)
     print(machine())
-    print("| batch x tokens | asked | foretold | measured | spread |")
-    print("| --- | ---: | ---: | ---: | ---: |")
+    print("| batch x tokens | asked | by the table | by the pass | measured | spread |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for size in BATCHES:
         tokens = torch.randint(1000, 2000, (size, LENGTHS[0]))
         batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
@@ -86,12 +95,14 @@ def budget(args: argparse.Namespace) -> None:
             goal = {"latency": share, "device": "cpu", "batch": size}
             item = {"prune.units": {"budget": goal, "importance": "magnitude"}}
             result = cook.apply(copy.deepcopy(whole), {"version": 1, "passes": [item]}, calibration=[batch])
-            foretold = result.report.passes[0].facts["reached"]
+            facts = result.report.passes[0].facts
             calls = {"whole": partial(forward, whole, batch), "left": partial(forward, result.model, batch)}
-            seconds = measure(calls, rounds=args.rounds)
+            with kept():
+                seconds = measure(calls, rounds=args.rounds)
             found = ratio(seconds["left"], seconds["whole"])
             interval = f"{found.middle:.3f} [{found.low:.3f}, {found.high:.3f}] | {found.spread:.3f}"
-            print(f"| {size} x {LENGTHS[0]} | {share:g} | {foretold:.3f} | {interval} |", flush=True)
+            told = f"{facts['foretold']:.3f} | {facts['reached']:.3f}"
+            print(f"| {size} x {LENGTHS[0]} | {share:g} | {told} | {interval} |", flush=True)
 
 
 def sample(args: argparse.Namespace, tokenizer: Any, seed: int) -> list[dict[str, torch.Tensor]]:

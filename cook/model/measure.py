@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cook.model.integer import IntLinear, packed_columns, unpack
 from cook.model.masks import Masks
+from cook.model.memory import kept
 from cook.model.transformed import TransformedLinear
 
 SCALE_BYTES = 4
@@ -163,7 +164,7 @@ ROUNDS = 15
 def latency(
     models: Mapping[str, nn.Module], batch: Mapping[str, Tensor], *, rounds: int = ROUNDS
 ) -> dict[str, Any]:
-    """Time one forward of each model, in alternation in this process.
+    """Time one forward of each model, in alternation in this process, which keeps its memory meanwhile.
 
     Args:
         models: by name, in eval mode, on one device.
@@ -175,7 +176,7 @@ def latency(
     """
     times: dict[str, list[float]] = {name: [] for name in models}
     device = next(iter(batch.values())).device
-    with torch.inference_mode():
+    with torch.inference_mode(), kept():
         for turn in range(rounds + 2):
             for name, model in models.items():
                 _wait(device)

@@ -57,6 +57,9 @@ NEEDED: dict[str, Any] = {
 EXAMPLES = 64
 """Examples among which the longest are counted and timed."""
 
+CORRECTIONS, WAVERS = 3, 0.01
+"""How often a choice that takes too long is made anew, and what of the time clocks may be off by."""
+
 
 def goal_of(budget: Mapping[str, Any]) -> tuple[str, float]:
     """Which cost, and the share of it that is left at most."""
@@ -106,10 +109,42 @@ def measured(
     if goal == "macs":
         found = cost.multiply_accumulates(session.model, units, batch, stream)
     else:
-        device = torch.device(budget["device"] or session.model.device)
-        placed = {name: value.to(device) for name, value in batch.items()}
-        found = cost.milliseconds(lambda: _alike(session).to(device), choose, placed)
+        build, placed = _timing(session, batch, budget)
+        found = cost.milliseconds(build, choose, placed)
     return _agreed(session, found)
+
+
+def within_time(
+    session: Session,
+    choose: Callable[[Anatomy], list[Units]],
+    budget: Mapping[str, Any],
+    left: Callable[[float], list[Tensor]],
+) -> tuple[list[Tensor], float]:
+    """What stays so that it really takes the share of the time that is asked for.
+
+    A table of times knows layers that are cut alike; those of a choice are not. So what is chosen is timed,
+    and as much less asked of the table as it promised too much, until the time is met or it has nothing more.
+
+    Args:
+        choose: as in `measured`.
+        left: which units stay when so much of the time, by the table, is left.
+
+    Returns:
+        A bool mask for each entry of the units, and the share that was measured.
+    """
+    _, asked = goal_of(budget)
+    build, batch = _timing(session, _longest(session, budget["batch"]), budget)
+    ask, met, keep = asked, 0.0, left(asked)
+    for turn in range(CORRECTIONS + 1):
+        found = torch.tensor([cost.timed(build, choose, batch, keep)], dtype=torch.float64)
+        (met,) = session.agreed(found).tolist()
+        if met <= asked + WAVERS or turn == CORRECTIONS:
+            break
+        ask *= asked / met
+        before, keep = keep, left(ask)
+        if all(map(torch.equal, before, keep)):
+            break
+    return keep, met
 
 
 def planned(model: nn.Module, units: list[Units], budget: Mapping[str, Any]) -> Cost:
@@ -120,6 +155,14 @@ def planned(model: nn.Module, units: list[Units], budget: Mapping[str, Any]) -> 
     goal, _ = goal_of(budget)
     found = cost.parameters(model, units)
     return found if goal == "parameters" else Cost(goal, found.curves, found.layers)
+
+
+def _timing(
+    session: Session, batch: Mapping[str, Tensor], budget: Mapping[str, Any]
+) -> tuple[Callable[[], nn.Module], dict[str, Tensor]]:
+    """What makes a model to time, and the batch to time it with, on the device that the budget is about."""
+    device = torch.device(budget["device"] or session.model.device)
+    return lambda: _alike(session).to(device), {name: value.to(device) for name, value in batch.items()}
 
 
 def _longest(session: Session, count: int) -> dict[str, Tensor]:

@@ -158,6 +158,24 @@ def milliseconds(
     return Cost("latency", curves, {}, total - sum(float(curve[-1]) for curve in curves))
 
 
+def timed(
+    build: Callable[[], nn.Module],
+    choose: Callable[[Anatomy], list[Units]],
+    batch: Mapping[str, Tensor],
+    keep: Sequence[Tensor],
+) -> float:
+    """The share of the time of one forward that is left with these units, as `milliseconds` measures it.
+
+    Args:
+        keep: bool [count] for each entry of the units, True where one stays.
+    """
+    whole, other = build().eval(), build().eval()
+    for units, stays in zip(choose(Anatomy(other)), keep, strict=True):
+        remove(other, units, stays)
+    times = latency({"whole": whole, "other": other}, batch)
+    return times["other"]["median"] / times["whole"]["median"]
+
+
 def _spent(shares: list[float], ratios: list[float]) -> Callable[[Tensor], Tensor]:
     """What units take of the whole time by the share of them that is left, 0 where none is."""
     from sklearn.isotonic import isotonic_regression

@@ -100,6 +100,7 @@ class Structure(Pass):
         self.keep = [torch.ones(each.count, dtype=torch.bool) for each in self.chosen]
         self.owned = [weights(session.model, each) for each in self.chosen]
         self.reached = 0.0
+        self.met: float | None = None  # of the time, once what goes is final
         width = self.window.end - self.window.start
         every = self.given["every"]
         self.every = session.moment(every, self, "every") if every is not None else round(width / 10)
@@ -134,6 +135,8 @@ class Structure(Pass):
         if self.cost is not None:
             # Of the model that the pass met: passes that finished before it took their part.
             found = {"goal": self.cost.goal, "reached": self.cost.of(left) / self.cost.whole}
+            if self._timed:
+                found |= {"foretold": found["reached"], "reached": self.met}
         return found | {
             "left": {each.where: stays for each, stays in zip(self.chosen, left, strict=True)},
             "removed": sum(gone),
@@ -150,14 +153,15 @@ class Structure(Pass):
         return f"{gone} of {whole} {' and '.join(_kinds(self.chosen))} gone"
 
     def state_dict(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"reached": self.reached, "keep": list(self.keep)}
+        found: dict[str, Any] = {"reached": self.reached, "met": self.met, "keep": list(self.keep)}
         if self.cost is not None:
             # Time measured anew would be another time.
             found["cost"] = [list(self.cost.curves), dict(self.cost.layers), self.cost.rest]
         return found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.reached, self.keep = state["reached"], [each.cpu() for each in state["keep"]]
+        self.reached, self.met = state["reached"], state["met"]
+        self.keep = [each.cpu() for each in state["keep"]]
         if self.cost is not None:
             curves, layers, rest = state["cost"]
             self.cost = replace(self.cost, curves=[each.cpu() for each in curves], layers=layers, rest=rest)
@@ -303,7 +307,15 @@ class Structure(Pass):
         scores = [each.cpu() for each in self._scores(session)]
         for each, stays in zip(scores, self.keep, strict=True):
             each[~stays] = -torch.inf  # what is gone stays gone
-        self.keep = [session.agreed(stays).cpu() for stays in self._left(self.chosen, scores, share)]
+        keep = self._left(self.chosen, scores, share)
+        if self._timed and share >= self.share:
+            keep, self.met = goals.within_time(
+                session,
+                self._chosen,
+                self.given["budget"],
+                lambda left: self._left(self.chosen, scores, 1 - left),
+            )
+        self.keep = [session.agreed(stays).cpu() for stays in keep]
         for units, stays in zip(self.chosen, self.keep, strict=True):
             if not stays.all():
                 session.hold(self, units, stays)

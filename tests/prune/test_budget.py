@@ -154,26 +154,45 @@ def test_a_real_clock_is_read():
     assert all(bool((curve.diff() >= 0).all()) for curve in found.curves)
 
 
+def a_table(build, choose, batch, **_):
+    """Heads are free, and neurons cost in steps of 16."""
+    assert len(next(iter(batch.values()))) == 2
+    curves = [
+        torch.div(torch.arange(each.count + 15), 16, rounding_mode="floor")[14:].double()
+        * (each.kind == "neurons")
+        for each in choose(Anatomy(build()))
+    ]
+    return cost.Cost("latency", curves, {}, 2.0)
+
+
 def test_a_budget_of_time_is_met_by_what_was_measured(monkeypatch):
     model = tiny.model(width=32)
-
-    def timed(build, choose, batch, **_):
-        assert len(next(iter(batch.values()))) == 2
-        units = choose(Anatomy(build()))
-        # Heads are free, and neurons cost in steps of 16.
-        curves = [
-            torch.div(torch.arange(each.count + 15), 16, rounding_mode="floor")[14:].double()
-            * (each.kind == "neurons")
-            for each in units
-        ]
-        return cost.Cost("latency", curves, {}, 2.0)
-
-    monkeypatch.setattr(cost, "milliseconds", timed)
+    monkeypatch.setattr(cost, "milliseconds", a_table)
+    monkeypatch.setattr(cost, "latency", in_steps)
     facts = pruned(model, {"latency": 0.61, "device": "cpu", "batch": 2})
-    assert facts["reached"] == 0.6  # 10 before: 2, and 4 for each FFN
+    assert facts["reached"] == pytest.approx(0.6)  # 10 before: 2, and 4 for each FFN
+    assert facts["foretold"] == pytest.approx(0.6)
     left = facts["left"]
     assert [count for where, count in left.items() if "attention" in where] == [4, 4]  # worth nothing to lose
     assert sum(count for where, count in left.items() if "attention" not in where) == 64
+
+
+@pytest.mark.parametrize(("sixteen", "reached"), [(1.0, 0.8), (1.5, 0.7), (8.0, 0.4)])
+def test_less_is_asked_of_a_table_that_promises_too_much(monkeypatch, sixteen, reached):
+    """The clock sees `sixteen` times less saved than the table says; at worst all goes that can."""
+    timed = []
+
+    def clock(models, batch, **_):
+        true = in_steps(models, batch)
+        timed.append({name: 10 - (10 - each["median"]) / sixteen for name, each in true.items()})
+        return {name: {"median": each} for name, each in timed[-1].items()}
+
+    monkeypatch.setattr(cost, "milliseconds", a_table)
+    monkeypatch.setattr(cost, "latency", clock)
+    facts = pruned(tiny.model(width=32), {"latency": 0.8, "device": "cpu", "batch": 2})
+    assert facts["foretold"] == pytest.approx(reached)
+    assert facts["reached"] == pytest.approx(1 - (1 - reached) / sixteen) == timed[-1]["other"] / 10
+    assert len(timed) == 1 if sixteen == 1 else len(timed) > 1
 
 
 def test_a_measured_table_survives_an_interrupt(monkeypatch):
