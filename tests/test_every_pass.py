@@ -18,6 +18,7 @@ import torch
 import cook
 from cook.errors import CookError
 from cook.model import folder
+from cook.model.factorised import FactorisedEmbedding, FactorisedHead, TransposedLinear
 from cook.model.integer import IntLinear
 from cook.model.measure import tally
 from cook.model.verify import Case as Saved
@@ -36,7 +37,7 @@ REFUSED = {
         (name, name)
         for name in (
             *("quant.qat", "prune.heads", "prune.neurons", "prune.units", "prune.structured"),
-            *("prune.layers", "prune.layerdrop", "prune.vocabulary"),
+            *("prune.layers", "prune.layerdrop", "prune.vocabulary", "lowrank.embedding"),
         )
     ),
     *(
@@ -172,7 +173,7 @@ def test_a_finished_model_is_plain(case: Case, dishes: Dishes) -> None:
     # That no hook is left, on modules or on the optimizer, is asserted at the end of each run.
     model = dishes[case].resumed.model
     ours = {type(module) for module in model.modules() if type(module).__module__.startswith("cook.")}
-    assert ours <= {IntLinear}
+    assert ours <= {IntLinear, FactorisedEmbedding, FactorisedHead, TransposedLinear}
     assert hooks(model) == {}
 
 
