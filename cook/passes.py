@@ -76,6 +76,14 @@ SELECTION: dict[str, Any] = {
     "include": {**TARGETS, "default": None, "type": ["array", "null"]},
     "exclude": {**TARGETS, "default": None, "type": ["array", "null"]},
 }
+CORPORA: dict[str, Any] = {
+    "type": ["array", "null"],
+    "items": {"type": "string", "minLength": 1, "x-path": True, "x-path-kind": "recipe"},
+    "minItems": 1,
+    "default": None,
+    "description": "plain text, a text a line, or tables with the text columns of the data; null takes the"
+    " texts to train and to validate on",
+}
 WINDOW: dict[str, Any] = {
     "start": {**MOMENT, "default": "0%", "description": f"when the pass begins: {MOMENT['description']}"},
     "end": {**MOMENT, "default": "100%", "description": f"when it ends: {MOMENT['description']}"},

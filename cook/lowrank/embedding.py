@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from cook.errors import CookError
 from cook.lowrank.table import factors
 from cook.model.blueprint import Blueprint, Edit
 from cook.model.factorised import fill, find, places
-from cook.passes import Effect, Pass, register
+from cook.model.tokenizer import Lexicon, count_tokens
+from cook.passes import CORPORA, Effect, Pass, register
 
 if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy
@@ -37,8 +38,26 @@ class FactoriseEmbedding(Pass):
             "default": 128,
             "description": "the width of the table: E of E x H",
         },
+        "method": {
+            "enum": ["svd", "frequency"],
+            "default": "svd",
+            "description": "what is nearest to the embedding: all rows alike, or each as often as texts have"
+            " its token, and once more",
+        },
+        "corpora": {
+            **CORPORA,
+            "description": f"files that method frequency counts in: {CORPORA['description']}",
+        },
     }
-    examples = ({"rank": 4},)
+    examples = ({"rank": 4}, {"rank": 4, "method": "frequency"})
+
+    def check(self) -> None:
+        if self.given["corpora"] and self.given["method"] != "frequency":
+            hint = "write method: frequency, or leave corpora out"
+            raise self.error("texts are for method frequency", option="corpora", hint=hint)
+
+    def wants(self) -> frozenset[str]:
+        return frozenset({"tokenizer"} if self.given["method"] == "frequency" else ())
 
     def settled(self, done: int) -> bool:
         """The factors are there from the start."""
@@ -67,7 +86,8 @@ class FactoriseEmbedding(Pass):
         embedding: Any = model.get_submodule(name)
         if not bool(embedding.weight.isfinite().all()):
             raise self.error(f"{name} holds numbers that are not finite", hint="look at the model's weights")
-        found = factors(embedding.weight.detach(), self.given["rank"])
+        counts = self._counts(session, len(embedding.weight)) if self.wants() else None
+        found = factors(embedding.weight.detach(), self.given["rank"], counts)
         tied, untied = _heads(model, name)
         before = embedding.weight.numel()
         edit = self._edit(name)
@@ -104,6 +124,22 @@ class FactoriseEmbedding(Pass):
                 hint=f"at most {most}" if most else "leave the pass out",
             )
         return name
+
+    def _counts(self, session: Session, entries: int) -> Tensor:
+        """How often each token is in the texts, and one more: what no text has is not lost altogether."""
+        try:
+            lexicon = Lexicon(session.tokenizer)
+            if lexicon.size > entries:
+                message = f"the tokenizer has {lexicon.size:,} tokens, the model {entries:,}"
+                raise CookError(message, hint="is it the tokenizer of this model?")
+            texts = session.texts(self.given["corpora"])
+            counts, _ = count_tokens(lexicon.encode(texts, template=True), entries)
+        except CookError as error:
+            raise self.error(error.message, option="method", hint=error.hint) from error
+        if not counts.sum():
+            hint = "name files with some: corpora: [texts.txt]"
+            raise self.error("there are no texts to count tokens in", option="corpora", hint=hint)
+        return counts + 1
 
     def _edit(self, name: str) -> Edit:
         return Edit("factorise", name, {"rank": self.given["rank"]})

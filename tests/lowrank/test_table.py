@@ -32,7 +32,9 @@ def test_the_error_is_the_tail_of_the_singular_values(rows, width, seed, data):
     found = factors(table, rank)
     assert (found.table.shape, found.factor.shape) == ((rows, rank), (rank, width))
     expected = tail(table, rank)
-    assert float((found.table @ found.factor - table).norm() / table.norm()) == pytest.approx(expected, abs=1e-7)
+    assert float((found.table @ found.factor - table).norm() / table.norm()) == pytest.approx(
+        expected, abs=1e-7
+    )
     assert found.error == pytest.approx(expected, abs=1e-7)
 
 
