@@ -135,7 +135,8 @@ class FactoriseEmbedding(Pass):
             texts = session.texts(self.given["corpora"])
             counts, _ = count_tokens(lexicon.encode(texts, template=True), entries)
         except CookError as error:
-            raise self.error(error.message, option="method", hint=error.hint) from error
+            option = "corpora" if self.given["corpora"] else "method"
+            raise self.error(error.message, option=option, hint=error.hint) from error
         if not counts.sum():
             hint = "name files with some: corpora: [texts.txt]"
             raise self.error("there are no texts to count tokens in", option="corpora", hint=hint)

@@ -139,8 +139,8 @@ def find(model: nn.Module) -> str:
     """The name of the word embedding of `model`, which may be on the meta device, if it can be factorised.
 
     Raises:
-        CookError: there is none, it is factorised already, encoder and decoder have two, or the model ties it
-            otherwise than its config says.
+        CookError: there is none, it is factorised already, it or a head tied to it does more than look up or
+            multiply, encoder and decoder have two, or the model ties it otherwise than its config says.
     """
     whole: Any = model
     kind = type(model).__name__
@@ -155,6 +155,8 @@ def find(model: nn.Module) -> str:
         raise CookError(f"a {kind} has no word embedding", hint="this pass is for models that read text")
     name = next(name for name, module in model.named_modules() if module is embedding)
     together = places(model, name)
+    for each in together:
+        _width(each, surgery.get(model, each))
     if getattr(whole.config, "is_encoder_decoder", False):
         for part in (whole.get_encoder(), whole.get_decoder()):
             if part is not None and part.get_input_embeddings().weight is not embedding.weight:
@@ -195,7 +197,8 @@ def factorise(model: nn.Module, name: str, rank: int) -> None:
     """
     together = places(model, name)
     for each in together:
-        _check(each, surgery.get(model, each), rank)
+        if rank >= (width := _width(each, surgery.get(model, each))):
+            raise CookError(f"{each} is {width} wide, a rank of {rank} is not below that")
     first: Any = surgery.get(model, name)
     old = first.weight
     weight = nn.Parameter(old.new_zeros(old.shape[1], rank), requires_grad=old.requires_grad)
@@ -228,19 +231,21 @@ def fill(model: nn.Module, name: str, table: Tensor, factor: Tensor) -> None:
     embedding.factor.weight.copy_(factor.T)
 
 
-def _check(name: str, module: Any, rank: int) -> None:
+def _width(name: str, module: Any) -> int:
+    """The width of an embedding, or of what a head reads.
+
+    Raises:
+        CookError: it does more than an embedding or a linear layer.
+    """
     kind = type(module).__name__
     if isinstance(module, nn.Embedding):
         # What it gives has to be rows of its matrix times a number: a norm of them would be another.
-        known = type(module) is nn.Embedding or kind.endswith("ScaledWordEmbedding")
-        width, known = module.embedding_dim, known and module.max_norm is None
-    else:
-        known = isinstance(module, nn.Linear)
-        width = module.in_features if known else 0
-    if not known:
-        raise CookError(f"{name} is a {kind}, which cook cannot factorise")
-    if rank >= width:
-        raise CookError(f"{name} is {width} wide, a rank of {rank} is not below that")
+        plain = type(module) is nn.Embedding or kind.endswith("ScaledWordEmbedding")
+        if plain and module.max_norm is None:
+            return module.embedding_dim
+    elif isinstance(module, nn.Linear):
+        return module.in_features
+    raise CookError(f"{name} is a {kind}, which cook cannot factorise")
 
 
 def _tying(model: nn.Module) -> Iterator[tuple[str, Any]]:

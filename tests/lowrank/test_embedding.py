@@ -202,6 +202,9 @@ def test_the_hidden_width_narrows_behind_the_factor(name, tmp_path):
     model = made(name, **({"word_embed_proj_dim": 16} if name.startswith("OPT") else {}))
     batch = inputs(model)
     examples = given([{**batch, "labels": batch["input_ids"]}])
+    factorised = copy.deepcopy(model)
+    applied(factorised, LOWRANK)
+    count = tally(factorised).parameters
     session = bound.session(model, HALF, LOWRANK, steps=4, calibration=examples)
     pruning = next(each for each in session.passes if each.name == "prune.structured")
     assert any(part.module.endswith(".factor") for part in stream(session.anatomy).parts)
@@ -219,7 +222,8 @@ def test_the_hidden_width_narrows_behind_the_factor(name, tmp_path):
         session.finish()
         after = first(model, batch)
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
-    assert session.facts["prune.structured"]["hidden"] == 8
+    facts = session.facts["prune.structured"]
+    assert (facts["hidden"], facts["reached"]) == (8, pytest.approx(tally(model).parameters / count))
     embedding = model.get_input_embeddings()
     assert (embedding.embedding_dim, embedding.table.weight.shape) == (8, (23, 4))
     assert model.get_output_embeddings().factor.weight is embedding.factor.weight
