@@ -48,6 +48,7 @@ BUILT_IN = (
     "cook.distill.patient",
     "cook.distill.tinybert",
     "cook.distill.minilm",
+    "cook.lowrank.embedding",
     "cook.prune.layers",
     "cook.prune.layerdrop",
     "cook.prune.heads",
@@ -74,6 +75,14 @@ TARGETS: dict[str, Any] = {
 SELECTION: dict[str, Any] = {
     "include": {**TARGETS, "default": None, "type": ["array", "null"]},
     "exclude": {**TARGETS, "default": None, "type": ["array", "null"]},
+}
+CORPORA: dict[str, Any] = {
+    "type": ["array", "null"],
+    "items": {"type": "string", "minLength": 1, "x-path": True, "x-path-kind": "recipe"},
+    "minItems": 1,
+    "default": None,
+    "description": "plain text, a text a line, or tables with the text columns of the data; null takes the"
+    " texts to train and to validate on",
 }
 WINDOW: dict[str, Any] = {
     "start": {**MOMENT, "default": "0%", "description": f"when the pass begins: {MOMENT['description']}"},

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from cook.errors import CookError
-from cook.model import linear, surgery
+from cook.model import factorised, linear, surgery
 from cook.model.families import COUNTS
 from cook.model.integer import WIDTHS, IntLinear
 from cook.model.skipped import Skipped
@@ -232,7 +232,7 @@ def _integer(model: nn.Module, name: str, options: Mapping[str, Any]) -> None:
         options["bits"],
         options["activation"],
         bias=options["bias"],
-        conv1d=linear.is_conv1d(old),
+        conv1d=linear.is_transposed(old),
         device=weight.device,
         dtype=weight.dtype if weight.is_floating_point() else torch.float32,
     )
@@ -246,6 +246,10 @@ def _resize(model: nn.Module, name: str, options: Mapping[str, Any]) -> None:
 def _counts(model: nn.Module, name: str, options: Mapping[str, Any]) -> None:
     for key, value in options["values"].items():
         surgery.set_count(surgery.get(model, name), key, value)
+
+
+def _factorise(model: nn.Module, name: str, options: Mapping[str, Any]) -> None:
+    factorised.factorise(model, name, options["rank"])
 
 
 def _skip(model: nn.Module, name: str, options: Mapping[str, Any]) -> None:
@@ -307,6 +311,7 @@ OPS: dict[str, Op] = {
         {"bits": _WIDTH, "activation": _ACTIVATION, "in": _SIZE, "out": _SIZE, "bias": _FLAG}, _integer
     ),
     "resize": Op({"in": _SIZE, "out": _SIZE}, _resize),
+    "factorise": Op({"rank": _SIZE}, _factorise),
     "skip": Op({"pair": _FLAG}, _skip, stored=False),
     "counts": Op(
         {"values": Field(_is_counts, f"sizes of {', '.join(sorted(COUNTS))}")},

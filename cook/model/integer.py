@@ -133,7 +133,8 @@ class IntLinear(nn.Module):
         activation: None, `{"bits": b, "kind": "token"}`, or `{"bits": b, "kind": "static"}`, which adds
             the scalar `input_scale`.
         bias: whether there is one.
-        conv1d: the layer stands where the model had a Conv1D; dequantising the model puts one back.
+        conv1d: the layer stands where the model had a Conv1D, or another whose weight lies as [in, out];
+            dequantising the model puts one back.
         device, dtype: of the parameters; `dtype` is the bias's.
 
     The parameters are created empty: they are loaded, or filled by `from_linear`. Integers and scales

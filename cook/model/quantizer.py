@@ -24,6 +24,7 @@ from cook._hook import METHOD
 from cook.errors import CookError
 from cook.model import surgery
 from cook.model.blueprint import Blueprint
+from cook.model.factorised import FactorisedEmbedding, TransposedLinear
 from cook.model.integer import IntLinear
 
 
@@ -78,8 +79,9 @@ class CookQuantizer(HfQuantizer):
         if self.blueprint.lock is not None:
             _unlock(model, self.blueprint.lock)
         for name, module in model.named_modules():
-            if isinstance(module, IntLinear):
+            if isinstance(module, (IntLinear, FactorisedEmbedding)):
                 _check_loaded(name, module)
+            if isinstance(module, IntLinear):
                 module.freeze()
         attach_quantizer(model, self.blueprint)
         return model
@@ -196,10 +198,13 @@ def blueprint_of(model: nn.Module) -> Blueprint:
 
 
 def float_module(module: IntLinear, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The float layer that stood where `module` is: nn.Linear, or the Conv1D of GPT-2."""
+    """The float layer that stood where `module` is: nn.Linear, GPT-2's Conv1D, a head's factor."""
     plain = module.to_linear(dtype)
     if not module.conv1d:
         return plain
+    if module.bias is None:  # every Conv1D has one
+        weight = nn.Parameter(plain.weight.detach().t().contiguous())
+        return TransposedLinear(weight).train(module.training)
     from transformers.pytorch_utils import Conv1D
 
     with torch.device("meta"):
@@ -261,12 +266,12 @@ def _offloaded(model: nn.Module, name: str) -> tuple[Any, str]:
     raise CookError(f"the weights of {name} are on no device", where="blueprint")
 
 
-def _check_loaded(name: str, module: IntLinear) -> None:
-    """Integers that the folder lacks would be whatever was in memory."""
+def _check_loaded(name: str, module: nn.Module) -> None:
+    """Integers that the folder lacks would be whatever was in memory, factors would be drawn at random."""
     hint = "the folder is damaged: get it again"
     for key, parameter in module.named_parameters():
         if not parameter.is_meta and not getattr(parameter, "_is_hf_initialized", False):
             raise CookError(f"the folder holds no {name}.{key}", where="blueprint", hint=hint)
-    if module.weight.dtype is not torch.int8:
+    if isinstance(module, IntLinear) and module.weight.dtype is not torch.int8:
         found = f"{name}.weight is stored as {module.weight.dtype}, it must be int8"
         raise CookError(found, where="blueprint", hint=hint)

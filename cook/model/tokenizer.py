@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from cook.errors import CookError, nearest
 
@@ -66,10 +68,10 @@ class Lexicon:
         whole.no_padding()
         return whole
 
-    def encode(self, texts: Iterable[str]) -> Iterator[Ids]:
-        """The numbers of each text's tokens, without what a template adds."""
+    def encode(self, texts: Iterable[str], *, template: bool = False) -> Iterator[Ids]:
+        """The numbers of each text's tokens, with what a template adds or without."""
         for block in _blocks(texts):
-            for found in self.encoder.encode_batch_fast(block, add_special_tokens=False):
+            for found in self.encoder.encode_batch_fast(block, add_special_tokens=template):
                 yield np.asarray(found.ids, dtype=np.int64)
 
     @cached_property
@@ -198,6 +200,19 @@ class Lexicon:
         for ids, put in _numbered(value["post_processor"]):
             put([new[old] for old in ids])
         return value
+
+
+def count_tokens(ids: Iterable[Ids], size: int) -> tuple[Tensor, int]:
+    """How often each of `size` tokens is produced, int64 [size], and by how many texts in all.
+
+    Args:
+        ids: the tokens of each text.
+    """
+    counts, texts = np.zeros(size, dtype=np.int64), 0
+    for found in ids:
+        np.add.at(counts, found, 1)
+        texts += 1
+    return torch.from_numpy(counts), texts
 
 
 def _numbered(processor: Any) -> Iterator[tuple[list[int], Any]]:

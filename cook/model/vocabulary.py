@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cook.errors import CookError
 from cook.model import linear, surgery
+from cook.model.factorised import within
 from cook.model.renumbering import Renumbering, text_config, write
 
 
@@ -46,6 +47,7 @@ def find(model: nn.Module) -> Vocabulary:
         embedding = whole.get_input_embeddings()
     except (AttributeError, NotImplementedError):
         embedding = None
+    embedding = within(embedding)
     if not isinstance(embedding, nn.Embedding):
         raise CookError(f"a {kind} has no word embedding", hint="this pass is for models that read text")
     entries = embedding.num_embeddings
@@ -53,12 +55,12 @@ def find(model: nn.Module) -> Vocabulary:
         raise CookError(f"{kind} embeds {entries:,} tokens, and its config's vocab_size is {said}")
     shared = {id(embedding.weight)}
     if getattr(whole.config, "is_encoder_decoder", False):
-        shared.add(id(getattr(whole.get_decoder().get_input_embeddings(), "weight", None)))
+        shared.add(id(getattr(within(whole.get_decoder().get_input_embeddings()), "weight", None)))
     modules = dict(model.named_modules())
     embeddings = [
         name for name, each in modules.items() if isinstance(each, nn.Embedding) and id(each.weight) in shared
     ]
-    head = whole.get_output_embeddings()
+    head = within(whole.get_output_embeddings())
     if head is not None and not (linear.is_linear(head) and not linear.is_transposed(head)):
         raise CookError(f"{kind} gives its tokens by a {type(head).__name__}, which cook cannot cut")
     if head is not None and linear.shape(head)[0] != entries:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cook.errors import CookError
 from cook.model import linear, surgery
 from cook.model.anatomy import Anatomy
+from cook.model.factorised import widening
 from cook.model.hooks import Hooks
 from cook.model.units import Part, Units
 
@@ -96,8 +97,9 @@ def stream(anatomy: Anatomy) -> Units:
         )
     at = anatomy.prefix
     pooled = [name for name in (f"{at}{_POOLED[0]}", _POOLED[1]) if surgery.has(model, name)]
-    writes = [*(f"{at}{name}" for name in known.writes), *_TOKENS]
-    reads = [*pooled, *_TOKENS, *(name for name in _READS if not (pooled and name == "classifier"))]
+    writes = [*(widening(model, f"{at}{name}") for name in known.writes), *_TOKENS]
+    heads = (widening(model, name) for name in _READS if not (pooled and name == "classifier"))
+    reads = [*pooled, *_TOKENS, *heads]
     norms = [*(f"{at}{name}" for name in known.outer), *_TOKENS.values()]
     for layer in anatomy.live:
         kind = anatomy.stacks[layer]

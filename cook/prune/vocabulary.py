@@ -16,13 +16,11 @@ from torch import Tensor
 
 from cook.errors import CookError
 from cook.model.renumbering import Renumbering, check_padding, named_ids
-from cook.model.tokenizer import Lexicon
+from cook.model.tokenizer import Lexicon, count_tokens
 from cook.model.vocabulary import cut, find
-from cook.passes import Effect, Pass, register
+from cook.passes import CORPORA, Effect, Pass, register
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from cook.model.anatomy import Anatomy
     from cook.model.vocabulary import Vocabulary
     from cook.session import Session
@@ -44,19 +42,6 @@ def kept_tokens(counts: Tensor, minimum: int, always: Iterable[int], lexicon: Le
     return torch.tensor(sorted(lexicon.closed({*often, *always})), dtype=torch.long)
 
 
-def count_tokens(ids: Iterable[NDArray[np.int64]], size: int) -> tuple[Tensor, int]:
-    """How often each of `size` tokens is produced, int64 [size], and by how many texts in all.
-
-    Args:
-        ids: the tokens of each text.
-    """
-    counts, texts = np.zeros(size, dtype=np.int64), 0
-    for found in ids:
-        np.add.at(counts, found, 1)
-        texts += 1
-    return torch.from_numpy(counts), texts
-
-
 @register
 class PruneVocabulary(Pass):
     """Counts tokens when attached; trains with all of them, and takes the others away at the end.
@@ -71,14 +56,7 @@ class PruneVocabulary(Pass):
     reads = "text"
     once = True
     options: ClassVar[dict[str, Any]] = {
-        "corpora": {
-            "type": ["array", "null"],
-            "items": {"type": "string", "minLength": 1, "x-path": True, "x-path-kind": "recipe"},
-            "minItems": 1,
-            "default": None,
-            "description": "files that say which tokens stay: plain text, a text a line, or tables with the"
-            " text columns of the data; null takes the texts to train and to validate on",
-        },
+        "corpora": {**CORPORA, "description": f"files that say which tokens stay: {CORPORA['description']}"},
         "minimum": {
             "type": "integer",
             "minimum": 1,

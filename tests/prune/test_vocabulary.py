@@ -16,9 +16,9 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMode
 
 import cook
 from cook.errors import CookError
-from cook.model.tokenizer import Lexicon
+from cook.model.tokenizer import Lexicon, count_tokens
 from cook.pipeline.evaluate import evaluate
-from cook.prune.vocabulary import count_tokens, kept_tokens
+from cook.prune.vocabulary import kept_tokens
 from cook.recipe import load_recipe
 from tests import readers, tiny
 

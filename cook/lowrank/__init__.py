@@ -1,0 +1,1 @@
+"""Low rank: matrices that become products of two smaller ones, one method a file."""

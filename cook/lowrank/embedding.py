@@ -1,0 +1,157 @@
+"""Factorised embeddings: the word embedding becomes a narrow table and a factor that widens it.
+
+Z. Lan et al., "ALBERT: A Lite BERT for Self-supervised Learning of Language Representations", ICLR 2020,
+section 3.1. From a trained model the two factors are the truncated SVD of its embedding.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+from cook.errors import CookError
+from cook.lowrank.table import factors
+from cook.model.blueprint import Blueprint, Edit
+from cook.model.factorised import fill, find, places
+from cook.model.tokenizer import Lexicon, count_tokens
+from cook.passes import CORPORA, Effect, Pass, register
+
+if TYPE_CHECKING:
+    from cook.model.anatomy import Anatomy
+    from cook.session import Session
+
+
+@register
+class FactoriseEmbedding(Pass):
+    """Acts when attached: the optimizer and all other passes see the factors."""
+
+    name = "lowrank.embedding"
+    summary = "make the word embedding, and a head tied to it, a product of two factors (ALBERT)"
+    phase = "shape"
+    reads = "text"
+    once = True
+    options: ClassVar[dict[str, Any]] = {
+        "rank": {
+            "type": "integer",
+            "minimum": 1,
+            "default": 128,
+            "description": "the width of the table: E of E x H",
+        },
+        "method": {
+            "enum": ["svd", "frequency"],
+            "default": "svd",
+            "description": "what is nearest to the embedding: all rows alike, or each as often as texts have"
+            " its token, and once more",
+        },
+        "corpora": {
+            **CORPORA,
+            "description": f"files that method frequency counts in: {CORPORA['description']}",
+        },
+    }
+    examples = ({"rank": 4}, {"rank": 4, "method": "frequency"})
+
+    def check(self) -> None:
+        if self.given["corpora"] and self.given["method"] != "frequency":
+            hint = "write method: frequency, or leave corpora out"
+            raise self.error("texts are for method frequency", option="corpora", hint=hint)
+
+    def wants(self) -> frozenset[str]:
+        return frozenset({"tokenizer"} if self.given["method"] == "frequency" else ())
+
+    def settled(self, done: int) -> bool:
+        """The factors are there from the start."""
+        return True
+
+    def plan(self, anatomy: Anatomy) -> Effect:
+        name = self._find(anatomy.model)
+        embedding: Any = anatomy.model.get_submodule(name)
+        entries, width = embedding.weight.shape
+        rank = self.given["rank"]
+        sizes = f"{entries:,} x {width} become {entries:,} x {rank} and {rank} x {width}"
+        tied, untied = _heads(anatomy.model, name)
+        note = f"{sizes}, of {', '.join(tied)} too" if tied else sizes
+        if untied:
+            note += f"; {untied} is not tied to it and stays whole"
+        return Effect(
+            parameters=[f"{name}.weight"],
+            edits=[self._edit(name)],
+            claims=frozenset({"word embedding"}),
+            note=note,
+        )
+
+    def attach(self, session: Session) -> None:
+        model = session.model
+        name = self._find(model)
+        embedding: Any = model.get_submodule(name)
+        if not bool(embedding.weight.isfinite().all()):
+            raise self.error(f"{name} holds numbers that are not finite", hint="look at the model's weights")
+        counts = self._counts(session, len(embedding.weight)) if self.wants() else None
+        found = factors(embedding.weight.detach(), self.given["rank"], counts)
+        tied, untied = _heads(model, name)
+        before = embedding.weight.numel()
+        edit = self._edit(name)
+        Blueprint(edits=[edit]).apply(model)
+        fill(model, name, found.table, found.factor)
+        session.edit(edit)
+        self.found = {
+            "rank": self.given["rank"],
+            "parameters_before": before,
+            "parameters_after": found.table.numel() + found.factor.numel(),
+            "error": found.error,
+            "energy": 1 - found.error**2,
+            "tied": tied,
+            "untied": [untied] if untied else [],
+        }
+
+    def facts(self, session: Session) -> dict[str, Any]:
+        return dict(self.found)
+
+    def _find(self, model: nn.Module) -> str:
+        """The name of the embedding, if factors of this rank make it smaller."""
+        try:
+            name = find(model)
+        except CookError as error:
+            raise self.error(error.message, hint=error.hint) from error
+        embedding: Any = model.get_submodule(name)
+        entries, width = embedding.weight.shape
+        # rank * (entries + width) numbers have to be fewer than entries * width.
+        most = (entries * width - 1) // (entries + width)
+        if self.given["rank"] > most:
+            raise self.error(
+                f"{name} is {entries:,} x {width}: a rank of {self.given['rank']} saves nothing",
+                option="rank",
+                hint=f"at most {most}" if most else "leave the pass out",
+            )
+        return name
+
+    def _counts(self, session: Session, entries: int) -> Tensor:
+        """How often each token is in the texts, and one more: what no text has is not lost altogether."""
+        try:
+            lexicon = Lexicon(session.tokenizer)
+            if lexicon.size > entries:
+                message = f"the tokenizer has {lexicon.size:,} tokens, the model {entries:,}"
+                raise CookError(message, hint="is it the tokenizer of this model?")
+            texts = session.texts(self.given["corpora"])
+            counts, _ = count_tokens(lexicon.encode(texts, template=True), entries)
+        except CookError as error:
+            option = "corpora" if self.given["corpora"] else "method"
+            raise self.error(error.message, option=option, hint=error.hint) from error
+        if not counts.sum():
+            hint = "name files with some: corpora: [texts.txt]"
+            raise self.error("there are no texts to count tokens in", option="corpora", hint=hint)
+        return counts + 1
+
+    def _edit(self, name: str) -> Edit:
+        return Edit("factorise", name, {"rank": self.given["rank"]})
+
+
+def _heads(model: Any, name: str) -> tuple[list[str], str | None]:
+    """The output heads that share the matrix of embedding `name`, and one that does not, by name."""
+    together = places(model, name)
+    tied = [each for each in together if not isinstance(model.get_submodule(each), nn.Embedding)]
+    head = model.get_output_embeddings()
+    if head is None:
+        return tied, None
+    own = next(each for each, module in model.named_modules() if module is head)
+    return tied, None if own in together else own
