@@ -18,6 +18,7 @@ import torch
 import cook
 from cook.errors import CookError
 from cook.model import folder
+from cook.model.factored import Apart, LowRank
 from cook.model.integer import IntLinear
 from cook.model.measure import tally
 from cook.model.verify import Case as Saved
@@ -36,7 +37,7 @@ REFUSED = {
         (name, name)
         for name in (
             *("quant.qat", "prune.heads", "prune.neurons", "prune.units", "prune.structured"),
-            *("prune.layers", "prune.layerdrop", "prune.vocabulary"),
+            *("prune.layers", "prune.layerdrop", "prune.vocabulary", "lowrank.linear"),
         )
     ),
     *(
@@ -133,7 +134,8 @@ def test_the_plan_says_what_will_happen(case: Case, dishes: Dishes) -> None:
         assert planned.bytes > after["bytes"]
     else:
         assert (planned.parameters, planned.bytes) == (after["parameters"], after["bytes"])
-    source = set(dict(tiny.model(case.family).named_parameters()))
+    # A pass may act on what one before it makes: the factors of a low rank.
+    source = {name for model in (tiny.model(case.family), dish.meta) for name, _ in model.named_parameters()}
     for each, effect in dish.planned:
         assert set(effect.parameters) <= source, each.id
         # Of what leaves nobody knows the zeros before.
@@ -172,7 +174,7 @@ def test_a_finished_model_is_plain(case: Case, dishes: Dishes) -> None:
     # That no hook is left, on modules or on the optimizer, is asserted at the end of each run.
     model = dishes[case].resumed.model
     ours = {type(module) for module in model.modules() if type(module).__module__.startswith("cook.")}
-    assert ours <= {IntLinear}
+    assert ours <= {IntLinear, LowRank, Apart}
     assert hooks(model) == {}
 
 

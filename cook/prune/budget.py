@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from cook.errors import CookError
+from cook.model.measure import EXAMPLES, longest
 from cook.model.units import Units
 from cook.prune import cost
 from cook.prune.cost import Cost, Wide
@@ -53,9 +53,6 @@ NEEDED: dict[str, Any] = {
     "description": "share of the model's parameters, macs or latency that is left",
 }
 """The same for a pass that has no other goal."""
-
-EXAMPLES = 64
-"""Examples among which the longest are counted and timed."""
 
 
 def goal_of(budget: Mapping[str, Any]) -> tuple[str, float]:
@@ -102,7 +99,8 @@ def measured(
     goal, _ = goal_of(budget)
     if goal == "parameters":
         return cost.parameters(session.model, units, stream)
-    batch = _longest(session, 1 if goal == "macs" else budget["batch"])
+    count = 1 if goal == "macs" else budget["batch"]
+    batch = longest(session.model, session.examples(EXAMPLES), count)
     if goal == "macs":
         found = cost.multiply_accumulates(session.model, units, batch, stream)
     else:
@@ -120,23 +118,6 @@ def planned(model: nn.Module, units: list[Units], budget: Mapping[str, Any]) -> 
     goal, _ = goal_of(budget)
     found = cost.parameters(model, units)
     return found if goal == "parameters" else Cost(goal, found.curves, found.layers)
-
-
-def _longest(session: Session, count: int) -> dict[str, Tensor]:
-    """The first of the batch with the longest examples, over and over where there are fewer.
-
-    Raises:
-        CookError: there are none.
-    """
-    batches = list(session.examples(EXAMPLES))
-    if not batches:
-        raise CookError("there are no examples to count or time", hint="give calibration batches, or data")
-    batch = max(batches, key=lambda each: next(iter(each.values()))[0].numel())
-    rows = torch.arange(count) % len(next(iter(batch.values())))
-    # A decoder's inputs may have to be made from its labels.
-    config: Any = session.model.config
-    left = set() if getattr(config, "is_encoder_decoder", False) else {"labels"}
-    return {name: value[rows.to(value.device)] for name, value in batch.items() if name not in left}
 
 
 def _agreed(session: Session, found: Cost) -> Cost:

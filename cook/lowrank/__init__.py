@@ -1,0 +1,1 @@
+"""Low rank: linear layers as two smaller ones, one method a file."""
