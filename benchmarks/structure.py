@@ -19,7 +19,8 @@ import csv
 import itertools
 import random
 import statistics
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -33,6 +34,7 @@ from cook.model.memory import kept
 
 BATCHES = (1, 32)
 LENGTHS = (64, 128)
+MEMORY: dict[str, Callable[[], AbstractContextManager[None]]] = {"as it comes": nullcontext, "kept": kept}
 
 
 def load(path: str) -> Any:

@@ -49,6 +49,7 @@ BUILT_IN = (
     "cook.distill.tinybert",
     "cook.distill.minilm",
     "cook.lowrank.embedding",
+    "cook.lowrank.linear",
     "cook.prune.layers",
     "cook.prune.layerdrop",
     "cook.prune.heads",

@@ -18,6 +18,7 @@ import torch
 import cook
 from cook.errors import CookError
 from cook.model import folder
+from cook.model.factored import Apart, LowRank
 from cook.model.factorised import FactorisedEmbedding, FactorisedHead, TransposedLinear
 from cook.model.integer import IntLinear
 from cook.model.measure import tally
@@ -37,7 +38,8 @@ REFUSED = {
         (name, name)
         for name in (
             *("quant.qat", "prune.heads", "prune.neurons", "prune.units", "prune.structured"),
-            *("prune.layers", "prune.layerdrop", "prune.vocabulary", "lowrank.embedding"),
+            *("prune.layers", "prune.layerdrop", "prune.vocabulary"),
+            *("lowrank.embedding", "lowrank.linear"),
         )
     ),
     *(
@@ -174,7 +176,7 @@ def test_a_finished_model_is_plain(case: Case, dishes: Dishes) -> None:
     # That no hook is left, on modules or on the optimizer, is asserted at the end of each run.
     model = dishes[case].resumed.model
     ours = {type(module) for module in model.modules() if type(module).__module__.startswith("cook.")}
-    assert ours <= {IntLinear, FactorisedEmbedding, FactorisedHead, TransposedLinear}
+    assert ours <= {IntLinear, LowRank, Apart, FactorisedEmbedding, FactorisedHead, TransposedLinear}
     assert hooks(model) == {}
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from cook.errors import CookError
-from cook.model import factorised, linear, surgery
+from cook.model import factored, factorised, linear, surgery
 from cook.model.families import COUNTS
 from cook.model.integer import WIDTHS, IntLinear
 from cook.model.skipped import Skipped
@@ -302,6 +302,11 @@ def _shown(value: object) -> str:
 
 
 _SIZE = Field(lambda value: type(value) is int and 1 <= value <= MAX_SIZE, f"from 1 to {MAX_SIZE}")
+_WHOLE_OR_SIZE = Field(lambda value: value is None or _SIZE.valid(value), f"null or {_SIZE.words}")
+_ROWS = Field(
+    lambda value: isinstance(value, list) and 2 <= len(value) <= 8 and all(map(_SIZE.valid, value)),
+    f"a list of two to eight sizes, each {_SIZE.words}",
+)
 _WIDTH = Field(_is_width, "from 2 to 8")
 _FLAG = Field(lambda value: isinstance(value, bool), "true or false")
 _ACTIVATION = Field(_is_activation, "null or {bits: 2 to 8, kind: token or static}")
@@ -312,6 +317,8 @@ OPS: dict[str, Op] = {
     ),
     "resize": Op({"in": _SIZE, "out": _SIZE}, _resize),
     "factorise": Op({"rank": _SIZE}, _factorise),
+    "lowrank": Op({"rank": _SIZE}, factored.factorise),
+    "apart": Op({"rows": _ROWS, "width": _WHOLE_OR_SIZE}, factored.take_apart),
     "skip": Op({"pair": _FLAG}, _skip, stored=False),
     "counts": Op(
         {"values": Field(_is_counts, f"sizes of {', '.join(sorted(COUNTS))}")},

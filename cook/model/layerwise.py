@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
+from cook.model.gathering import Gathering, Kind, valid_tokens
 from cook.model.hooks import Hooks
-from cook.model.linear import shape
 from cook.model.measure import evaluating
 from cook.model.statistics import Statistic
+from cook.model.targets import within
 
 S = TypeVar("S", bound=Statistic)
 
@@ -51,15 +52,6 @@ class _Call:
     def arguments(self, layer: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         rest, named = self.given[layer if len(self.given) > 1 else 0]
         return (self.hidden, *rest), named
-
-
-@dataclass
-class _Shared:
-    """Statistics of a layer in the making; targets that get the same tensor share one."""
-
-    found: dict[str, Any] = field(default_factory=dict)
-    added: list[tuple[Tensor, Any]] = field(default_factory=list)
-    order: list[str] = field(default_factory=list)
 
 
 class Layerwise:
@@ -99,12 +91,18 @@ class Layerwise:
                 self._advance()
 
     @torch.no_grad()
-    def statistics(self, targets: Sequence[str], kind: Callable[[int, torch.device], S]) -> dict[str, S]:
+    def statistics(
+        self,
+        targets: Sequence[str],
+        kind: Callable[[int, torch.device], S],
+        own: Mapping[str, Kind] | None = None,
+    ) -> dict[str, S]:
         """A statistic of the inputs of each target, over all valid tokens.
 
         Args:
             targets: linear layers inside of the present layer.
             kind: makes an empty one for inputs of a width.
+            own: other kinds, by target; these are shared with none.
 
         Returns:
             By target. Targets that get the same tensor (queries, keys and values) have the same statistic.
@@ -112,14 +110,15 @@ class Layerwise:
         Raises:
             CookError: a target was not run, or gets other tokens than the layer.
         """
-        state, hooks = _Shared(), Hooks()
+        state, hooks = Gathering(kind, own or {}), Hooks()
+        order: list[str] = []
         last: str | None = None
         valid: Tensor | None = None
 
         def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                state.order.append(name)
-                self._add(state, name, module, inputs[0], valid, kind)
+                order.append(name)
+                state.add(name, module, inputs[0], valid)
                 if name == last:
                     raise _Enough
 
@@ -131,12 +130,12 @@ class Layerwise:
             with evaluating(self._model):
                 for call in self._calls:
                     state.added.clear()
-                    state.order.clear()
+                    order.clear()
                     valid = call.valid
                     with suppress(_Enough):
                         self._run(call)
                     # What comes behind the last of them need not run, if each runs once.
-                    last = state.order[-1] if sorted(state.order) == sorted(targets) else None
+                    last = order[-1] if sorted(order) == sorted(targets) else None
         finally:
             hooks.close()
         if missing := [name for name in targets if name not in state.found]:
@@ -157,7 +156,7 @@ class Layerwise:
                     given = [(rest, named) for _, rest, named in met]
                     alike = alike or all(_same(given[0], other) for other in given[1:])
                     given = given[:1] if alike else given
-                    self._calls.append(_Call(met[0][0], given, _valid(batch)))
+                    self._calls.append(_Call(met[0][0], given, valid_tokens(batch)))
         finally:
             if caches:
                 config.use_cache = caches  # type: ignore[union-attr]
@@ -200,46 +199,6 @@ class Layerwise:
                 output = self._run(call)
                 call.hidden = output if isinstance(output, Tensor) else output[0]
 
-    def _add(
-        self,
-        state: _Shared,
-        name: str,
-        module: nn.Module,
-        inputs: Tensor,
-        valid: Tensor | None,
-        kind: Callable[[int, torch.device], S],
-    ) -> None:
-        same = next((statistic for tensor, statistic in state.added if tensor is inputs), None)
-        if name not in state.found:
-            state.found[name] = kind(shape(module)[1], inputs.device) if same is None else same
-        statistic = state.found[name]
-        if same is statistic:
-            return
-        state.added.append((inputs, statistic))
-        flat = inputs.flatten(0, -2)
-        if valid is not None:
-            if len(flat) != valid.numel():
-                raise CookError(
-                    f"{name} gets {len(flat)} tokens where the layer has {valid.numel()}: which are padding?",
-                    hint=f"exclude: [{name}]",
-                )
-            flat = flat[valid.flatten()]
-        statistic.add(flat)
-
-
-def _valid(batch: Mapping[str, Tensor]) -> Tensor | None:
-    mask = batch.get("attention_mask")
-    if mask is None or bool(mask.all()):
-        return None
-    if mask.ndim != 2:
-        found = " x ".join(map(str, mask.shape))
-        raise CookError(
-            f"found an attention_mask of {found}, expected [examples, tokens]",
-            where="calibration",
-            hint="padding is told by it",
-        )
-    return mask.bool()
-
 
 def _same(one: Any, other: Any) -> bool:
     """Whether two layers' arguments are the same objects, or equal plain values."""
@@ -251,3 +210,79 @@ def _same(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
     plain = (bool, int, float, str)
     return isinstance(one, plain) and isinstance(other, plain) and one == other
+
+
+@torch.no_grad()
+def throughout(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    targets: Sequence[str],
+    kind: Kind,
+    own: Mapping[str, Kind] | None = None,
+) -> dict[str, Any]:
+    """The same from whole forwards: for linears outside of layers, and layers that run several times.
+
+    Raises:
+        CookError: there are no examples, or a target is not run.
+    """
+    state, hooks = Gathering(kind, own or {}), Hooks()
+    valid: Tensor | None = None
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            del state.added[:-1]  # what gets the same tensor does so in a row
+            state.add(name, module, inputs[0], valid)
+
+        return before
+
+    try:
+        for name in targets:
+            hooks.forward_pre(model.get_submodule(name), hook(name))
+        with evaluating(model):
+            for batch in batches:
+                state.added.clear()
+                valid = valid_tokens(batch)
+                model(**batch)
+    finally:
+        hooks.close()
+    if missing := [name for name in targets if name not in state.found]:
+        raise CookError(f"{missing[0]} is not run by the model", hint=f"exclude: [{missing[0]}]")
+    return state.found
+
+
+def walk(
+    anatomy: Anatomy,
+    examples: Callable[[], Iterable[Mapping[str, Tensor]]],
+    targets: Sequence[str],
+    kind: Kind,
+    own: Mapping[str, Kind] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """The statistics of all targets, those of one layer at a time, for a caller that changes them in between.
+
+    Layers that run several times are one, all of them together; what lies outside of layers comes at the end.
+
+    Args:
+        examples: gives the same batches at every call.
+
+    Raises:
+        CookError: as in `Layerwise` and `throughout`.
+    """
+    left = list(targets)
+    if within(left, one_by_one(anatomy)):
+        way = Layerwise(anatomy, examples())
+        for layer in way:
+            inside = within(left, [layer])
+            left = [name for name in left if name not in inside]
+            if inside:
+                yield way.statistics(inside, kind, own)
+            if not within(left, anatomy.layers):
+                break
+    if left:
+        yield throughout(anatomy.model, examples(), left, kind, own)
+
+
+def one_by_one(anatomy: Anatomy) -> list[str]:
+    """The layers that are known and run one after another, each once."""
+    if anatomy.family is None or any("*" in stack.layers for stack in anatomy.stacks.values()):
+        return []
+    return anatomy.layers

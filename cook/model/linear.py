@@ -25,6 +25,25 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or getattr(module, "cook_linear", False) or is_conv1d(module)
 
 
+def is_factored(module: nn.Module) -> bool:
+    """True for what stands for a linear layer and is made of several (`cook.model.factored`)."""
+    return bool(getattr(module, "cook_factored", False))
+
+
+def linears(module: nn.Module) -> list[str]:
+    """The names of all linear layers in a module; one that is made of several counts as one."""
+    found: list[str] = []
+    inner: tuple[str, ...] = ()
+    for name, each in module.named_modules():
+        if name.startswith(inner) and inner:
+            continue
+        if is_factored(each):
+            inner = (*inner, f"{name}.")
+        if is_factored(each) or is_linear(each):
+            found.append(name)
+    return found
+
+
 def is_transposed(module: nn.Module) -> bool:
     """True when the weight lies as [in, out]: Conv1D, or a linear of cook that says `transposed`."""
     return is_conv1d(module) or bool(getattr(module, "transposed", False))
@@ -38,11 +57,13 @@ def stands_for(module: nn.Module) -> str:
 
 
 def shape(module: nn.Module) -> tuple[int, int]:
-    """(out, in) of a linear layer.
+    """(out, in) of a linear layer, also of one that is made of several.
 
     Raises:
         TypeError: when `module` is not a linear layer.
     """
+    if is_factored(module):
+        return _sizes(module)
     if not is_linear(module):
         raise TypeError(f"{type(module).__name__} is not a linear layer")
     if getattr(module, "packed", False):

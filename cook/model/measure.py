@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cook.errors import CookError
 from cook.model.integer import IntLinear, packed_columns, unpack
 from cook.model.masks import Masks
 from cook.model.memory import kept
@@ -155,6 +156,29 @@ def macs_by_module(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, i
         if name == root or name.startswith(f"{root}.")
     }
     return {**counts, "": int(counter.get_total_flops()) // 2}
+
+
+EXAMPLES = 64
+"""Examples among which the longest are counted and timed."""
+
+
+def longest(model: Any, batches: Iterable[Mapping[str, Tensor]], count: int = 1) -> dict[str, Tensor]:
+    """The first of the batch with the longest examples, over and over where there are fewer.
+
+    Args:
+        model: that is to be counted or timed with them.
+
+    Raises:
+        CookError: there are none.
+    """
+    several = list(batches)
+    if not several:
+        raise CookError("there are no examples to count or time", hint="give calibration batches, or data")
+    batch = max(several, key=lambda each: next(iter(each.values()))[0].numel())
+    rows = torch.arange(count) % len(next(iter(batch.values())))
+    # A decoder's inputs may have to be made from its labels.
+    left = set() if getattr(model.config, "is_encoder_decoder", False) else {"labels"}
+    return {name: value[rows.to(value.device)] for name, value in batch.items() if name not in left}
 
 
 ROUNDS = 15

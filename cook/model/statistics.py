@@ -7,9 +7,14 @@ whatever is least squares. A batch is added and forgotten.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from cook.model.anatomy import predicts_next
+from cook.model.linear import matrix
 
 
 class Statistic(ABC):
@@ -65,3 +70,46 @@ class Gram(Statistic):
 
     def _add(self, inputs: Tensor) -> None:
         self.value.addmm_(inputs.t(), inputs)
+
+
+class OutputGram(Statistic):
+    """The sum of (W x) (W x)^T over the tokens, [out, out], for a layer with fewer outputs than inputs.
+
+    Args:
+        module: the linear layer; its bias is left out.
+
+    Attributes:
+        squares: the sum of all squared inputs, a scalar.
+    """
+
+    def __init__(
+        self, module: nn.Module, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    ):
+        self._weight = matrix(module).detach()
+        super().__init__(len(self._weight), device, dtype)
+        self.squares = self.value.new_zeros(())
+
+    @staticmethod
+    def shape(width: int) -> tuple[int, ...]:
+        return (width, width)
+
+    def _add(self, inputs: Tensor) -> None:
+        given = inputs @ self._weight.to(inputs.dtype).t()
+        self.value.addmm_(given.t(), given)
+        self.squares += inputs.square().sum()
+
+
+def loss_shares(model: Any, batch: Mapping[str, Tensor], size: int) -> Tensor:
+    """What each example's own mean loss counts in a batch's: [size], with a sum of 1.
+
+    Args:
+        batch: with labels.
+        size: its examples.
+    """
+    labels = batch["labels"]
+    if labels.ndim == 1:
+        return torch.full((size,), 1 / size)
+    # A decoder's label is the token after; what is left out counts nothing.
+    shifted = labels[:, 1:] if predicts_next(model) else labels
+    counts = (shifted != -100).sum(1).float()
+    return counts.clamp_min(1) / counts.sum().clamp_min(1)

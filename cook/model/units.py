@@ -18,6 +18,7 @@ from cook.errors import CookError
 from cook.model import linear, surgery
 from cook.model.anatomy import Anatomy, head_width
 from cook.model.blueprint import Edit
+from cook.model.factored import places
 from cook.model.families import Attention, FeedForward
 
 
@@ -127,21 +128,20 @@ def _heads(model: nn.Module, layer: str, attention: Attention) -> Units:
     else:
         groups = _whole(rows, 3, key)
     each = _whole(number, groups, output)
+    owned: dict[str, tuple[tuple[int, int], ...]] = {}
     if attention.layout == "apart":
-        parts = [
-            Part(query, "out", ((0, each * width),)),
-            *(Part(name, "out", ((0, width),)) for name in (key, value)),
-        ]
+        owned = {query: ((0, each * width),), key: ((0, width),), value: ((0, width),)}
     elif attention.layout == "stacked":
         starts = (number * width, (number + groups) * width)
-        parts = [Part(query, "out", ((0, each * width), *((start, width) for start in starts)))]
+        owned = {query: ((0, each * width), *((start, width) for start in starts))}
     else:
-        parts = [Part(query, "out", ((0, 3 * width),))]
+        owned = {query: ((0, 3 * width),)}
     further = [f"{layer}.{name}" for name in attention.also]
-    parts += [Part(name, "out", ((0, width),)) for name in further if surgery.has(model, name)]
+    owned |= {name: ((0, width),) for name in further if surgery.has(model, name)}
+    parts = [part for name, spans in owned.items() for part in placed(model, name, "out", spans)]
     if attention.bias and surgery.has(model, f"{layer}.{attention.bias}"):
         parts.append(Part(f"{layer}.{attention.bias}", "out", ((0, each),)))
-    joined = Part(output, "in", ((0, each * width),))
+    (joined,) = placed(model, output, "in", ((0, each * width),))
     worth = {"heads": each, "groups": 1, "width": each * width}
     counts = {
         name: worth[what]
@@ -155,15 +155,20 @@ def _heads(model: nn.Module, layer: str, attention: Attention) -> Units:
 def _neurons(model: nn.Module, layer: str, ffn: FeedForward) -> Units:
     down = f"{layer}.{ffn.down}"
     count = size(model, down, "in")
-    parts = []
+    parts: list[Part] = []
     for name in (f"{layer}.{each}" for each in ffn.up):
         if surgery.has(model, name):
             times = _whole(size(model, name, "out"), count, name)
-            parts.append(Part(name, "out", tuple((index * count, 1) for index in range(times))))
+            parts += placed(model, name, "out", tuple((index * count, 1) for index in range(times)))
     if not parts:
         raise CookError(f"{layer} has none of {', '.join(ffn.up)}")
-    joined = Part(down, "in", ((0, 1),))
+    (joined,) = placed(model, down, "in", ((0, 1),))
     return Units("neurons", (layer,), count, (*parts, joined), (joined,), {})
+
+
+def placed(model: nn.Module, name: str, axis: str, spans: tuple[tuple[int, int], ...]) -> list[Part]:
+    """What units own of a layer; of one that is made of several, in those that have its rows or columns."""
+    return [Part(place, axis, own) for place, own in places(model, name, axis, spans)]
 
 
 def _together(several: Sequence[Units]) -> Units:
@@ -270,7 +275,7 @@ def size(model: nn.Module, name: str, axis: str) -> int:
         return module.out_channels if axis == "out" else module.in_channels
     if surgery.is_vectors(module):
         return next(module.parameters(recurse=False)).shape[-1]
-    if not linear.is_linear(module):
+    if not (linear.is_linear(module) or linear.is_factored(module)):
         raise CookError(f"{name} is a {type(module).__name__}, expected a linear layer")
     return linear.shape(module)[0 if axis == "out" else 1]
 

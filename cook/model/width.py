@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from cook.errors import CookError
 from cook.model import linear, surgery
 from cook.model.anatomy import Anatomy
+from cook.model.factored import whole
 from cook.model.factorised import widening
 from cook.model.hooks import Hooks
-from cook.model.units import Part, Units
+from cook.model.units import Part, Units, placed, size
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,14 @@ def stream(anatomy: Anatomy) -> Units:
         inner = [name for each in kind.attentions for name in dict.fromkeys(each.projections)]
         reads += [f"{layer}.{name}" for name in (*inner, *kind.feed_forward.up)]
         norms += [f"{layer}.{name}" for name in known.norms]
-    width = linear.shape(surgery.get(model, anatomy.projections(anatomy.live[0])[0]))[1]
+    width = size(model, anatomy.projections(anatomy.live[0])[0], "in")
     every = ((0, 1),)
-    parts = [Part(name, "out", every) for name in [*writes, *norms] if _reach(model, name, "out") == width]
-    outputs = [Part(name, "in", every) for name in reads if _reach(model, name, "in") == width]
+
+    def touching(names: list[str], axis: str) -> list[Part]:
+        wide = [name for name in names if _reach(model, name, axis) == width]
+        return [part for name in wide for part in placed(model, name, axis, every)]
+
+    parts, outputs = touching([*writes, *norms], "out"), touching(reads, "in")
     apart = [*_APART, *(["classifier"] if pooled else [])]
     _account(anatomy, width, [*(part.module for part in (*parts, *outputs)), *apart])
     return Units("hidden", tuple(anatomy.live), width, (*parts, *outputs), tuple(outputs), {})
@@ -123,7 +128,7 @@ def _reach(model: nn.Module, name: str, axis: str) -> int | None:
     if not surgery.has(model, name):
         return None
     module: Any = surgery.get(model, name)
-    if linear.is_linear(module):
+    if linear.is_linear(module) or linear.is_factored(module):
         return linear.shape(module)[0 if axis == "out" else 1]
     if axis == "in":
         return None
@@ -136,9 +141,11 @@ def _reach(model: nn.Module, name: str, axis: str) -> int | None:
 
 def _account(anatomy: Anatomy, width: int, known: list[str]) -> None:
     """Raise CookError if something of this width is none of the known modules."""
-    inside = {name: surgery.get(anatomy.model, name) for name in known if surgery.has(anatomy.model, name)}
-    # What a stand-in of cook has inside goes with it.
-    standing = tuple(f"{name}." for name, module in inside.items() if linear.is_linear(module))
+    present = [whole(anatomy.model, name) for name in known if surgery.has(anatomy.model, name)]
+    inside = {name: surgery.get(anatomy.model, name) for name in present}
+    # What a stand-in of cook has inside goes with it, and what a layer is made of.
+    made = {name for name, each in inside.items() if linear.is_linear(each) or linear.is_factored(each)}
+    standing = tuple(f"{name}." for name in made)
     unknown = [
         name
         for name, parameter in anatomy.model.named_parameters(remove_duplicate=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cook.errors import CookError
+from cook.model.measure import EXAMPLES, longest
 from cook.model.units import Units
 from cook.prune import cost
 from cook.prune.cost import Cost, Wide
@@ -53,9 +53,6 @@ NEEDED: dict[str, Any] = {
     "description": "share of the model's parameters, macs or latency that is left",
 }
 """The same for a pass that has no other goal."""
-
-EXAMPLES = 64
-"""Examples among which the longest are counted and timed."""
 
 CORRECTIONS, WAVERS = 3, 0.01
 """How often a choice that takes too long is made anew, and what of the time clocks may be off by."""
@@ -105,7 +102,8 @@ def measured(
     goal, _ = goal_of(budget)
     if goal == "parameters":
         return cost.parameters(session.model, units, stream)
-    batch = _longest(session, 1 if goal == "macs" else budget["batch"])
+    count = 1 if goal == "macs" else budget["batch"]
+    batch = longest(session.model, session.examples(EXAMPLES), count)
     if goal == "macs":
         found = cost.multiply_accumulates(session.model, units, batch, stream)
     else:
@@ -133,7 +131,8 @@ def within_time(
         A bool mask for each entry of the units, and the share that was measured.
     """
     _, asked = goal_of(budget)
-    build, batch = _timing(session, _longest(session, budget["batch"]), budget)
+    batch = longest(session.model, session.examples(EXAMPLES), budget["batch"])
+    build, batch = _timing(session, batch, budget)
     ask, met, keep = asked, 0.0, left(asked)
     for turn in range(CORRECTIONS + 1):
         found = torch.tensor([cost.timed(build, choose, batch, keep)], dtype=torch.float64)
@@ -163,23 +162,6 @@ def _timing(
     """What makes a model to time, and the batch to time it with, on the device that the budget is about."""
     device = torch.device(budget["device"] or session.model.device)
     return lambda: _alike(session).to(device), {name: value.to(device) for name, value in batch.items()}
-
-
-def _longest(session: Session, count: int) -> dict[str, Tensor]:
-    """The first of the batch with the longest examples, over and over where there are fewer.
-
-    Raises:
-        CookError: there are none.
-    """
-    batches = list(session.examples(EXAMPLES))
-    if not batches:
-        raise CookError("there are no examples to count or time", hint="give calibration batches, or data")
-    batch = max(batches, key=lambda each: next(iter(each.values()))[0].numel())
-    rows = torch.arange(count) % len(next(iter(batch.values())))
-    # A decoder's inputs may have to be made from its labels.
-    config: Any = session.model.config
-    left = set() if getattr(config, "is_encoder_decoder", False) else {"labels"}
-    return {name: value[rows.to(value.device)] for name, value in batch.items() if name not in left}
 
 
 def _agreed(session: Session, found: Cost) -> Cost:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cook.model import linear, surgery
 from cook.model.anatomy import Anatomy
+from cook.model.factored import whole
 from cook.model.measure import latency, macs_by_module
 from cook.model.units import Units, owned, remove, weights
 
@@ -199,7 +200,8 @@ def _line(count: int, one: float) -> Tensor:
 
 def _products(model: nn.Module, units: Units, counted: Mapping[str, int]) -> float:
     """What attention itself multiplies: all that its module does, without the linear layers in it."""
-    modules = {part.module.rpartition(".")[0] for part in units.parts if part.axis == "out"}
+    rows = {whole(model, part.module) for part in units.parts if part.axis == "out"}
+    modules = {name.rpartition(".")[0] for name in rows}
     inside = 0
     for name in modules:
         attention = surgery.get(model, name)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cook.model.anatomy import predicts_next
 from cook.model.hooks import Hooks
 from cook.model.measure import evaluating
+from cook.model.statistics import loss_shares
 from cook.model.units import Part, Units, axis_of
 
 
@@ -46,7 +46,7 @@ def gradient_importance(
                 slopes = torch.autograd.grad(outputs.loss, gates)
         finally:
             hooks.close()
-        share = _shares(model, batch, size).to(slopes[0].device)
+        share = loss_shares(model, batch, size).to(slopes[0].device)
         for total, slope in zip(found, slopes, strict=True):
             total += (slope.float() / share[:, None]).abs().pow(power).sum(0)
         examples += size
@@ -95,17 +95,6 @@ def _closing(part: Part, gate: Tensor) -> Any:
         return (apart * gate[:, None, :, None].to(given.dtype)).view_as(given), *inputs[1:]
 
     return hook
-
-
-def _shares(model: Any, batch: Mapping[str, Tensor], size: int) -> Tensor:
-    """What each example's own mean loss counts in the batch's."""
-    labels = batch["labels"]
-    if labels.ndim == 1:
-        return torch.full((size,), 1 / size)
-    # A decoder's label is the token after; what is left out counts nothing.
-    shifted = labels[:, 1:] if predicts_next(model) else labels
-    counts = (shifted != -100).sum(1).float()
-    return counts.clamp_min(1) / counts.sum().clamp_min(1)
 
 
 def _by_row(module: nn.Module, axis: str, numbers: Tensor) -> Tensor | None:

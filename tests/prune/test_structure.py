@@ -258,8 +258,8 @@ def test_a_loop_that_ends_early(method):
 def test_labels_that_are_not_shifted():
     from transformers import BertForMaskedLM
 
-    from cook.prune.importance import _shares
+    from cook.model.statistics import loss_shares
 
     model = BertForMaskedLM(tiny.model().config)
     labels = torch.tensor([[3, -100, 4], [-100, 5, -100]])
-    assert _shares(model, {"labels": labels}, 2).tolist() == pytest.approx([2 / 3, 1 / 3])
+    assert loss_shares(model, {"labels": labels}, 2).tolist() == pytest.approx([2 / 3, 1 / 3])

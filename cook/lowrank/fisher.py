@@ -1,0 +1,114 @@
+"""How much each row of a linear layer matters to the loss: its Fisher information, from examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cook.model.hooks import Hooks
+from cook.model.linear import shape
+from cook.model.measure import evaluating
+from cook.model.statistics import loss_shares
+
+
+def row_squares(inputs: Tensor, slopes: Tensor) -> Tensor:
+    """The squared norm of each row of each example's own gradient, [examples, out].
+
+    An example's gradient of row o is `sum_t g_to x_t`, and its square `sum_ts g_to g_so (x_t . x_s)`: no
+    gradient of the size of the weight is made.
+
+    Args:
+        inputs: [examples, tokens, in], of a linear layer.
+        slopes: [examples, tokens, out], of each example's own loss, of what the layer gives.
+    """
+    alike = inputs @ inputs.transpose(1, 2)
+    return (slopes * (alike @ slopes)).sum(1)
+
+
+def row_information(
+    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], targets: Sequence[str]
+) -> dict[str, Tensor]:
+    """The Fisher information of each row: the mean over examples of squared gradients, summed over the row.
+
+    Of each example's own loss, in eval mode; one backward of a batch gives them all. A layer that runs
+    several times counts with the sum of its gradients.
+
+    Args:
+        model: returns the mean loss over a batch's labels.
+        batches: inputs with labels, on the model's device.
+        targets: linear layers.
+
+    Returns:
+        By target, [out] in float32.
+    """
+    found: dict[str, Tensor] = {}
+    examples = 0
+    modules = {name: model.get_submodule(name) for name in targets}
+    # The gradients of the weights are not needed, but nothing else comes to every layer.
+    learned = [module.get_parameter("weight") for module in modules.values()]
+    frozen = [each for each in learned if not each.requires_grad]
+    try:
+        for each in frozen:
+            each.requires_grad_(True)
+        for batch in batches:
+            size = len(next(iter(batch.values())))
+            share = loss_shares(model, batch, size)
+            hooks = Hooks()
+            for name, module in modules.items():
+                total = found.setdefault(name, torch.zeros(shape(module)[0], device=learned[0].device))
+                hooks.forward(module, _Uses(total, share).met)
+            try:
+                with evaluating(model), torch.enable_grad():
+                    outputs: Any = model(**batch)
+                    torch.autograd.grad(outputs.loss, learned, allow_unused=True)
+            finally:
+                hooks.close()
+            examples += size
+    finally:
+        for each in frozen:
+            each.requires_grad_(False)
+    return {name: total / max(1, examples) for name, total in found.items()}
+
+
+@dataclass
+class _Uses:
+    """What one layer gets in a forward, until the gradients of all that it gave are there.
+
+    Attributes:
+        total: [out], what is added to.
+        share: [examples], what each example's own loss counts in the batch's.
+    """
+
+    total: Tensor
+    share: Tensor
+    inputs: list[Tensor] = field(default_factory=list)
+    slopes: dict[int, Tensor] = field(default_factory=dict)
+
+    def met(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        number = len(self.inputs)
+        self.inputs.append(inputs[0].detach())
+        output.register_hook(self._slope(number))
+
+    def _slope(self, number: int) -> Callable[[Tensor], None]:
+        def hook(slope: Tensor) -> None:
+            self.slopes[number] = slope.detach()
+            if len(self.slopes) == len(self.inputs):
+                self._add()
+
+        return hook
+
+    def _add(self) -> None:
+        size = len(self.share)
+        # Some FFNs lay all tokens in a row, and a head gets one token of each example.
+        inputs = torch.cat([each.reshape(size, -1, each.shape[-1]) for each in self.inputs], 1).float()
+        numbers = range(len(self.inputs))
+        slopes = torch.cat(
+            [self.slopes[number].reshape(size, -1, self.slopes[number].shape[-1]) for number in numbers], 1
+        ).float()
+        self.total += row_squares(inputs, slopes / self.share.to(slopes)[:, None, None]).sum(0)
+        self.inputs.clear()
+        self.slopes.clear()

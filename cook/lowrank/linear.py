@@ -1,0 +1,199 @@
+"""Low rank: a linear layer becomes two smaller ones, whose product is the best of its rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from cook.errors import CookError
+from cook.lowrank.asked import Ranks, chosen, costs, guessed, told
+from cook.lowrank.factors import Spectrum
+from cook.lowrank.options import OPTIONS, WAYS
+from cook.lowrank.spectra import Spectra
+from cook.lowrank.targets import Target, named_in_ranks, targets
+from cook.model import surgery
+from cook.model.blueprint import Blueprint, Edit
+from cook.model.factored import LowRank
+from cook.passes import Effect, Pass, register
+
+if TYPE_CHECKING:
+    from cook.model.anatomy import Anatomy
+    from cook.session import Session
+
+
+@register
+class LowRankLinear(Pass):
+    """Factorises linear layers before the optimizer exists, so that the run trains the factors."""
+
+    name = "lowrank.linear"
+    summary = "make two smaller layers of each linear one, which keep best what it gives on examples"
+    phase = "shape"
+    options: ClassVar[dict[str, Any]] = OPTIONS
+    examples = (
+        {},
+        {"method": "svd", "rank": 3},
+        {"method": "fisher", "parameters": 0.4, "fused": "apart"},
+        {"energy": 0.9, "fused": "apart", "dtype": "float64"},
+        {"budget": {"parameters": 0.8}},
+        {"budget": {"macs": 0.8}, "method": "svd"},
+        {"parameters": 0.6, "spread": True, "include": ["ffn"]},
+        {"ranks": {"attention": 2, "layers[1]": 3}},
+    )
+
+    @property
+    def method(self) -> str:
+        return str(self.given["method"])
+
+    def check(self) -> None:
+        asked = [way for way in WAYS if self.given[way] is not None]
+        if len(asked) > 1:
+            hint = "take one of them: parameters: 0.5 is a share for all"
+            raise self.error(f"found {' and '.join(asked)}, which all say ranks", option=asked[1], hint=hint)
+        way, budget = asked[0] if asked else "parameters", self.given["budget"]
+        if self.given["spread"] and way != "parameters":
+            hint = "leave it out; a budget is always spread"
+            raise self.error(f"means nothing with {way}", option="spread", hint=hint)
+        if self.given["multiple"] > 1 and way in ("rank", "ranks"):
+            message = f"means nothing with {way}, which says the very ranks"
+            raise self.error(message, option="multiple", hint="leave it out")
+        if self.given["dtype"] != "float32" and self.method != "data":
+            message = f"means nothing with {self.method}, which sums no Gram matrices"
+            raise self.error(message, option="dtype", hint="leave it out")
+        if budget is not None and (budget.get("parameters") is None) == (budget.get("macs") is None):
+            hint = "write budget: {parameters: 0.5}"
+            raise self.error("expected either parameters or macs", option="budget", hint=hint)
+
+    def wants(self) -> frozenset[str]:
+        counts = self.given["budget"] is not None and self.given["budget"].get("macs") is not None
+        return frozenset({"calibration"}) if self.method != "svd" or counts else frozenset()
+
+    def settled(self, done: int) -> bool:
+        """The factors are there from the start."""
+        return True
+
+    def plan(self, anatomy: Anatomy) -> Effect:
+        splits, several = self._targets(anatomy)
+        found = told(self, anatomy, several)
+        ranks = guessed(self, anatomy, several) if found is None else found
+        about = "about " if found is None else ""
+        left = sum(_left(each, rank) for each, rank in zip(several, ranks, strict=True))
+        count = sum(each.count for each in several)
+        note = (
+            f"{about}{left / count:.0%} of {count:,} weights in {len(several)} matrices are left as factors"
+        )
+        if whole := [each.name for each, rank in zip(several, ranks, strict=True) if rank is None]:
+            more = f" and {len(whole) - 1} more" if len(whole) > 1 else ""
+            note += f"; {whole[0]}{more} would save nothing and stay whole"
+        return Effect(
+            parameters=list(dict.fromkeys(f"{each.fused or each.name}.weight" for each in several)),
+            edits=[
+                *splits,
+                *(_edit(each, rank) for each, rank in zip(several, ranks, strict=True) if rank is not None),
+            ],
+            note=note,
+            sizes="about" if found is None else "",
+        )
+
+    def attach(self, session: Session) -> None:
+        splits, self.targets = self._targets(session.anatomy)
+        ranks = told(self, session.anatomy, self.targets)
+        Blueprint(edits=splits).apply(session.model)
+        for edit in splits:
+            session.edit(edit)
+        names = [each.name for each in self.targets]
+        dtype = torch.float64 if self.given["dtype"] == "float64" else torch.float32
+        self.spectra = Spectra(
+            session.anatomy, self.method, names, lambda: session.examples(self.given["rows"]), dtype
+        )
+        self.ranks = self._agreed(session, self._chosen(session) if ranks is None else ranks)
+        self.lost: dict[str, float] = {}
+        self._factorise(session)
+
+    def facts(self, session: Session) -> dict[str, Any]:
+        pairs = list(zip(self.targets, self.ranks, strict=True))
+        left, count = sum(_left(*pair) for pair in pairs), sum(each.count for each in self.targets)
+        found: dict[str, Any] = {
+            "method": self.method,
+            "ranks": {each.name: rank for each, rank in pairs if rank is not None},
+            "whole": [each.name for each, rank in pairs if rank is None],
+            "left": left,
+            "of": count,
+            "share": left / count,
+            "energy": 1 - sum(self.lost.values()) / len(self.lost),
+        }
+        if self.method != "data":
+            return found
+        errors = {name: math.sqrt(lost) for name, lost in self.lost.items()}
+        worst = max(errors, key=errors.__getitem__)
+        mean = sum(errors.values()) / len(errors)
+        told_of = {"mean": mean, "worst": errors[worst], "worst_of": worst}
+        return found | {"error": told_of, "tokens": self.spectra.tokens, "jitter": self.spectra.jitter}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ranks": list(self.ranks)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if list(state["ranks"]) != self.ranks:
+            message = "found other ranks than before the interrupt: the examples were others"
+            raise self.error(message, hint="start the run anew")
+
+    def _targets(self, anatomy: Anatomy) -> tuple[list[Edit], list[Target]]:
+        """The edits that take fused layers apart, and the matrices."""
+        if anatomy.family is not None and anatomy.mixed and self.method == "data":
+            message = f"a {anatomy.kind} model has an encoder and a decoder, which cook cannot calibrate yet"
+            raise self.error(message, option="method", hint="method: fisher or svd")
+        splits, several = targets(self, anatomy)
+        return (
+            (splits, several)
+            if self.given["ranks"] is None
+            else named_in_ranks(self, anatomy, splits, several)
+        )
+
+    def _chosen(self, session: Session) -> Ranks:
+        """The ranks that the spectra of the model as it is say."""
+        each_costs, allowed = costs(self, session, self.targets)
+        worths = {name: spectrum.worth for name, spectrum in self._walk()}
+        ordered = [worths[each.name] for each in self.targets]
+        return chosen(self, self.targets, ordered, each_costs, allowed)
+
+    def _agreed(self, session: Session, ranks: Ranks) -> Ranks:
+        """Those of the first process: equal sums may end in other last digits, and shapes must be alike."""
+        found = session.agreed(torch.tensor([rank or 0 for rank in ranks])).tolist()
+        if not any(found):
+            hint = "keep less of them"
+            raise self.error("all targets would stay whole: two factors would be no smaller", hint=hint)
+        return [rank or None for rank in found]
+
+    @torch.no_grad()
+    def _factorise(self, session: Session) -> None:
+        ranks = {each.name: rank for each, rank in zip(self.targets, self.ranks, strict=True)}
+        for name, spectrum in self._walk():
+            if (rank := ranks[name]) is None:
+                continue
+            module = LowRank.like(surgery.get(session.model, name), rank)
+            for factor, values in zip((module.up, module.down), spectrum.factors(rank), strict=True):
+                factor.weight.copy_(values)
+            surgery.replace(session.model, name, module)
+            self.lost[name] = spectrum.lost(rank)
+        for each, rank in zip(self.targets, self.ranks, strict=True):
+            if rank is not None:
+                session.edit(_edit(each, rank))
+
+    def _walk(self) -> Iterator[tuple[str, Spectrum]]:
+        try:
+            yield from self.spectra
+        except CookError as error:
+            option = next((name for name in ("rows", "method") if name in (error.hint or "")), None)
+            raise self.error(error.message, option=option, hint=error.hint) from error
+
+
+def _left(target: Target, rank: int | None) -> int:
+    """How many weights a target has left."""
+    return target.count if rank is None else rank * (target.out + target.in_)
+
+
+def _edit(target: Target, rank: int) -> Edit:
+    return Edit("lowrank", target.name, {"rank": rank})

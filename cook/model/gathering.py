@@ -1,0 +1,85 @@
+"""Statistics of linear layers' inputs in the making, without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cook.errors import CookError
+from cook.model.linear import shape
+from cook.model.statistics import Statistic
+
+Kind = Callable[[int, torch.device], Any]
+"""Makes an empty statistic for inputs of a width."""
+
+
+@dataclass
+class Gathering:
+    """Statistics by target; targets that get the same tensor share one.
+
+    Attributes:
+        kind: of statistic.
+        own: kinds of those targets that share theirs with none.
+        found: what there is so far.
+        added: the tensors of this forward, each with the statistic that it was added to.
+    """
+
+    kind: Kind
+    own: Mapping[str, Kind] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
+    added: list[tuple[Tensor, Statistic]] = field(default_factory=list)
+
+    def add(self, name: str, module: nn.Module, inputs: Tensor, valid: Tensor | None) -> None:
+        """Add the inputs of a target.
+
+        Args:
+            inputs: [..., width].
+            valid: which tokens are no padding, bool [batch, tokens]; None: all.
+
+        Raises:
+            CookError: they are other tokens than those.
+        """
+        kind = self.own.get(name)
+        shared = kind is None
+        same = next((each for tensor, each in self.added if shared and tensor is inputs), None)
+        if name not in self.found:
+            made = (kind or self.kind)(shape(module)[1], inputs.device) if same is None else same
+            self.found[name] = made
+        statistic = self.found[name]
+        if same is statistic:
+            return
+        if shared:
+            self.added.append((inputs, statistic))
+        flat = inputs.flatten(0, -2)
+        # One row an example is what a head reads: the states of one token, which is no padding.
+        if valid is not None and not (inputs.ndim == 2 and len(flat) == len(valid)):
+            if len(flat) != valid.numel():
+                raise CookError(
+                    f"{name} gets {len(flat)} tokens where the layer has {valid.numel()}: which are padding?",
+                    hint=f"exclude: [{name}]",
+                )
+            flat = flat[valid.flatten()]
+        statistic.add(flat)
+
+
+def valid_tokens(batch: Mapping[str, Tensor]) -> Tensor | None:
+    """Which tokens of a batch are no padding, bool [batch, tokens]; None: all.
+
+    Raises:
+        CookError: its mask tells more than that.
+    """
+    mask = batch.get("attention_mask")
+    if mask is None or bool(mask.all()):
+        return None
+    if mask.ndim != 2:
+        found = " x ".join(map(str, mask.shape))
+        raise CookError(
+            f"found an attention_mask of {found}, expected [examples, tokens]",
+            where="calibration",
+            hint="padding is told by it",
+        )
+    return mask.bool()
