@@ -48,6 +48,7 @@ BUILT_IN = (
     "cook.distill.patient",
     "cook.distill.tinybert",
     "cook.distill.minilm",
+    "cook.share.layers",
     "cook.prune.layers",
     "cook.prune.layerdrop",
     "cook.prune.heads",

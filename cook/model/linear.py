@@ -37,6 +37,13 @@ def stands_for(module: nn.Module) -> str:
     return "Conv1D" if is_transposed(module) or getattr(module, "conv1d", False) else "Linear"
 
 
+def faces(model: nn.Module, name: str, axis: str) -> tuple[str, ...]:
+    """The modules that hold the rows (`out`) or the columns (`in`) of what `name` computes: itself, or those
+    inside of it that its class names in `faces`, where it is built of several linear layers."""
+    inside = getattr(model.get_submodule(name), "faces", {}).get(axis)
+    return (name,) if inside is None else tuple(f"{name}.{each}" for each in inside)
+
+
 def shape(module: nn.Module) -> tuple[int, int]:
     """(out, in) of a linear layer.
 

@@ -2,13 +2,14 @@
 
 A unit is a head with all that belongs to it (under grouped queries: a key-value head with all its queries),
 or a neuron of an FFN: a row of what leads to it, a column of what leads away. Where layers must keep the
-same heads (T5, whose first layer's position bias serves all), a unit reaches over all of them.
+same heads (T5, whose first layer's position bias serves all) or have the same parameters, a unit reaches
+over all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ def heads(anatomy: Anatomy) -> list[Units]:
                 alike.setdefault((id(stack), attention.output), []).append(units)
             else:
                 found.append(units)
-    return found + [_together(each) for each in alike.values()]
+    return _joined(anatomy.model, found) + [_together(each) for each in alike.values()]
 
 
 def neurons(anatomy: Anatomy) -> list[Units]:
@@ -102,7 +103,8 @@ def neurons(anatomy: Anatomy) -> list[Units]:
     Raises:
         CookError: the family is unknown, or what leads to an FFN's neurons does not fit what leads away.
     """
-    return [_neurons(anatomy.model, layer, anatomy.stacks[layer].feed_forward) for layer in anatomy.live]
+    model = anatomy.model
+    return _joined(model, [_neurons(model, each, anatomy.stacks[each].feed_forward) for each in anatomy.live])
 
 
 def units(anatomy: Anatomy) -> list[Units]:
@@ -141,7 +143,7 @@ def _heads(model: nn.Module, layer: str, attention: Attention) -> Units:
     parts += [Part(name, "out", ((0, width),)) for name in further if surgery.has(model, name)]
     if attention.bias and surgery.has(model, f"{layer}.{attention.bias}"):
         parts.append(Part(f"{layer}.{attention.bias}", "out", ((0, each),)))
-    joined = Part(output, "in", ((0, each * width),))
+    joined = _faced(model, [Part(output, "in", ((0, each * width),))])
     worth = {"heads": each, "groups": 1, "width": each * width}
     counts = {
         name: worth[what]
@@ -149,7 +151,7 @@ def _heads(model: nn.Module, layer: str, attention: Attention) -> Units:
         if surgery.count(owner, name) == groups * worth[what]
     }
     named = {module: counts} if counts else {}
-    return Units("heads", (layer,), groups, (*parts, joined), (joined,), named, each)
+    return Units("heads", (layer,), groups, (*_faced(model, parts), *joined), joined, named, each)
 
 
 def _neurons(model: nn.Module, layer: str, ffn: FeedForward) -> Units:
@@ -162,8 +164,31 @@ def _neurons(model: nn.Module, layer: str, ffn: FeedForward) -> Units:
             parts.append(Part(name, "out", tuple((index * count, 1) for index in range(times))))
     if not parts:
         raise CookError(f"{layer} has none of {', '.join(ffn.up)}")
-    joined = Part(down, "in", ((0, 1),))
-    return Units("neurons", (layer,), count, (*parts, joined), (joined,), {})
+    joined = _faced(model, [Part(down, "in", ((0, 1),))])
+    return Units("neurons", (layer,), count, (*_faced(model, parts), *joined), joined, {})
+
+
+def _faced(model: nn.Module, parts: Sequence[Part]) -> tuple[Part, ...]:
+    """The same of the modules that hold the numbers, where one is built of several."""
+    return tuple(
+        replace(part, module=name) for part in parts for name in linear.faces(model, part.module, part.axis)
+    )
+
+
+def _joined(model: nn.Module, several: Sequence[Units]) -> list[Units]:
+    """Those that own numbers of the same parameters together, where the first of them was."""
+    groups: list[tuple[set[int], list[Units]]] = []
+    for each in several:
+        whose = {id(parameter) for part in each.parts for _, parameter, _ in owned(model, part)}
+        met = [group for group in groups if group[0] & whose]
+        if not met:
+            groups.append((whose, [each]))
+            continue
+        for group in met[1:]:
+            groups.remove(group)
+        met[0][0].update(whose, *(group[0] for group in met[1:]))
+        met[0][1].extend([*(one for group in met[1:] for one in group[1]), each])
+    return [group[0] if len(group) == 1 else _together(group) for _, group in groups]
 
 
 def _together(several: Sequence[Units]) -> Units:
@@ -240,14 +265,15 @@ def remove(model: nn.Module, units: Units, keep: Tensor) -> tuple[list[Edit], di
 
 
 def weights(model: nn.Module, units: Units) -> int:
-    """How many parameters one unit owns."""
+    """How many parameters one unit owns; one that layers share is one."""
+    seen: set[tuple[int, int]] = set()
     whole = 0
     for part in units.parts:
-        module: Any = surgery.get(model, part.module)
         numbers = sum(size for _, size in part.spans)
-        whole += numbers * size(model, part.module, "in" if part.axis == "out" else "out")
-        if part.axis == "out" and getattr(module, "bias", None) is not None:
-            whole += numbers
+        for _, parameter, axis in owned(model, part):
+            if (id(parameter), axis) not in seen:
+                whole += numbers * (parameter.numel() // parameter.shape[axis])
+            seen.add((id(parameter), axis))
     return whole
 
 
@@ -263,7 +289,7 @@ def size(model: nn.Module, name: str, axis: str) -> int:
     Raises:
         CookError: it is nothing that could lose any.
     """
-    module: Any = surgery.get(model, name)
+    module: Any = surgery.get(model, linear.faces(model, name, axis)[0])
     if isinstance(module, nn.Embedding):
         return module.embedding_dim if axis == "out" else module.num_embeddings
     if surgery.is_channels(module):
