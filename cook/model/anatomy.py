@@ -17,7 +17,7 @@ from torch import nn
 from cook.errors import CookError
 from cook.model import surgery
 from cook.model.families import COUNTS, FAMILIES, HEAD_WIDTHS, Family, Stack
-from cook.model.linear import is_linear
+from cook.model.linear import outermost
 from cook.model.skipped import Skipped
 
 WORDS = ("layers", "attention", "ffn", "embeddings", "head")
@@ -196,7 +196,7 @@ def inferred(model: nn.Module) -> Family | None:
 def _built_like(layer: nn.Module, stack: Stack) -> bool:
     wanted = {name for each in stack.attentions for name in (*each.projections, each.output)}
     wanted |= {*stack.feed_forward.up, stack.feed_forward.down}
-    if wanted != {name for name, module in layer.named_modules() if is_linear(module)}:
+    if wanted != set(outermost(layer)):
         return False
     # A norm over all heads, or a number for each, would have to lose some too.
     for each in stack.attentions:

@@ -44,6 +44,16 @@ def faces(model: nn.Module, name: str, axis: str) -> tuple[str, ...]:
     return (name,) if inside is None else tuple(f"{name}.{each}" for each in inside)
 
 
+def outermost(module: nn.Module) -> list[str]:
+    """The names of all linear layers in a module; what is built of several is one."""
+    built = tuple(f"{name}." for name, each in module.named_modules() if hasattr(each, "faces"))
+    return [
+        name
+        for name, each in module.named_modules()
+        if (is_linear(each) or hasattr(each, "faces")) and not name.startswith(built)
+    ]
+
+
 def shape(module: nn.Module) -> tuple[int, int]:
     """(out, in) of a linear layer.
 

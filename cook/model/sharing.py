@@ -56,7 +56,7 @@ def torn(model: nn.Module, shared: Iterable[tuple[str, str]]) -> tuple[str, str]
     for name, of in shared:
         if not (surgery.has(model, name) and surgery.has(model, of)):
             return name, of
-        mine, its = _below(surgery.get(model, name)), _below(surgery.get(model, of))
+        mine, its = _held(surgery.get(model, name)), _held(surgery.get(model, of))
         if not mine or mine != its:
             return name, of
     return None
@@ -122,6 +122,7 @@ def _like(parameters: Mapping[str, nn.Parameter]) -> dict[str, tuple[Any, ...]]:
     return {name: (tuple(each.shape), each.dtype) for name, each in parameters.items()}
 
 
-def _below(module: nn.Module) -> dict[str, int]:
-    named = module.named_parameters(remove_duplicate=False)
-    return {name: id(each) for name, each in named if name.rpartition(".")[2] not in OWN}
+def _held(module: nn.Module) -> dict[str, int]:
+    """What a module can share; of one that was replaced by several, what these hold."""
+    named = own(module) or dict(module.named_parameters(remove_duplicate=False))
+    return {name: id(each) for name, each in named.items()}

@@ -34,9 +34,22 @@ class Group:
         return [f"{layer}.{name}" if name else layer for name in self.modules]
 
     def linears(self, model: nn.Module) -> list[str]:
-        """Those of the modules that are linear layers."""
-        named = zip(self.modules, self.names(self.layers[0]), strict=True)
-        return [name for name, full in named if linear.is_linear(surgery.get(model, full))]
+        """The full names of those that are linear layers, in the first layer."""
+        return [name for name in self.names(self.layers[0]) if linear.is_linear(surgery.get(model, name))]
+
+    def parameters(self, model: nn.Module, layer: str) -> dict[str, nn.Parameter]:
+        """What is shared in one of the layers, by the names in it."""
+        return {
+            f"{name}.{key}": parameter
+            for name, full in zip(self.modules, self.names(layer), strict=True)
+            for key, parameter in own(surgery.get(model, full)).items()
+        }
+
+    def saves(self, model: nn.Module, rank: int) -> int:
+        """How many parameters fewer there are when these layers share, residuals of a rank counted in."""
+        shared = sum(each.numel() for each in self.parameters(model, self.layers[0]).values())
+        sizes = [linear.shape(surgery.get(model, name)) for name in self.linears(model)]
+        return (len(self.layers) - 1) * shared - len(self.layers) * rank * sum(map(sum, sizes))
 
     def edits(self, model: nn.Module, rank: int) -> Iterator[Edit]:
         """What ties the layers, to be made in this order.
@@ -44,16 +57,16 @@ class Group:
         Args:
             rank: of the residual that each linear layer keeps; 0 for none.
         """
-        beside = set(self.linears(model)) if rank else set()
+        linears = self.linears(model) if rank else []
+        beside = [name in linears for name in self.names(self.layers[0])]
+        ends = [".shared" if own_ else "" for own_ in beside]
         for layer in self.layers:
-            for name in self.modules:
-                if name in beside:
-                    yield Edit("residual", f"{layer}.{name}", {"rank": rank})
-        inside = [f"{name}.shared" if name in beside else name for name in self.modules]
-        first, *others = (Group((layer,), tuple(inside)).names(layer) for layer in self.layers)
-        for names in others:
-            for name, of in zip(names, first, strict=True):
-                yield Edit("share", name, {"of": of})
+            for name, own_ in zip(self.names(layer), beside, strict=True):
+                if own_:
+                    yield Edit("residual", name, {"rank": rank})
+        for layer in self.layers[1:]:
+            for name, of, end in zip(self.names(layer), self.names(self.layers[0]), ends, strict=True):
+                yield Edit("share", name + end, {"of": of + end})
 
 
 def grouped(anatomy: Anatomy, asked: str | int | Sequence[Sequence[int]], parts: str) -> list[Group]:
@@ -132,14 +145,11 @@ def _common(anatomy: Anatomy, layers: Sequence[str], parts: str) -> tuple[str, .
     """The modules to share, by their names in a layer; the same in all of these layers."""
     model = anatomy.model
     found = [_modules(model, layer, anatomy.stacks[layer], parts) for layer in layers]
-    sizes = [
-        {
-            f"{name}.{key}".lstrip("."): tuple(parameter.shape)
-            for name in names
-            for key, parameter in own(surgery.get(model, f"{layer}.{name}".rstrip("."))).items()
-        }
+    shared = [
+        Group((layer,), tuple(names)).parameters(model, layer)
         for layer, names in zip(layers, found, strict=True)
     ]
+    sizes = [{name: tuple(each.shape) for name, each in one.items()} for one in shared]
     numbers = [anatomy.layers.index(layer) for layer in layers]
     for number, other in zip(numbers[1:], sizes[1:], strict=True):
         if differing := sorted(set(sizes[0].items()) ^ set(other.items())):
@@ -155,12 +165,10 @@ def _common(anatomy: Anatomy, layers: Sequence[str], parts: str) -> tuple[str, .
     held: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
         held[id(parameter)] = held.get(id(parameter), 0) + 1
-    for layer, names in zip(layers, found, strict=True):
-        for name in names:
-            full = f"{layer}.{name}".rstrip(".")
-            if any(held[id(parameter)] > 1 for parameter in own(surgery.get(model, full)).values()):
-                message = f"{full} shares its parameters already"
-                raise CookError(message, hint="let one pass share these layers, or another part of them")
+    for layer, one in zip(layers, shared, strict=True):
+        if tied := [name for name, each in one.items() if held[id(each)] > 1]:
+            message = f"{layer}.{tied[0]} is shared already"
+            raise CookError(message, hint="let one pass share these layers, or another part of them")
     return tuple(found[0])
 
 

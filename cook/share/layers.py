@@ -6,7 +6,6 @@ a residual of low rank of its own (relaxed recursive transformers, Bae et al. 20
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -88,8 +87,7 @@ class ShareLayers(Pass):
 
     def plan(self, anatomy: Anatomy) -> Effect:
         groups = self._groups(anatomy)
-        edits = [edit for group in groups for edit in group.edits(anatomy.model, self.rank)]
-        saved = self._saved(anatomy.model, edits)
+        saved = self._saved(anatomy.model, groups)
         matrices = [
             f"{name}.weight"
             for group in groups
@@ -102,7 +100,7 @@ class ShareLayers(Pass):
         beside = f" with residuals of rank {self.rank}" if self.rank else ""
         return Effect(
             parameters=matrices,
-            edits=edits,
+            edits=[edit for group in groups for edit in group.edits(anatomy.model, self.rank)],
             note=f"{part}{layers} layers in {len(groups)} groups{beside}, {saved:,} parameters fewer: saves"
             " memory, not time",
         )
@@ -112,7 +110,7 @@ class ShareLayers(Pass):
         groups = self._groups(session.anatomy)
         self.numbers = [[number(layer) for layer in group.layers] for group in groups]
         self.distances: dict[int, tuple[float, float]] = {}
-        before = _count(model)
+        self.saved = self._saved(model, groups)
         for group in groups:
             layers = [_tensors(model, group, layer) for layer in group.layers]
             start = started(layers, self.given["init"])
@@ -121,7 +119,6 @@ class ShareLayers(Pass):
             for layer, own_ in zip(group.layers, layers, strict=True):
                 near = start if not self.rank else self._fill(model, group, layer, own_, start)
                 self.distances[number(layer)] = distance(own_, start), distance(own_, near)
-        self.saved = before - _count(model)
 
     def facts(self, session: Session) -> dict[str, Any]:
         found = {
@@ -143,18 +140,18 @@ class ShareLayers(Pass):
         except CookError as error:
             raise self.error(error.message, option="groups", hint=error.hint) from error
 
-    def _saved(self, model: nn.Module, edits: Sequence[Edit]) -> int:
+    def _saved(self, model: nn.Module, groups: Sequence[Group]) -> int:
         """How many parameters fewer there will be.
 
         Raises:
-            CookError: a residual is as large as a matrix, or all of them are as large as what is saved.
+            CookError: a matrix has no such rank, or the residuals are as large as what is saved.
         """
-        shared = copy.deepcopy(model)
-        try:
-            Blueprint(edits=list(edits)).apply(shared)
-        except CookError as error:
-            raise self.error(error.message, option="residual", hint="take a smaller rank") from error
-        saved = _count(model) - _count(shared)
+        for name in (full for group in groups for full in group.linears(model)):
+            sizes = linear.shape(surgery.get(model, name))
+            if self.rank > min(sizes):
+                message = f"{name} is {sizes[0]} x {sizes[1]}, which is of no rank {self.rank}"
+                raise self.error(message, option="residual", hint="take a smaller rank")
+        saved = sum(group.saves(model, self.rank) for group in groups)
         if saved <= 0:
             message = f"with a residual of rank {self.rank} in each layer the model would be no smaller"
             raise self.error(message, option="residual", hint="take a smaller rank, or larger groups")
@@ -163,7 +160,7 @@ class ShareLayers(Pass):
     @torch.no_grad()
     def _tie(self, model: nn.Module, group: Group, start: Mapping[str, Tensor]) -> list[Edit]:
         """Let the first layer have what the group begins with, and the others the same parameters."""
-        for key, parameter in _parameters(model, group, group.layers[0]).items():
+        for key, parameter in group.parameters(model, group.layers[0]).items():
             parameter.copy_(start[key])
         edits = list(group.edits(model, self.rank))
         Blueprint(edits=edits).apply(model)
@@ -195,19 +192,6 @@ class ShareLayers(Pass):
         return near
 
 
-def _parameters(model: nn.Module, group: Group, layer: str) -> dict[str, nn.Parameter]:
-    """What a layer shares, by the names in it."""
-    return {
-        f"{name}.{key}": parameter
-        for name, full in zip(group.modules, group.names(layer), strict=True)
-        for key, parameter in own(surgery.get(model, full)).items()
-    }
-
-
 def _tensors(model: nn.Module, group: Group, layer: str) -> dict[str, Tensor]:
-    """The same as copies."""
-    return {name: each.detach().clone() for name, each in _parameters(model, group, layer).items()}
-
-
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Copies of what a layer will share, by the names in it."""
+    return {name: each.detach().clone() for name, each in group.parameters(model, layer).items()}
