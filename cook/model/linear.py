@@ -44,14 +44,15 @@ def faces(model: nn.Module, name: str, axis: str) -> tuple[str, ...]:
     return (name,) if inside is None else tuple(f"{name}.{each}" for each in inside)
 
 
+def computes(module: nn.Module) -> bool:
+    """Whether a module computes what a linear layer does: it is one, or is built of several."""
+    return is_linear(module) or hasattr(module, "faces")
+
+
 def outermost(module: nn.Module) -> list[str]:
-    """The names of all linear layers in a module; what is built of several is one."""
+    """The names of all that `computes` in a module, and does so for itself."""
     built = tuple(f"{name}." for name, each in module.named_modules() if hasattr(each, "faces"))
-    return [
-        name
-        for name, each in module.named_modules()
-        if (is_linear(each) or hasattr(each, "faces")) and not name.startswith(built)
-    ]
+    return [name for name, each in module.named_modules() if computes(each) and not name.startswith(built)]
 
 
 def shape(module: nn.Module) -> tuple[int, int]:

@@ -143,7 +143,7 @@ def _heads(model: nn.Module, layer: str, attention: Attention) -> Units:
     parts += [Part(name, "out", ((0, width),)) for name in further if surgery.has(model, name)]
     if attention.bias and surgery.has(model, f"{layer}.{attention.bias}"):
         parts.append(Part(f"{layer}.{attention.bias}", "out", ((0, each),)))
-    joined = _faced(model, [Part(output, "in", ((0, each * width),))])
+    joined = faced(model, [Part(output, "in", ((0, each * width),))])
     worth = {"heads": each, "groups": 1, "width": each * width}
     counts = {
         name: worth[what]
@@ -151,7 +151,7 @@ def _heads(model: nn.Module, layer: str, attention: Attention) -> Units:
         if surgery.count(owner, name) == groups * worth[what]
     }
     named = {module: counts} if counts else {}
-    return Units("heads", (layer,), groups, (*_faced(model, parts), *joined), joined, named, each)
+    return Units("heads", (layer,), groups, (*faced(model, parts), *joined), joined, named, each)
 
 
 def _neurons(model: nn.Module, layer: str, ffn: FeedForward) -> Units:
@@ -164,11 +164,11 @@ def _neurons(model: nn.Module, layer: str, ffn: FeedForward) -> Units:
             parts.append(Part(name, "out", tuple((index * count, 1) for index in range(times))))
     if not parts:
         raise CookError(f"{layer} has none of {', '.join(ffn.up)}")
-    joined = _faced(model, [Part(down, "in", ((0, 1),))])
-    return Units("neurons", (layer,), count, (*_faced(model, parts), *joined), joined, {})
+    joined = faced(model, [Part(down, "in", ((0, 1),))])
+    return Units("neurons", (layer,), count, (*faced(model, parts), *joined), joined, {})
 
 
-def _faced(model: nn.Module, parts: Sequence[Part]) -> tuple[Part, ...]:
+def faced(model: nn.Module, parts: Sequence[Part]) -> tuple[Part, ...]:
     """The same of the modules that hold the numbers, where one is built of several."""
     return tuple(
         replace(part, module=name) for part in parts for name in linear.faces(model, part.module, part.axis)

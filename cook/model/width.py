@@ -17,7 +17,7 @@ from cook.errors import CookError
 from cook.model import linear, surgery
 from cook.model.anatomy import Anatomy
 from cook.model.hooks import Hooks
-from cook.model.units import Part, Units
+from cook.model.units import Part, Units, faced, size
 
 
 @dataclass(frozen=True)
@@ -107,20 +107,21 @@ def stream(anatomy: Anatomy) -> Units:
         inner = [name for each in kind.attentions for name in dict.fromkeys(each.projections)]
         reads += [f"{layer}.{name}" for name in (*inner, *kind.feed_forward.up)]
         norms += [f"{layer}.{name}" for name in known.norms]
-    width = linear.shape(surgery.get(model, anatomy.projections(anatomy.live[0])[0]))[1]
+    width = size(model, anatomy.projections(anatomy.live[0])[0], "in")
     every = ((0, 1),)
     parts = [Part(name, "out", every) for name in [*writes, *norms] if _reach(model, name, "out") == width]
-    outputs = [Part(name, "in", every) for name in reads if _reach(model, name, "in") == width]
+    outputs = tuple(Part(name, "in", every) for name in reads if _reach(model, name, "in") == width)
     apart = [*_APART, *(["classifier"] if pooled else [])]
     _account(anatomy, width, [*(part.module for part in (*parts, *outputs)), *apart])
-    return Units("hidden", tuple(anatomy.live), width, (*parts, *outputs), tuple(outputs), {})
+    outputs = faced(model, outputs)
+    return Units("hidden", tuple(anatomy.live), width, (*faced(model, parts), *outputs), outputs, {})
 
 
 def _reach(model: nn.Module, name: str, axis: str) -> int | None:
     """How wide a module is on one side; None if there is none, or it has no such side."""
     if not surgery.has(model, name):
         return None
-    module: Any = surgery.get(model, name)
+    module: Any = surgery.get(model, linear.faces(model, name, axis)[0])
     if linear.is_linear(module):
         return linear.shape(module)[0 if axis == "out" else 1]
     if axis == "in":
@@ -136,7 +137,7 @@ def _account(anatomy: Anatomy, width: int, known: list[str]) -> None:
     """Raise CookError if something of this width is none of the known modules."""
     inside = {name: surgery.get(anatomy.model, name) for name in known if surgery.has(anatomy.model, name)}
     # What a stand-in of cook has inside goes with it.
-    standing = tuple(f"{name}." for name, module in inside.items() if linear.is_linear(module))
+    standing = tuple(f"{name}." for name, module in inside.items() if linear.computes(module))
     unknown = [
         name
         for name, parameter in anatomy.model.named_parameters(remove_duplicate=False)

@@ -59,10 +59,10 @@ class Group:
         """
         linears = self.linears(model) if rank else []
         beside = [name in linears for name in self.names(self.layers[0])]
-        ends = [".shared" if own_ else "" for own_ in beside]
+        ends = [".shared" if each else "" for each in beside]
         for layer in self.layers:
-            for name, own_ in zip(self.names(layer), beside, strict=True):
-                if own_:
+            for name, has in zip(self.names(layer), beside, strict=True):
+                if has:
                     yield Edit("residual", name, {"rank": rank})
         for layer in self.layers[1:]:
             for name, of, end in zip(self.names(layer), self.names(self.layers[0]), ends, strict=True):
@@ -165,8 +165,8 @@ def _common(anatomy: Anatomy, layers: Sequence[str], parts: str) -> tuple[str, .
     held: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
         held[id(parameter)] = held.get(id(parameter), 0) + 1
-    for layer, one in zip(layers, shared, strict=True):
-        if tied := [name for name, each in one.items() if held[id(each)] > 1]:
+    for layer, its in zip(layers, shared, strict=True):
+        if tied := [name for name, each in its.items() if held[id(each)] > 1]:
             message = f"{layer}.{tied[0]} is shared already"
             raise CookError(message, hint="let one pass share these layers, or another part of them")
     return tuple(found[0])

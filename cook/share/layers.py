@@ -116,9 +116,9 @@ class ShareLayers(Pass):
             start = started(layers, self.given["init"])
             for edit in self._tie(model, group, start):
                 session.edit(edit)
-            for layer, own_ in zip(group.layers, layers, strict=True):
-                near = start if not self.rank else self._fill(model, group, layer, own_, start)
-                self.distances[number(layer)] = distance(own_, start), distance(own_, near)
+            for layer, was in zip(group.layers, layers, strict=True):
+                near = start if not self.rank else self._fill(model, group, layer, was, start)
+                self.distances[number(layer)] = distance(was, start), distance(was, near)
 
     def facts(self, session: Session) -> dict[str, Any]:
         found = {
@@ -172,7 +172,7 @@ class ShareLayers(Pass):
         model: nn.Module,
         group: Group,
         layer: str,
-        own_: Mapping[str, Tensor],
+        was: Mapping[str, Tensor],
         start: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
         """Put into a layer's residuals what they can hold of its difference, and tell what it is near to."""
@@ -183,7 +183,7 @@ class ShareLayers(Pass):
                 continue
             key = f"{name}.weight"
             flipped = linear.is_transposed(module.shared)
-            apart = own_[key].to(torch.float32) - start[key].to(torch.float32)
+            apart = was[key].to(torch.float32) - start[key].to(torch.float32)
             up, down = factors(apart.t() if flipped else apart, self.rank)
             module.up.weight.copy_(up)
             module.down.weight.copy_(down)
