@@ -62,15 +62,13 @@ def speed(args: argparse.Namespace) -> None:
     print(f"parameters {after.parameters / before.parameters:.3f}, bytes {after.bytes / before.bytes:.3f}")
     print("| batch x tokens | memory | MACs left | whole / half | spread | control |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
-    for (memory, manner), size in itertools.product(
-        {"as it comes": nullcontext, "kept": kept}.items(), BATCHES
-    ):
+    for memory, size in itertools.product(MEMORY, BATCHES):
         for length in LENGTHS:
             tokens = torch.randint(1000, 2000, (size, length), generator=torch.Generator().manual_seed(0))
             batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
             rivals = {"whole": whole, "half": half, "again": whole}
             calls = {name: partial(forward, model, batch) for name, model in rivals.items()}
-            with manner():
+            with MEMORY[memory]():
                 seconds = measure(calls, rounds=args.rounds)
             found, control = (
                 ratio(seconds["whole"], seconds["half"]),

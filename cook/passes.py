@@ -50,6 +50,7 @@ BUILT_IN = (
     "cook.distill.minilm",
     "cook.lowrank.embedding",
     "cook.lowrank.linear",
+    "cook.share.layers",
     "cook.prune.layers",
     "cook.prune.layerdrop",
     "cook.prune.heads",

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from cook.errors import CookError
+from cook.model import sharing
 from cook.model.anatomy import Anatomy
 from cook.model.blueprint import Blueprint, Edit
 from cook.model.depth import STAYS, compact, left_out, missing, skips, unreached
@@ -317,7 +318,12 @@ class Session:
             self.masks.set(owner.id, f"{layer}.{name}", gone, leaves=True)
 
     def remove_layers(self, layers: Sequence[str]) -> None:
-        """Skip layers until the session is finished and counts the others anew."""
+        """Skip layers until the session is finished and counts the others anew.
+
+        Raises:
+            CookError: others share their parameters.
+        """
+        sharing.check_stay(self.blueprint.shared, self.anatomy.layers, layers)
         edits = skips(self.anatomy, layers)
         for layer in layers:
             self.masks.forget(layer)
@@ -339,6 +345,7 @@ class Session:
                     if each.phase == phase:
                         each.finish(self)
                         self.facts[each.id] = each.facts(self)
+            sharing.check(self.model, self.blueprint.shared)
             self.blueprint = settle(self.model, current(self.model, compact(self.model, self.blueprint)))
             attach_quantizer(self.model, self.blueprint)
         finally:

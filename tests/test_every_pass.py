@@ -22,6 +22,7 @@ from cook.model.factored import Apart, LowRank
 from cook.model.factorised import FactorisedEmbedding, FactorisedHead, TransposedLinear
 from cook.model.integer import IntLinear
 from cook.model.measure import tally
+from cook.model.residual import Residual
 from cook.model.verify import Case as Saved
 from cook.model.verify import verify_all
 from cook.passes import registered
@@ -39,7 +40,7 @@ REFUSED = {
         for name in (
             *("quant.qat", "prune.heads", "prune.neurons", "prune.units", "prune.structured"),
             *("prune.layers", "prune.layerdrop", "prune.vocabulary"),
-            *("lowrank.embedding", "lowrank.linear"),
+            *("lowrank.embedding", "lowrank.linear", "share.layers"),
         )
     ),
     *(
@@ -54,6 +55,9 @@ REFUSED = {
     ("distill.minilm", "prune.layers"),
     *((name, "prune.layerdrop") for name in ("distill.minilm", "distill.tinybert")),
     *(("prune.layerdrop", name) for name in ("distill.minilm", "distill.tinybert")),
+    # Layers that share are left out only before they do; of two, one would be left to share with none.
+    *((name, "share.layers") for name in ("prune.layers", "prune.layerdrop")),
+    *(("share.layers", name) for name in ("prune.layers", "prune.layerdrop")),
 }
 """Ordered pairs that are refused before anything runs: both act on the same, or one on a layer left out."""
 CASES = kitchen.cases(whole="COOK_WHOLE_MATRIX" in os.environ)
@@ -176,7 +180,8 @@ def test_a_finished_model_is_plain(case: Case, dishes: Dishes) -> None:
     # That no hook is left, on modules or on the optimizer, is asserted at the end of each run.
     model = dishes[case].resumed.model
     ours = {type(module) for module in model.modules() if type(module).__module__.startswith("cook.")}
-    assert ours <= {IntLinear, LowRank, Apart, FactorisedEmbedding, FactorisedHead, TransposedLinear}
+    made = {LowRank, Apart, Residual, FactorisedEmbedding, FactorisedHead, TransposedLinear}
+    assert ours <= {IntLinear, *made}
     assert hooks(model) == {}
 
 

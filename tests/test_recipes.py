@@ -51,6 +51,7 @@ def test_a_recipe_runs(path: Path, kitchen: Path, monkeypatch: pytest.MonkeyPatc
     changes += ["passes[prune.layers].count=2"] if fewer else []
     narrow = [each.name for each in asked.passes if each.name == "lowrank.embedding"]
     changes += ["passes[lowrank.embedding].rank=4"] if narrow else []
+    changes += ["passes[share.layers].residual=2"] if path.parent.name == "share" else []
     recipe = load_recipe(path, changes)
     report = cook.run(recipe, say=lambda _: None, progress=False)
     assert [row.name for row in report.passes] == [each.name for each in recipe.passes]

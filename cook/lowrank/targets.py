@@ -12,7 +12,7 @@ from cook.errors import CookError
 from cook.model import surgery
 from cook.model.anatomy import Anatomy, head_width
 from cook.model.blueprint import Edit
-from cook.model.factored import whole
+from cook.model.composite import whole
 from cook.model.families import Stack
 from cook.model.linear import is_linear, shape
 from cook.model.targets import matching, select, within

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from cook.errors import CookError
-from cook.model import factored, factorised, linear, surgery
+from cook.model import factored, factorised, linear, sharing, surgery
 from cook.model.families import COUNTS
 from cook.model.integer import WIDTHS, IntLinear
+from cook.model.residual import add_residual
 from cook.model.skipped import Skipped
 
 VERSION = 1
@@ -44,6 +45,8 @@ class Op:
     apply: Callable[[nn.Module, str, Mapping[str, Any]], None]
     stored: bool = True
     """Whether it may stand in a folder; what may not is undone before a model is finished."""
+    names: tuple[str, ...] = ()
+    """The fields that name other modules."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,16 @@ class Edit:
         """As JSON values."""
         options = {key: dict(v) if isinstance(v, Mapping) else v for key, v in self.options.items()}
         return {"op": self.op, "module": self.module, "options": options}
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """All modules that it names, the one that it changes first."""
+        return (self.module, *(self.options[key] for key in OPS[self.op].names))
+
+    def renamed(self, names: Sequence[str]) -> Edit:
+        """The same with other names in the place of `modules`."""
+        module, *others = names
+        return Edit(self.op, module, {**self.options, **dict(zip(OPS[self.op].names, others, strict=True))})
 
     @classmethod
     def from_dict(cls, value: object) -> Edit:
@@ -117,6 +130,11 @@ class Blueprint:
         """Check `edit` and add it at the end."""
         edit.check()
         self.edits.append(edit)
+
+    @property
+    def shared(self) -> list[tuple[str, str]]:
+        """Modules that have the parameters of others: (module, whose) each."""
+        return [(edit.module, edit.options["of"]) for edit in self.edits if edit.op == "share"]
 
     def without(self, op: str) -> Blueprint:
         """A new Blueprint, unlocked, without the edits of one op."""
@@ -174,12 +192,13 @@ class Blueprint:
     def _resolved(self, model: nn.Module, saved_as: Sequence[str], *, edit: bool) -> Blueprint:
         edits = []
         for entry in self.edits:
-            name = resolve(model, entry.module, saved_as)
-            if name is None:
+            names = [resolve(model, name, saved_as) for name in entry.modules]
+            if None in names:
                 continue
+            entry = entry.renamed([name for name in names if name is not None])
             if edit:
-                OPS[entry.op].apply(model, name, entry.options)
-            edits.append(Edit(entry.op, name, entry.options))
+                OPS[entry.op].apply(model, entry.module, entry.options)
+            edits.append(entry)
         lock = self.lock
         if lock is not None:
             module, _, parameter = lock.rpartition(".")
@@ -240,7 +259,8 @@ def _integer(model: nn.Module, name: str, options: Mapping[str, Any]) -> None:
 
 
 def _resize(model: nn.Module, name: str, options: Mapping[str, Any]) -> None:
-    surgery.resize(surgery.get(model, name), options["out"], options["in"])
+    with surgery.tied(model):
+        surgery.resize(surgery.get(model, name), options["out"], options["in"])
 
 
 def _counts(model: nn.Module, name: str, options: Mapping[str, Any]) -> None:
@@ -254,6 +274,14 @@ def _factorise(model: nn.Module, name: str, options: Mapping[str, Any]) -> None:
 
 def _skip(model: nn.Module, name: str, options: Mapping[str, Any]) -> None:
     surgery.replace(model, name, Skipped(surgery.get(model, name), pair=options["pair"]))
+
+
+def _share(model: nn.Module, name: str, options: Mapping[str, Any]) -> None:
+    sharing.share(model, name, options["of"])
+
+
+def _residual(model: nn.Module, name: str, options: Mapping[str, Any]) -> None:
+    add_residual(model, name, options["rank"])
 
 
 def _is_counts(value: object) -> bool:
@@ -320,6 +348,8 @@ OPS: dict[str, Op] = {
     "lowrank": Op({"rank": _SIZE}, factored.factorise),
     "apart": Op({"rows": _ROWS, "width": _WHOLE_OR_SIZE}, factored.take_apart),
     "skip": Op({"pair": _FLAG}, _skip, stored=False),
+    "share": Op({"of": Field(_is_name, "a module name")}, _share, names=("of",)),
+    "residual": Op({"rank": _SIZE}, _residual),
     "counts": Op(
         {"values": Field(_is_counts, f"sizes of {', '.join(sorted(COUNTS))}")},
         _counts,

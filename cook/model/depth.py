@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -150,5 +149,9 @@ def compact(model: nn.Module, blueprint: Blueprint) -> Blueprint:
         return name
 
     # What was done to a layer before it was left out goes with it.
-    left = [edit for edit in blueprint.edits if edit.op != "skip" and not edit.module.startswith(gone)]
-    return Blueprint(edits=[replace(edit, module=renamed(edit.module)) for edit in left])
+    left = [
+        edit
+        for edit in blueprint.edits
+        if edit.op != "skip" and not any(name.startswith(gone) for name in edit.modules)
+    ]
+    return Blueprint(edits=[edit.renamed([renamed(name) for name in edit.modules]) for edit in left])

@@ -1,7 +1,7 @@
 """Linear layers that are two smaller ones, and fused ones that are their parts: what low-rank passes leave.
 
 The rows of such a matrix live in `up`, which has its bias, and its columns in `down`; both are plain linears
-that any other pass finds by name. What owns rows or columns of the whole asks `places` where they are.
+that any other pass finds by name.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from cook.errors import CookError
 from cook.model import linear, surgery
-
-Spans = tuple[tuple[int, int], ...]
-"""(start, size) of what units own, as in `cook.model.units.Part`."""
+from cook.model.composite import Spans
 
 
 class LowRank(nn.Module):
@@ -27,7 +25,7 @@ class LowRank(nn.Module):
         rank: numbers in between.
     """
 
-    cook_factored: ClassVar[bool] = True
+    cook_composite: ClassVar[bool] = True
 
     def __init__(self, in_features: int, out_features: int, rank: int, *, bias: bool = True):
         super().__init__()
@@ -57,6 +55,10 @@ class LowRank(nn.Module):
             surgery.select(self.up, out=out)
         if in_ is not None:
             surgery.select(self.down, in_=in_)
+
+    def faces(self, axis: str, spans: Spans) -> Iterator[tuple[str, Spans]]:
+        """Rows live in `up`, columns in `down` (`cook.model.composite`)."""
+        yield ("up" if axis == "out" else "down"), spans
 
     @property
     def in_features(self) -> int:
@@ -93,7 +95,7 @@ class Apart(nn.ModuleList):
             where all rows of a part lie together.
     """
 
-    cook_factored: ClassVar[bool] = True
+    cook_composite: ClassVar[bool] = True
 
     def __init__(self, parts: Sequence[nn.Module], width: int | None = None):
         super().__init__(parts)
@@ -121,6 +123,21 @@ class Apart(nn.ModuleList):
             return torch.cat(given, -1)
         return torch.stack([each.unflatten(-1, (-1, self.width)) for each in given], -2).flatten(-3)
 
+    def faces(self, axis: str, spans: Spans) -> Iterator[tuple[str, Spans]]:
+        """Rows live in their part, columns in all of them (`cook.model.composite`).
+
+        Raises:
+            CookError: units reach over the parts in another way than the heads do.
+        """
+        start = 0
+        for number, part in enumerate(self):
+            rows = linear.shape(part)[0]
+            own = spans if axis == "in" else _own(self, spans, start, rows)
+            start += rows
+            if not own:
+                raise CookError(f"what is taken of a fused layer does not fit its {len(self)} parts")
+            yield str(number), own
+
     @property
     def in_features(self) -> int:
         return linear.shape(self[0])[1]
@@ -145,44 +162,11 @@ def part_rows(rows: Sequence[int], width: int | None) -> list[Tensor]:
     return list(torch.arange(sum(rows)).view(-1, len(rows), width).transpose(0, 1).flatten(1))
 
 
-def places(model: nn.Module, name: str, axis: str, spans: Spans) -> Iterator[tuple[str, Spans]]:
-    """Where rows (`out`) or columns (`in`) of a module live: the module itself, or what it is made of.
-
-    Args:
-        spans: (start, size) of what a unit owns of it.
-
-    Raises:
-        CookError: units that reach over parts of a fused layer in another way than its heads do.
-    """
-    module = surgery.get(model, name)
-    if isinstance(module, LowRank):
-        yield f"{name}.{'up' if axis == 'out' else 'down'}", spans
-    elif not isinstance(module, Apart):
-        yield name, spans
-    else:
-        start = 0
-        for number, part in enumerate(module):
-            rows = linear.shape(part)[0]
-            own = spans if axis == "in" else _own(module, spans, start, rows)
-            start += rows
-            if not own:
-                raise CookError(f"what is taken of {name} does not fit its {len(module)} parts")
-            yield from places(model, f"{name}.{number}", axis, own)
-
-
 def _own(module: Apart, spans: Spans, start: int, rows: int) -> Spans:
     """What units own of one part: the rows of a fused layer from `start` on."""
     if module.width is not None:
         return ((0, module.width),) if spans == ((0, len(module) * module.width),) else ()
     return tuple((first - start, size) for first, size in spans if start <= first < start + rows)
-
-
-def whole(model: nn.Module, name: str) -> str:
-    """The layer that a module is a factor or a part of; its own name if it is neither."""
-    above = name.rpartition(".")[0]
-    while above and linear.is_factored(model.get_submodule(above)):
-        name, above = above, above.rpartition(".")[0]
-    return name
 
 
 def factorise(model: nn.Module, name: str, options: Mapping[str, Any]) -> None:

@@ -64,6 +64,7 @@ class Stack:
         attentions: the one of the tokens among themselves first.
         config: what the config calls the number of `heads`, of key-value `groups`, of `neurons`, of `layers`.
         gives: what a layer gives the next one: its `states`, those in a `pair`, or in words what else.
+        norms: what norms outside of both parts are called, those of the attention and those of the FFN.
     """
 
     layers: str
@@ -73,6 +74,7 @@ class Stack:
     feed_forward: FeedForward
     config: Mapping[str, str] = field(default_factory=lambda: dict(_CONFIG))
     gives: str = "states"
+    norms: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def _named(prefix: str, *names: str) -> tuple[str, str, str]:
 
 
 _HEADS = {"num_attention_heads": "heads", "all_head_size": "width"}
+_BEFORE_EACH = (("input_layernorm",), ("post_attention_layernorm",))
 
 
 def _bert(*names: str, gives: str = "states", **attention: object) -> Family:
@@ -113,16 +116,22 @@ def _llama(**attention: object) -> Family:
         **attention,  # type: ignore[arg-type]
     )
     ffn = FeedForward(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
-    return Family((Stack("layers", ("self_attn",), ("mlp",), (found,), ffn),), ("embed_tokens",))
+    stack = Stack("layers", ("self_attn",), ("mlp",), (found,), ffn, norms=_BEFORE_EACH)
+    return Family((stack,), ("embed_tokens",))
 
 
 def _single(
-    layers: str, attention: Attention, ffn: FeedForward, *embeddings: str, neurons: str = "intermediate_size"
+    layers: str,
+    attention: Attention,
+    ffn: FeedForward,
+    *embeddings: str,
+    norms: tuple[tuple[str, ...], tuple[str, ...]],
+    neurons: str = "intermediate_size",
 ) -> Family:
     """A family whose attention and FFN are each one module."""
     parts = (attention.module,), (ffn.down.rpartition(".")[0],)
     config = {**_CONFIG, "neurons": neurons}
-    return Family((Stack(layers, *parts, (attention,), ffn, config),), embeddings)
+    return Family((Stack(layers, *parts, (attention,), ffn, config, norms=norms),), embeddings)
 
 
 def _bart_stack(name: str, *attentions: str) -> Stack:
@@ -140,7 +149,9 @@ def _bart_stack(name: str, *attentions: str) -> Stack:
         "neurons": f"{name}_ffn_dim",
         "layers": f"{name}_layers",
     }
-    return Stack(f"{name}.layers", attentions, ("fc1", "fc2"), found, FeedForward(("fc1",), "fc2"), config)
+    norms = tuple(f"{each}_layer_norm" for each in attentions), ("final_layer_norm",)
+    ffn = FeedForward(("fc1",), "fc2")
+    return Stack(f"{name}.layers", attentions, ("fc1", "fc2"), found, ffn, config, norms=norms)
 
 
 def _t5(number: int, name: str) -> Attention:
@@ -160,7 +171,16 @@ def _t5_stack(name: str, *attentions: Attention) -> Stack:
     ffn = FeedForward((f"{at}.wi", f"{at}.wi_0", f"{at}.wi_1"), f"{at}.wo")
     parts = tuple(each.module for each in attentions), (at,)
     config = {**_CONFIG, "neurons": "d_ff"}
-    return Stack(f"{name}.block", *parts, attentions, ffn, config, gives="position biases too")
+    norms = tuple(f"layer.{number}.layer_norm" for number in range(len(attentions) + 1))
+    return Stack(
+        f"{name}.block",
+        *parts,
+        attentions,
+        ffn,
+        config,
+        gives="position biases too",
+        norms=(norms[:-1], norms[-1:]),
+    )
 
 
 FAMILIES: dict[str, Family] = {
@@ -184,6 +204,7 @@ FAMILIES: dict[str, Family] = {
         ),
         FeedForward(("ffn.lin1",), "ffn.lin2"),
         "embeddings",
+        norms=(("sa_layer_norm",), ("output_layer_norm",)),
         neurons="hidden_dim",
     ),
     # Its layers are those that it has, and not how often each runs.
@@ -202,6 +223,7 @@ FAMILIES: dict[str, Family] = {
                     ),
                 ),
                 FeedForward(("ffn",), "ffn_output"),
+                norms=((), ("full_layer_layer_norm",)),
             ),
         ),
         ("embeddings",),
@@ -215,6 +237,7 @@ FAMILIES: dict[str, Family] = {
         ),
         FeedForward(("mlp.fc1",), "mlp.fc2"),
         "embeddings",
+        norms=(("layernorm_before",), ("layernorm_after",)),
     ),
     "gpt2": _single(
         "h",
@@ -227,6 +250,7 @@ FAMILIES: dict[str, Family] = {
         FeedForward(("mlp.c_fc",), "mlp.c_proj"),
         "wte",
         "wpe",
+        norms=(("ln_1",), ("ln_2",)),
         neurons="n_inner",
     ),
     "gpt_neox": _single(
@@ -239,6 +263,7 @@ FAMILIES: dict[str, Family] = {
         ),
         FeedForward(("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"),
         "embed_in",
+        norms=_BEFORE_EACH,
     ),
     "opt": Family(
         (
@@ -255,6 +280,7 @@ FAMILIES: dict[str, Family] = {
                 ),
                 FeedForward(("fc1",), "fc2"),
                 {**_CONFIG, "neurons": "ffn_dim"},
+                norms=(("self_attn_layer_norm",), ("final_layer_norm",)),
             ),
         ),
         ("decoder.embed_tokens", "decoder.embed_positions"),
@@ -275,6 +301,7 @@ FAMILIES: dict[str, Family] = {
         ),
         FeedForward(("mlp.gate_up_proj",), "mlp.down_proj"),
         "embed_tokens",
+        norms=_BEFORE_EACH,
     ),
     "t5": Family(
         (

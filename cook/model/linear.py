@@ -25,9 +25,9 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or getattr(module, "cook_linear", False) or is_conv1d(module)
 
 
-def is_factored(module: nn.Module) -> bool:
-    """True for what stands for a linear layer and is made of several (`cook.model.factored`)."""
-    return bool(getattr(module, "cook_factored", False))
+def is_composite(module: nn.Module) -> bool:
+    """True for what stands for a linear layer and is made of several (`cook.model.composite`)."""
+    return bool(getattr(module, "cook_composite", False))
 
 
 def linears(module: nn.Module) -> list[str]:
@@ -37,9 +37,9 @@ def linears(module: nn.Module) -> list[str]:
     for name, each in module.named_modules():
         if name.startswith(inner) and inner:
             continue
-        if is_factored(each):
+        if is_composite(each):
             inner = (*inner, f"{name}.")
-        if is_factored(each) or is_linear(each):
+        if is_composite(each) or is_linear(each):
             found.append(name)
     return found
 
@@ -62,7 +62,7 @@ def shape(module: nn.Module) -> tuple[int, int]:
     Raises:
         TypeError: when `module` is not a linear layer.
     """
-    if is_factored(module):
+    if is_composite(module):
         return _sizes(module)
     if not is_linear(module):
         raise TypeError(f"{type(module).__name__} is not a linear layer")

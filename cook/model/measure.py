@@ -48,19 +48,19 @@ def tally(model: nn.Module, dtype: torch.dtype | None = None, masks: Masks | Non
         for module, name, parameter in _weights(model)
     ]
     parameters, zeros, size = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0, 0)
-    return Tally(parameters, zeros, size + _buffer_bytes(model, dtype))
+    return Tally(parameters, zeros, size + _buffer_bytes(model, dtype) + _input_scale_bytes(model))
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    """Every parameter once, with the module that holds it; as integers a weight is tied no more."""
-    seen: set[int] = set()
+    """Every parameter once, with the module that holds it; as integers a weight is tied to such alone."""
+    seen: set[tuple[int, Any]] = set()
     # Stand-ins first: what they do to a weight holds for all that share it.
     for module in sorted(model.modules(), key=lambda each: not isinstance(each, TransformedLinear)):
         for name, parameter in module.named_parameters(recurse=False):
-            if name == "weight" and isinstance(module, TransformedLinear) and module.stored_bits:
-                yield module, name, parameter
-            elif id(parameter) not in seen:
-                seen.add(id(parameter))
+            stands = isinstance(module, TransformedLinear) and name == "weight"
+            key = id(parameter), module.stored_bits if stands else None
+            if key not in seen:
+                seen.add(key)
                 yield module, name, parameter
 
 
@@ -78,8 +78,7 @@ def _weigh(
         values = _left(module.effective(), flipped)
         if bits := module.stored_bits:
             rows, columns = values.shape
-            fixed = sum(hasattr(each, "scale") for each in module.input_transforms.values())
-            size = rows * packed_columns(columns, bits) + (rows + fixed) * SCALE_BYTES
+            size = rows * (packed_columns(columns, bits) + SCALE_BYTES)
             return values.numel(), _zeros(values), size
         return values.numel(), _zeros(values), _bytes(tensor, dtype)
     values = _left(tensor, leaving)
@@ -105,6 +104,13 @@ def _bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
     return tensor.numel() * (
         dtype.itemsize if dtype and tensor.is_floating_point() else tensor.element_size()
     )
+
+
+def _input_scale_bytes(model: nn.Module) -> int:
+    """Of the scales that inputs will be stored with: one each, also where layers share a weight."""
+    standing = [each for each in model.modules() if isinstance(each, TransformedLinear) and each.stored_bits]
+    fixed = sum(hasattr(inner, "scale") for each in standing for inner in each.input_transforms.values())
+    return fixed * SCALE_BYTES
 
 
 def _buffer_bytes(model: nn.Module, dtype: torch.dtype | None) -> int:

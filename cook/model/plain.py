@@ -14,7 +14,7 @@ from cook.errors import CookError
 from cook.model import surgery, units
 from cook.model.anatomy import Anatomy
 from cook.model.blueprint import Blueprint, Edit
-from cook.model.linear import is_factored
+from cook.model.linear import is_composite
 from cook.model.source import FAILURES
 from cook.model.width import stream
 
@@ -31,7 +31,7 @@ def current(model: nn.Module, blueprint: Blueprint) -> Blueprint:
     edits: dict[tuple[str, str], Edit] = {}
     for edit in blueprint.edits:
         # A layer that is made of several now was resized before it was, and its factors have their own edits.
-        if edit.op == "resize" and not is_factored(surgery.get(model, edit.module)):
+        if edit.op == "resize" and not is_composite(surgery.get(model, edit.module)):
             sizes = {axis: units.size(model, edit.module, axis) for axis in ("out", "in")}
             edits.setdefault((edit.op, edit.module), Edit("resize", edit.module, sizes))
         else:

@@ -12,7 +12,7 @@ more of it at the top than the two base classes.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from cook._hook import METHOD
 from cook.errors import CookError
-from cook.model import surgery
+from cook.model import sharing, surgery
 from cook.model.blueprint import Blueprint
 from cook.model.factorised import FactorisedEmbedding, TransposedLinear
 from cook.model.integer import IntLinear
@@ -65,7 +65,12 @@ class CookQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         self.blueprint = self.blueprint.apply(model)
+        if ties := sharing.ties(model, self.blueprint.shared):
+            model.all_tied_weights_keys = {**model.all_tied_weights_keys, **ties}
+            model._adjust_bias = sharing.keep_bias
         if self.blueprint.lock is not None:
+            if self.blueprint.lock in {*ties, *ties.values()}:
+                raise CookError(f"the lock {self.blueprint.lock} is shared", where="blueprint")
             module, name = _owner(model, self.blueprint.lock)
             _set(module, name, getattr(module, name).unsqueeze(0))
         for module in model.modules():
@@ -76,6 +81,7 @@ class CookQuantizer(HfQuantizer):
                     parameter._is_hf_initialized = True  # type: ignore[attr-defined]
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        vars(model).pop("_adjust_bias", None)
         if self.blueprint.lock is not None:
             _unlock(model, self.blueprint.lock)
         for name, module in model.named_modules():
@@ -83,6 +89,7 @@ class CookQuantizer(HfQuantizer):
                 _check_loaded(name, module)
             if isinstance(module, IntLinear):
                 module.freeze()
+        _check_shared(model, self.blueprint.shared)
         attach_quantizer(model, self.blueprint)
         return model
 
@@ -121,6 +128,8 @@ class CookQuantizer(HfQuantizer):
         for name, module in list(model.named_modules()):
             if isinstance(module, IntLinear):
                 surgery.replace(model, name, float_module(module, dtype or torch.float32))
+        for name, of in self.blueprint.shared:
+            sharing.share(model, name, of)
         return model
 
     def dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
@@ -165,10 +174,12 @@ def attach_quantizer(model: Any, blueprint: Blueprint) -> Blueprint:
     detach_quantizer(model)
     if not blueprint.edits:
         return Blueprint()
+    sharing.declare(model, blueprint.shared)
     locked = Blueprint(edits=list(blueprint.edits), lock=_pick_lock(model))
     base = getattr(model, "base_model", model)
     for part in (base, model) if base is not model else (model,):
         quantizer = CookQuantizer(CookConfig(locked if part is model else locked.renamed(part, model)))
+        sharing.declare(part, quantizer.blueprint.shared)
         part.hf_quantizer = quantizer
         part.quantization_method = METHOD
         part.is_quantized = quantizer.integers
@@ -264,6 +275,17 @@ def _offloaded(model: nn.Module, name: str) -> tuple[Any, str]:
         if hook is not None and getattr(hook, "weights_map", None) is not None:
             return hook, ".".join(parts[depth:])
     raise CookError(f"the weights of {name} are on no device", where="blueprint")
+
+
+def _check_shared(model: nn.Module, shared: Sequence[tuple[str, str]]) -> None:
+    """Tensors that the folder holds twice, and not alike, would be left apart."""
+    for target, source in sharing.ties(model, shared).items():
+        one, other = model.get_parameter(target), model.get_parameter(source)
+        if one is not other and not one.is_meta and not other.is_meta:
+            hint = "the folder is damaged: get it again"
+            raise CookError(
+                f"the folder holds two of {source}, also as {target}", where="blueprint", hint=hint
+            )
 
 
 def _check_loaded(name: str, module: nn.Module) -> None:

@@ -2,7 +2,8 @@
 
 A unit is a head with all that belongs to it (under grouped queries: a key-value head with all its queries),
 or a neuron of an FFN: a row of what leads to it, a column of what leads away. Where layers must keep the
-same heads (T5, whose first layer's position bias serves all), a unit reaches over all of them.
+same heads (T5, whose first layer's position bias serves all) or have the same parameters, a unit reaches
+over all of them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from cook.errors import CookError
 from cook.model import linear, surgery
 from cook.model.anatomy import Anatomy, head_width
 from cook.model.blueprint import Edit
-from cook.model.factored import places
+from cook.model.composite import places
 from cook.model.families import Attention, FeedForward
 
 
@@ -94,7 +95,7 @@ def heads(anatomy: Anatomy) -> list[Units]:
                 alike.setdefault((id(stack), attention.output), []).append(units)
             else:
                 found.append(units)
-    return found + [_together(each) for each in alike.values()]
+    return _joined(anatomy.model, found) + [_together(each) for each in alike.values()]
 
 
 def neurons(anatomy: Anatomy) -> list[Units]:
@@ -103,7 +104,8 @@ def neurons(anatomy: Anatomy) -> list[Units]:
     Raises:
         CookError: the family is unknown, or what leads to an FFN's neurons does not fit what leads away.
     """
-    return [_neurons(anatomy.model, layer, anatomy.stacks[layer].feed_forward) for layer in anatomy.live]
+    model = anatomy.model
+    return _joined(model, [_neurons(model, each, anatomy.stacks[each].feed_forward) for each in anatomy.live])
 
 
 def units(anatomy: Anatomy) -> list[Units]:
@@ -141,7 +143,7 @@ def _heads(model: nn.Module, layer: str, attention: Attention) -> Units:
     parts = [part for name, spans in owned.items() for part in placed(model, name, "out", spans)]
     if attention.bias and surgery.has(model, f"{layer}.{attention.bias}"):
         parts.append(Part(f"{layer}.{attention.bias}", "out", ((0, each),)))
-    (joined,) = placed(model, output, "in", ((0, each * width),))
+    joined = placed(model, output, "in", ((0, each * width),))
     worth = {"heads": each, "groups": 1, "width": each * width}
     counts = {
         name: worth[what]
@@ -149,7 +151,7 @@ def _heads(model: nn.Module, layer: str, attention: Attention) -> Units:
         if surgery.count(owner, name) == groups * worth[what]
     }
     named = {module: counts} if counts else {}
-    return Units("heads", (layer,), groups, (*parts, joined), (joined,), named, each)
+    return Units("heads", (layer,), groups, (*parts, *joined), tuple(joined), named, each)
 
 
 def _neurons(model: nn.Module, layer: str, ffn: FeedForward) -> Units:
@@ -162,8 +164,24 @@ def _neurons(model: nn.Module, layer: str, ffn: FeedForward) -> Units:
             parts += placed(model, name, "out", tuple((index * count, 1) for index in range(times)))
     if not parts:
         raise CookError(f"{layer} has none of {', '.join(ffn.up)}")
-    (joined,) = placed(model, down, "in", ((0, 1),))
-    return Units("neurons", (layer,), count, (*parts, joined), (joined,), {})
+    joined = placed(model, down, "in", ((0, 1),))
+    return Units("neurons", (layer,), count, (*parts, *joined), tuple(joined), {})
+
+
+def _joined(model: nn.Module, several: Sequence[Units]) -> list[Units]:
+    """Those that own numbers of the same parameters together, where the first of them was."""
+    groups: list[tuple[set[int], list[Units]]] = []
+    for each in several:
+        whose = {id(parameter) for part in each.parts for _, parameter, _ in owned(model, part)}
+        met = [group for group in groups if group[0] & whose]
+        if not met:
+            groups.append((whose, [each]))
+            continue
+        for group in met[1:]:
+            groups.remove(group)
+        met[0][0].update(whose, *(group[0] for group in met[1:]))
+        met[0][1].extend([*(one for group in met[1:] for one in group[1]), each])
+    return [group[0] if len(group) == 1 else _together(group) for _, group in groups]
 
 
 def placed(model: nn.Module, name: str, axis: str, spans: tuple[tuple[int, int], ...]) -> list[Part]:
@@ -245,14 +263,15 @@ def remove(model: nn.Module, units: Units, keep: Tensor) -> tuple[list[Edit], di
 
 
 def weights(model: nn.Module, units: Units) -> int:
-    """How many parameters one unit owns."""
+    """How many parameters one unit owns; one that layers share is one."""
+    seen: set[tuple[int, int]] = set()
     whole = 0
     for part in units.parts:
-        module: Any = surgery.get(model, part.module)
         numbers = sum(size for _, size in part.spans)
-        whole += numbers * size(model, part.module, "in" if part.axis == "out" else "out")
-        if part.axis == "out" and getattr(module, "bias", None) is not None:
-            whole += numbers
+        for _, parameter, axis in owned(model, part):
+            if (id(parameter), axis) not in seen:
+                whole += numbers * (parameter.numel() // parameter.shape[axis])
+            seen.add((id(parameter), axis))
     return whole
 
 
@@ -275,7 +294,7 @@ def size(model: nn.Module, name: str, axis: str) -> int:
         return module.out_channels if axis == "out" else module.in_channels
     if surgery.is_vectors(module):
         return next(module.parameters(recurse=False)).shape[-1]
-    if not (linear.is_linear(module) or linear.is_factored(module)):
+    if not (linear.is_linear(module) or linear.is_composite(module)):
         raise CookError(f"{name} is a {type(module).__name__}, expected a linear layer")
     return linear.shape(module)[0 if axis == "out" else 1]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cook.errors import CookError
 from cook.model import linear, surgery
 from cook.model.anatomy import Anatomy
-from cook.model.factored import whole
+from cook.model.composite import whole
 from cook.model.factorised import widening
 from cook.model.hooks import Hooks
 from cook.model.units import Part, Units, placed, size
@@ -128,7 +128,7 @@ def _reach(model: nn.Module, name: str, axis: str) -> int | None:
     if not surgery.has(model, name):
         return None
     module: Any = surgery.get(model, name)
-    if linear.is_linear(module) or linear.is_factored(module):
+    if linear.is_linear(module) or linear.is_composite(module):
         return linear.shape(module)[0 if axis == "out" else 1]
     if axis == "in":
         return None
@@ -144,7 +144,7 @@ def _account(anatomy: Anatomy, width: int, known: list[str]) -> None:
     present = [whole(anatomy.model, name) for name in known if surgery.has(anatomy.model, name)]
     inside = {name: surgery.get(anatomy.model, name) for name in present}
     # What a stand-in of cook has inside goes with it, and what a layer is made of.
-    made = {name for name, each in inside.items() if linear.is_linear(each) or linear.is_factored(each)}
+    made = {name for name, each in inside.items() if linear.is_linear(each) or linear.is_composite(each)}
     standing = tuple(f"{name}." for name in made)
     unknown = [
         name

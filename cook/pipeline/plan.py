@@ -12,13 +12,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cook.errors import CookError
+from cook.model import sharing
 from cook.model.anatomy import Anatomy
 from cook.model.blueprint import Blueprint
 from cook.model.depth import STAYS, compact, missing
 from cook.model.linear import weight_count
 from cook.model.measure import tally
 from cook.model.plain import settle
-from cook.model.quantizer import attach_quantizer
+from cook.model.quantizer import attach_quantizer, blueprint_of
 from cook.passes import PHASES, Effect, Pass
 from cook.pipeline import depend
 from cook.pipeline.inputs import (
@@ -107,6 +108,7 @@ def plan_passes(
         CookError: placed at the pass that cannot do what it is asked to, or claims what another one does.
     """
     effects: list[tuple[Pass, Effect]] = []
+    shared = [*blueprint_of(model).shared, *_shared(earlier)]
     for each in finishing(passes):
         try:
             effect = each.plan(Anatomy(model, [Anatomy(teacher) for teacher in teachers]))
@@ -115,9 +117,27 @@ def plan_passes(
                 error.where = each.where
             raise
         _check_claims(each, effect, [*earlier, *effects])
-        Blueprint(edits=list(effect.edits)).apply(model)
+        try:
+            if shared:
+                sharing.check_stay(shared, Anatomy(model).layers, _leaving(Anatomy(model), effect))
+            Blueprint(edits=list(effect.edits)).apply(model)
+            shared += _shared([(each, effect)])
+            sharing.check(model, shared)
+        except CookError as error:
+            error.where = each.where
+            raise
         effects.append((each, effect))
     return effects
+
+
+def _shared(planned: Sequence[tuple[Pass, Effect]]) -> list[tuple[str, str]]:
+    return Blueprint(edits=[edit for _, effect in planned for edit in effect.edits]).shared
+
+
+def _leaving(anatomy: Anatomy, effect: Effect) -> set[str]:
+    """The layers that a pass may leave out, for a forward or for good."""
+    found = {edit.module for edit in effect.edits if edit.op == "skip"} | effect.skips
+    return set(anatomy.live) if not found and "layers" in effect.claims else found
 
 
 def _check_claims(each: Pass, effect: Effect, planned: Sequence[tuple[Pass, Effect]]) -> None:
@@ -181,5 +201,6 @@ def _sizes(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Any]:
     return {"parameters": count.parameters, "bytes": count.bytes, "macs": None}
 
 
-def _count(modules: Mapping[str, nn.Module], effect: Effect) -> int:
-    return sum(weight_count(modules[name.rpartition(".")[0]]) for name in effect.parameters)
+def _count(modules: Mapping[str, Any], effect: Effect) -> int:
+    named = [modules[name.rpartition(".")[0]] for name in effect.parameters]
+    return sum(weight_count(each) for each in {id(each.weight): each for each in named}.values())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cook.model import linear, surgery
 from cook.model.anatomy import Anatomy
-from cook.model.factored import whole
+from cook.model.composite import whole
 from cook.model.measure import latency, macs_by_module
 from cook.model.units import Units, owned, remove, weights
 

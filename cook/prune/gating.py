@@ -105,7 +105,8 @@ def fold(model: nn.Module, units: Units, gates: Tensor) -> None:
     Args:
         gates: [units.count].
     """
-    for part in units.outputs:
+    whole = {id(surgery.get(model, part.module).get_parameter("weight")): part for part in units.outputs}
+    for part in whole.values():  # layers that share a weight have it once
         module: Any = surgery.get(model, part.module)
         factor = gates.repeat_interleave(part.spans[0][1]).to(module.weight)
         module.weight.mul_(factor if axis_of(module, "in") == 1 else factor[:, None])

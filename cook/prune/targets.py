@@ -16,6 +16,8 @@ from cook.prune.pattern import pattern_sizes
 
 EMBEDDED = ("magnitude",)
 """Methods that prune embeddings too; the others need inputs, or a layer that a mask can stand in."""
+MOVING = ("movement", "soft-movement")
+"""Methods whose masks are soft."""
 
 
 def has_matrix(module: nn.Module) -> bool:
@@ -49,7 +51,7 @@ def targets(owner: Pass, anatomy: Anatomy, *, inside: bool = False, alone: bool 
     found = list(named.values())
     if inside:
         _check_inside(owner, anatomy, found)
-    if alone:
+    if inside or alone:
         _check_alone(owner, anatomy, found)
     shapes = {name: tuple(rows(anatomy.model.get_submodule(name)).shape) for name in found}
     if given["pattern"]:
@@ -90,8 +92,11 @@ def _check_alone(owner: Pass, anatomy: Anatomy, names: list[str]) -> None:
         shared = holders[id(anatomy.model.get_submodule(name).weight)]
         if len(shared) > 1:
             other = next(each for each in shared if each != name)
-            message = f"the weight of {name} is that of {other} too, which a soft mask would not reach"
-            raise owner.error(message, option="include", hint=f"leave out: exclude: [{name}]")
+            method = owner.given["method"]
+            reason = "a soft mask would not reach" if method in MOVING else f"{method} sees no inputs of"
+            message = f"the weight of {name} is that of {other} too, which {reason}"
+            hint = f"method: magnitude looks at weights alone; or leave out: exclude: [{name}, {other}]"
+            raise owner.error(message, option="include", hint=hint)
 
 
 def _others(names: list[str]) -> str:

@@ -23,14 +23,12 @@ from cook.prune.movement import MovementMask, soft_movement_mask, soft_movement_
 from cook.prune.options import OPTIONS, final_sparsity, mistakes, zeros_at_end
 from cook.prune.pattern import pattern_mask, pattern_sizes
 from cook.prune.schedule import sparsity_at
-from cook.prune.targets import rows, targets
+from cook.prune.targets import MOVING, rows, targets
 from cook.prune.threshold import among, threshold_masks
 
 if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy
     from cook.session import Session
-
-MOVING = ("movement", "soft-movement")
 
 
 @register

@@ -6,11 +6,13 @@ Symmetric, a scale an output row for weights; a scale a token, or one moving ave
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cook.model import surgery
-from cook.model.blueprint import Edit
+from torch import nn
+
+from cook.model import sharing, surgery
+from cook.model.blueprint import Blueprint, Edit
 from cook.model.integer import IntLinear
 from cook.model.linear import shape
 from cook.model.targets import select
@@ -70,12 +72,13 @@ class QuantAwareTraining(Pass):
 
     def plan(self, anatomy: Anatomy) -> Effect:
         layers = self._layers(anatomy)
+        edits = [self._edit(name, anatomy.model.get_submodule(name)) for name in layers]
         note = f"{len(layers)} linear layers, weights {self.given['weights']}"
         if self.given["activations"]:
             note += f", inputs {self.given['activations']} ({self.given['observer']})"
         return Effect(
             parameters=[f"{name}.weight" for name in layers],
-            edits=[self._edit(name, anatomy.model.get_submodule(name)) for name in layers],
+            edits=edits + _shared(anatomy.model, layers),
             note=note,
         )
 
@@ -124,6 +127,7 @@ class QuantAwareTraining(Pass):
     def finish(self, session: Session) -> None:
         # Layers that another pass took out are gone with what was done to them.
         self.layers = [name for name in self.layers if surgery.has(session.model, name)]
+        shared = _shared(session.model, self.layers)
         for name in self.layers:
             layer = session.model.get_submodule(name)
             assert isinstance(layer, TransformedLinear)
@@ -138,6 +142,10 @@ class QuantAwareTraining(Pass):
             layer.remove(self.id)
             restore(session.model, name)
             surgery.replace(session.model, name, integer)
+            session.edit(edit)
+        # Equal weights were rounded alike: one copy of the integers is enough.
+        Blueprint(edits=shared).apply(session.model)
+        for edit in shared:
             session.edit(edit)
 
     def facts(self, session: Session) -> dict[str, Any]:
@@ -191,3 +199,8 @@ class QuantAwareTraining(Pass):
             "bias": getattr(layer, "bias", None) is not None,
         }
         return Edit("integer", name, options)
+
+
+def _shared(model: nn.Module, names: Sequence[str]) -> list[Edit]:
+    """What lets layers share their integers that share their weights now."""
+    return [Edit("share", name, {"of": of}) for name, of in sharing.pairs(model, names)]

@@ -1,0 +1,1 @@
+"""Sharing: fewer parameters by having layers use the same ones."""

@@ -1,0 +1,197 @@
+"""Layer sharing: groups of layers have the same parameters (ALBERT, Lan et al. 2020).
+
+From a trained model a group begins with the mean of its layers, or with one of them, and each layer may keep
+a residual of low rank of its own (relaxed recursive transformers, Bae et al. 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cook.errors import CookError
+from cook.model import linear, surgery
+from cook.model.blueprint import Blueprint, Edit
+from cook.model.residual import Residual
+from cook.model.sharing import own
+from cook.passes import Effect, Pass, register
+from cook.share.groups import Group, grouped
+from cook.share.start import INITS, distance, factors, started
+
+if TYPE_CHECKING:
+    from cook.model.anatomy import Anatomy
+    from cook.session import Session
+
+
+@register
+class ShareLayers(Pass):
+    """Ties the parameters of layers at once, before the optimizer exists; gradients then add up.
+
+    Each layer keeps modules of its own: a decoder's cache, hooks and a layer's number stay apart. Numbers of
+    layers are those of the model as it was loaded.
+    """
+
+    name = "share.layers"
+    summary = "let groups of layers have the same parameters: fewer to store and to train, as many to compute"
+    phase = "shape"
+    required = ("groups",)
+    options: ClassVar[dict[str, Any]] = {
+        "groups": {
+            "anyOf": [
+                {"enum": ["all"]},
+                {"type": "integer", "minimum": 2},
+                {
+                    "type": "array",
+                    "items": {"type": "array", "items": {"type": "integer"}, "minItems": 1},
+                    "minItems": 1,
+                },
+            ],
+            "description": "which layers share: so many consecutive ones at a time, all, or lists of numbers"
+            " such as [[0, 1], [2, 3]] that have every layer once; -1 is the last",
+        },
+        "parts": {
+            "enum": ["all", "attention", "ffn"],
+            "default": "all",
+            "description": "what of the layers is shared, with the norms that belong to it",
+        },
+        "init": {
+            "enum": list(INITS),
+            "default": "mean",
+            "description": "what a group begins with: the mean of its layers, its first layer, or the best"
+            " one, which all others are nearest to",
+        },
+        "residual": {
+            "type": "integer",
+            "minimum": 0,
+            "default": 0,
+            "description": "rank of what each layer keeps of its own beside every shared matrix; 0 is none",
+        },
+    }
+    examples = (
+        {"groups": "all"},
+        {"groups": 2, "parts": "attention", "init": "first"},
+        {"groups": [[0, 1]], "parts": "ffn", "init": "best", "residual": 2},
+        {"groups": "all", "residual": 3},
+    )
+
+    @property
+    def rank(self) -> int:
+        return int(self.given["residual"])
+
+    def settled(self, done: int) -> bool:
+        """Layers share from the start."""
+        return True
+
+    def plan(self, anatomy: Anatomy) -> Effect:
+        groups = self._groups(anatomy)
+        saved = self._saved(anatomy.model, groups)
+        matrices = [
+            f"{name}.weight"
+            for group in groups
+            for layer in group.layers
+            for name in group.names(layer)
+            if own(surgery.get(anatomy.model, name)).get("weight", torch.empty(0)).ndim == 2
+        ]
+        part = {"all": "", "attention": "attention of ", "ffn": "FFN of "}[self.given["parts"]]
+        layers = sum(len(group.layers) for group in groups)
+        beside = f" with residuals of rank {self.rank}" if self.rank else ""
+        return Effect(
+            parameters=matrices,
+            edits=[edit for group in groups for edit in group.edits(anatomy.model, self.rank)],
+            note=f"{part}{layers} layers in {len(groups)} groups{beside}, {saved:,} parameters fewer: saves"
+            " memory, not time",
+        )
+
+    def attach(self, session: Session) -> None:
+        model, number = session.model, session.anatomy.layers.index
+        groups = self._groups(session.anatomy)
+        self.numbers = [[number(layer) for layer in group.layers] for group in groups]
+        self.distances: dict[int, tuple[float, float]] = {}
+        self.saved = self._saved(model, groups)
+        for group in groups:
+            layers = [_tensors(model, group, layer) for layer in group.layers]
+            start = started(layers, self.given["init"])
+            for edit in self._tie(model, group, start):
+                session.edit(edit)
+            for layer, was in zip(group.layers, layers, strict=True):
+                near = start if not self.rank else self._fill(model, group, layer, was, start)
+                self.distances[number(layer)] = distance(was, start), distance(was, near)
+
+    def facts(self, session: Session) -> dict[str, Any]:
+        found = {
+            "groups": self.numbers,
+            "parts": self.given["parts"],
+            "init": self.given["init"],
+            "saved": self.saved,
+            "note": "sharing saves memory, not time",
+            "distance": {str(number): far for number, (far, _) in self.distances.items()},
+        }
+        if self.rank:
+            left = {str(number): far for number, (_, far) in self.distances.items()}
+            found |= {"residual": self.rank, "distance_with_residual": left}
+        return found
+
+    def _groups(self, anatomy: Anatomy) -> list[Group]:
+        try:
+            return grouped(anatomy, self.given["groups"], self.given["parts"])
+        except CookError as error:
+            raise self.error(error.message, option="groups", hint=error.hint) from error
+
+    def _saved(self, model: nn.Module, groups: Sequence[Group]) -> int:
+        """How many parameters fewer there will be.
+
+        Raises:
+            CookError: a matrix has no such rank, or the residuals are as large as what is saved.
+        """
+        for name in (full for group in groups for full in group.linears(model)):
+            sizes = linear.shape(surgery.get(model, name))
+            if self.rank > min(sizes):
+                message = f"{name} is {sizes[0]} x {sizes[1]}, which is of no rank {self.rank}"
+                raise self.error(message, option="residual", hint="take a smaller rank")
+        saved = sum(group.saves(model, self.rank) for group in groups)
+        if saved <= 0:
+            message = f"with a residual of rank {self.rank} in each layer the model would be no smaller"
+            raise self.error(message, option="residual", hint="take a smaller rank, or larger groups")
+        return saved
+
+    @torch.no_grad()
+    def _tie(self, model: nn.Module, group: Group, start: Mapping[str, Tensor]) -> list[Edit]:
+        """Let the first layer have what the group begins with, and the others the same parameters."""
+        for key, parameter in group.parameters(model, group.layers[0]).items():
+            parameter.copy_(start[key])
+        edits = list(group.edits(model, self.rank))
+        Blueprint(edits=edits).apply(model)
+        return edits
+
+    @torch.no_grad()
+    def _fill(
+        self,
+        model: nn.Module,
+        group: Group,
+        layer: str,
+        was: Mapping[str, Tensor],
+        start: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Put into a layer's residuals what they can hold of its difference, and tell what it is near to."""
+        near = dict(start)
+        for name in group.modules:
+            module = surgery.get(model, f"{layer}.{name}".rstrip("."))
+            if not isinstance(module, Residual):
+                continue
+            key = f"{name}.weight"
+            flipped = linear.is_transposed(module.shared)
+            apart = was[key].to(torch.float32) - start[key].to(torch.float32)
+            up, down = factors(apart.t() if flipped else apart, self.rank)
+            module.up.weight.copy_(up)
+            module.down.weight.copy_(down)
+            added = (up @ down).t() if flipped else up @ down
+            near[key] = start[key].to(torch.float32) + added
+        return near
+
+
+def _tensors(model: nn.Module, group: Group, layer: str) -> dict[str, Tensor]:
+    """Copies of what a layer will share, by the names in it."""
+    return {name: each.detach().clone() for name, each in group.parameters(model, layer).items()}
