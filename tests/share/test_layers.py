@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from cook.errors import CookError
+from cook.model import folder
 from cook.model.anatomy import Anatomy
-from cook.model.measure import tally
+from cook.model.families import FAMILIES
+from cook.model.measure import macs, tally
 from cook.pipeline.plan import plan_passes
 from tests import bound, tiny
 from tests.model import families
@@ -257,3 +259,35 @@ def test_residuals_that_save_nothing_are_refused(options, words):
 def test_groups_of_no_sense_are_refused_by_the_schema(groups):
     with pytest.raises(CookError, match="groups"):
         bound.passes({"share.layers": {"groups": groups}})
+
+
+def test_as_much_is_computed_as_before_and_it_is_said():
+    model = tiny.model(layers=4)
+    before = macs(model, tiny.batch())
+    session = shared(model)
+    assert macs(model, tiny.batch()) == before
+    session.finish()
+    facts = session.facts["share.layers"]
+    assert facts["note"] == "sharing saves memory, not time"
+    assert facts["groups"] == [[0, 1, 2, 3]]
+    assert set(facts["distance"]) == {"0", "1", "2", "3"}
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"albert"}))
+@pytest.mark.parametrize("residual", [0, 1])
+def test_every_family_shares_and_comes_back(family, residual, tmp_path):
+    model = families.made(family, families.ATTENTION.get(family, "sdpa"))
+    count = tally(model).parameters
+    session = shared(model, residual=residual)
+    session.finish()
+    batch = families.batch(family)
+    with torch.no_grad():
+        expected = model(**batch).logits
+    model.save_pretrained(tmp_path)
+    assert folder.weight_bytes(tmp_path) == tally(model).bytes
+    assert tally(model).parameters == count - session.facts["share.layers"]["saved"]
+    attention = {"attn_implementation": families.ATTENTION.get(family, "sdpa")}
+    back = type(model).from_pretrained(tmp_path, **attention).eval()
+    assert tally(back) == tally(model)
+    with torch.no_grad():
+        assert torch.equal(back(**batch).logits, expected)
