@@ -45,33 +45,55 @@ def row_information(
     Returns:
         By target, [out] in float32.
     """
-    found: dict[str, Tensor] = {}
-    examples = 0
     modules = {name: model.get_submodule(name) for name in targets}
     # The gradients of the weights are not needed, but nothing else comes to every layer.
     learned = [module.get_parameter("weight") for module in modules.values()]
     frozen = [each for each in learned if not each.requires_grad]
+    found = {
+        name: each.new_zeros(shape(modules[name])[0]).float()
+        for name, each in zip(targets, learned, strict=True)
+    }
+    examples = 0
+
+    def add(batch: Mapping[str, Tensor]) -> None:
+        size = _size(batch)
+        share = loss_shares(model, batch, size)
+        # Only when all is well: what one layer cannot tell apart is asked for again.
+        new = {name: torch.zeros_like(total) for name, total in found.items()}
+        hooks = Hooks()
+        for name, module in modules.items():
+            hooks.forward(module, _Uses(new[name], share).met)
+        try:
+            with evaluating(model), torch.enable_grad():
+                outputs: Any = model(**batch)
+                torch.autograd.grad(outputs.loss, learned, allow_unused=True)
+        finally:
+            hooks.close()
+        for name, squares in new.items():
+            found[name] += squares
+
     try:
         for each in frozen:
             each.requires_grad_(True)
         for batch in batches:
-            size = len(next(iter(batch.values())))
-            share = loss_shares(model, batch, size)
-            hooks = Hooks()
-            for name, module in modules.items():
-                total = found.setdefault(name, torch.zeros(shape(module)[0], device=learned[0].device))
-                hooks.forward(module, _Uses(total, share).met)
             try:
-                with evaluating(model), torch.enable_grad():
-                    outputs: Any = model(**batch)
-                    torch.autograd.grad(outputs.loss, learned, allow_unused=True)
-            finally:
-                hooks.close()
-            examples += size
+                add(batch)
+            except _AlikeError:
+                for row in range(_size(batch)):
+                    add({name: value[row : row + 1] for name, value in batch.items()})
+            examples += _size(batch)
     finally:
         for each in frozen:
             each.requires_grad_(False)
     return {name: total / max(1, examples) for name, total in found.items()}
+
+
+class _AlikeError(Exception):
+    """A layer gets something that all examples of a batch share: their gradients cannot be told apart."""
+
+
+def _size(batch: Mapping[str, Tensor]) -> int:
+    return len(next(iter(batch.values())))
 
 
 @dataclass
@@ -89,8 +111,11 @@ class _Uses:
     slopes: dict[int, Tensor] = field(default_factory=dict)
 
     def met(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        number = len(self.inputs)
-        self.inputs.append(inputs[0].detach())
+        number, given, size = len(self.inputs), inputs[0].detach(), len(self.share)
+        # Some FFNs lay all tokens in a row, and a head gets one token of each example.
+        if len(given) != size and (given.ndim > 2 or len(given) % size):
+            raise _AlikeError
+        self.inputs.append(given)
         output.register_hook(self._slope(number))
 
     def _slope(self, number: int) -> Callable[[Tensor], None]:
@@ -103,7 +128,6 @@ class _Uses:
 
     def _add(self) -> None:
         size = len(self.share)
-        # Some FFNs lay all tokens in a row, and a head gets one token of each example.
         inputs = torch.cat([each.reshape(size, -1, each.shape[-1]) for each in self.inputs], 1).float()
         numbers = range(len(self.inputs))
         slopes = torch.cat(

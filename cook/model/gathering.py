@@ -55,8 +55,7 @@ class Gathering:
         if shared:
             self.added.append((inputs, statistic))
         flat = inputs.flatten(0, -2)
-        # One row an example is what a head reads: the states of one token, which is no padding.
-        if valid is not None and not (inputs.ndim == 2 and len(flat) == len(valid)):
+        if valid is not None and not _without_padding(inputs, valid):
             if len(flat) != valid.numel():
                 raise CookError(
                     f"{name} gets {len(flat)} tokens where the layer has {valid.numel()}: which are padding?",
@@ -64,6 +63,13 @@ class Gathering:
                 )
             flat = flat[valid.flatten()]
         statistic.add(flat)
+
+
+def _without_padding(inputs: Tensor, valid: Tensor) -> bool:
+    """Whether these are no tokens of a text: one state of each example, which is what a head reads, or what
+    all examples get alike (relative positions)."""
+    alone = inputs.ndim == 2 and len(inputs) == len(valid)
+    return alone or (inputs.ndim == 3 and len(inputs) == 1 and inputs.shape[1] != valid.numel())
 
 
 def valid_tokens(batch: Mapping[str, Tensor]) -> Tensor | None:
