@@ -15,7 +15,8 @@ from cook.errors import CookError
 from cook.model import surgery, units
 from cook.model.anatomy import Anatomy, inferred
 from cook.model.blueprint import Blueprint, Edit
-from cook.model.factored import Apart, LowRank, part_rows, places, whole
+from cook.model.composite import places, whole
+from cook.model.factored import Apart, LowRank, part_rows
 from cook.model.families import FAMILIES
 from cook.model.linear import is_linear, linears, matrix, shape
 from cook.model.measure import macs
