@@ -12,7 +12,7 @@ demo: $(READY)
 	@$(VENV)/bin/cook run recipes/quickstart.yaml --force
 
 test: lint
-	$(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

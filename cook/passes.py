@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
@@ -279,9 +280,14 @@ def registered() -> dict[str, type[Pass]]:
     """All known passes by name, sorted."""
     for module in BUILT_IN:
         import_module(module)
-    for point in entry_points(group="cook.passes"):
-        register(point.load())
+    for cls in _of_other_packages():
+        register(cls)
     return dict(sorted(_registry.items()))
+
+
+@cache  # every look-up of a pass asks, and finding them reads a file of every package that is installed
+def _of_other_packages() -> tuple[type[Pass], ...]:
+    return tuple(point.load() for point in entry_points(group="cook.passes"))
 
 
 def find(name: str, *, where: str | None = None) -> type[Pass]:

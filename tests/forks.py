@@ -1,24 +1,19 @@
-"""Runs of the command `cook`, each in a process of its own, that meet their fault at a chosen moment.
-
-Importing torch and transformers takes seconds. One process does it once, and forks a `cook` for each
-order that it reads: JSON lines in, JSON lines out.
-"""
+"""Runs of the command `cook`, each in a process of its own, that meet their fault at a chosen moment."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import resource
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
 from typing import Any
+
+from tests.server import Done, Server, serve
+from tests.strangers import Strangers
 
 FULL = 2000
 """Bytes after which a file can grow no more: the disk as good as full."""
@@ -39,61 +34,15 @@ class Fault:
     moment: str = "step"
 
 
-@dataclass(frozen=True)
-class Done:
-    """How a command ended: its exit code, negative for a signal, and all that it printed."""
-
-    code: int
-    output: str
-
-
-class Forks:
+class Forks(Server):
     """`with Forks() as forks: forks.cook("run", "recipe.yaml")`."""
 
-    def __enter__(self) -> Forks:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.forks"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[1],
-        )
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.communicate()
+    def __init__(self) -> None:
+        super().__init__("tests.forks")
 
     def cook(self, *argv: str | Path, fault: Fault | None = None) -> Done:
         """Run the command with these arguments and wait for its end."""
-        order = {"argv": list(map(str, argv)), "fault": asdict(fault) if fault else None}
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(json.dumps(order), file=self._process.stdin, flush=True)
-        return Done(**json.loads(self._process.stdout.readline()))
-
-
-def _serve() -> None:
-    # What a run needs, so that no fork imports it again.
-    for name in ("cook.api", "cook.cli.run", "transformers.models.bert.modeling_bert"):
-        import_module(name)
-    for line in sys.stdin:
-        order = json.loads(line)
-        reader, writer = os.pipe()
-        if (child := os.fork()) == 0:
-            os.close(reader)
-            for descriptor in (1, 2):
-                os.dup2(writer, descriptor)
-            os.close(writer)
-            # New objects: the inherited ones have looked at what the descriptors were before.
-            sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
-            os._exit(_call(**order))
-        os.close(writer)
-        with os.fdopen(reader, errors="replace") as pipe:
-            output = pipe.read()
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        print(json.dumps({"code": code, "output": output}), flush=True)
+        return self.order(argv=list(map(str, argv)), fault=asdict(fault) if fault else None)
 
 
 def _call(argv: list[str], fault: dict[str, Any] | None) -> int:
@@ -101,10 +50,7 @@ def _call(argv: list[str], fault: dict[str, Any] | None) -> int:
 
     if fault is not None:
         _arm(**fault)
-    code = main(argv)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return code
+    return main(argv)
 
 
 def _arm(what: str, number: int, moment: str) -> None:
@@ -138,4 +84,11 @@ def _deed(what: str) -> Callable[[], None]:
 
 
 if __name__ == "__main__":
-    _serve()
+    # What a run needs, so that no fork imports it again.
+    for name in ("cook.api", "cook.cli.run", "transformers.models.bert.modeling_bert"):
+        import_module(name)
+    from cook.model import verify
+
+    with Strangers() as strangers:
+        verify._start = strangers.start
+        serve(_call)

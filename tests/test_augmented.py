@@ -16,6 +16,7 @@ from tests.train.augmenting import TEXTS, masked
 from tests.train.sections import own_cache
 
 __all__ = ["masked", "own_cache"]
+pytestmark = pytest.mark.usefixtures("strangers")
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -23,15 +21,14 @@ from cook.model.factorised import FactorisedEmbedding, FactorisedHead, Transpose
 from cook.model.integer import IntLinear
 from cook.model.measure import tally
 from cook.model.residual import Residual
-from cook.model.verify import Case as Saved
-from cook.model.verify import verify_all
 from cook.passes import registered
 from cook.pipeline.deliver import INTEGERS_MAY_DIFFER
 from cook.pipeline.folding import outputs
 from cook.pipeline.rows import pass_rows
-from cook.train.tasks import find
 from tests import kitchen, tiny
-from tests.kitchen import Case, Dish, serves
+from tests.dishes import Dishes, auto_class, dealt
+from tests.kitchen import Case, serves
+from tests.strangers import Strangers
 from tests.traces import differences, hooks
 
 REFUSED = {
@@ -65,32 +62,17 @@ COOKED = [case for case in CASES if tuple(name for name, _ in case.passes) not i
 FIGURES = {"parameters", "zeros", "sparsity", "bytes", "macs", "metrics", "removed"}
 
 STRANGER = """
-import json, sys
+import sys
 import transformers
-transformers.logging.set_verbosity_error()
-transformers.logging.disable_progress_bar()
-for auto_class, folder in json.load(sys.stdin):
-    try:
-        getattr(transformers, auto_class).from_pretrained(folder)
-    except Exception as error:
-        assert "cook" not in sys.modules, "cook was imported"
-        print(json.dumps(str(error)))
-    else:
-        print(json.dumps(None))
+auto_class, folder = sys.argv[1:]
+try:
+    getattr(transformers, auto_class).from_pretrained(folder)
+except Exception as error:
+    print("refused:", error)
+assert "cook" not in sys.modules, "cook was imported"
 """
 
-
-class Dishes:
-    """Cooks each case when it is first asked for."""
-
-    def __init__(self, root: Path):
-        self.pantry = kitchen.Pantry(root)
-        self.cooked: dict[Case, Dish] = {}
-
-    def __getitem__(self, case: Case) -> Dish:
-        if case not in self.cooked:
-            self.cooked[case] = kitchen.cook(case, self.pantry, self.pantry.root / str(case))
-        return self.cooked[case]
+pytestmark = pytest.mark.usefixtures("strangers")
 
 
 @pytest.fixture(scope="module")
@@ -101,30 +83,7 @@ def dishes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dishes]:
         yield Dishes(root)
 
 
-@pytest.fixture(scope="module")
-def reloaded(dishes: Dishes) -> dict[Case, dict[str, Any]]:
-    """What every saved folder gives in a fresh process; one process for all of them."""
-    made = [dishes[case] for case in COOKED]
-    saved = [Saved(dish.folder, dish.batch, dish.expected, auto_class(dish.case.family)) for dish in made]
-    return dict(zip(COOKED, verify_all(saved), strict=True))
-
-
-@pytest.fixture(scope="module")
-def refusals(dishes: Dishes) -> dict[Case, str | None]:
-    """How a process that never imports cook fails on each folder; None where it does not."""
-    order = [(auto_class(case.family), str(dishes[case].folder)) for case in COOKED]
-    done = subprocess.run(
-        [sys.executable, "-c", STRANGER], input=json.dumps(order), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(zip(COOKED, map(json.loads, done.stdout.splitlines()), strict=True))
-
-
-def auto_class(family: str) -> str:
-    return find(kitchen.TASKS.get(family, "text-classification")).auto_class
-
-
-every_case = pytest.mark.parametrize("case", COOKED, ids=str)
+every_case = pytest.mark.parametrize("case", dealt(COOKED), ids=str)
 
 
 @every_case
@@ -212,8 +171,8 @@ def test_it_is_all_in_the_report(case: Case, dishes: Dishes) -> None:
 
 
 @every_case
-def test_it_reloads_in_a_fresh_process(case: Case, reloaded: dict[Case, dict[str, Any]]) -> None:
-    found = reloaded[case]
+def test_it_reloads_in_a_fresh_process(case: Case, dishes: Dishes) -> None:
+    found = dishes.reloaded(case)
     if found["plain"] or not _integers(case):
         assert found["exact"]
     assert found["max_rel_difference"] <= INTEGERS_MAY_DIFFER
@@ -225,12 +184,15 @@ def _integers(case: Case) -> bool:
 
 @every_case
 def test_a_stranger_loads_plain_folders_and_is_refused_the_others(
-    case: Case, reloaded: dict[Case, dict[str, Any]], refusals: dict[Case, str | None]
+    case: Case, dishes: Dishes, strangers: Strangers
 ) -> None:
-    assert (refusals[case] is None) == reloaded[case]["plain"], refusals[case]
+    saved = dishes[case].folder
+    done = strangers.run(STRANGER, auto_class(case.family), saved, folder=saved)
+    assert done.returncode == 0, done.stderr
+    assert ("refused:" in done.stderr) != dishes.reloaded(case)["plain"], done.stderr
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in COOKED], ids=str)
+@pytest.mark.parametrize("case", dealt([case for case in CASES if case not in COOKED]), ids=str)
 def test_a_conflict_is_refused_in_the_plan(case: Case, dishes: Dishes) -> None:
     with pytest.raises(CookError) as caught:
         dishes[case]
@@ -245,7 +207,7 @@ EXAMPLES = [(name, number) for name, cls in registered().items() for number in r
 UNSERVED = [(name, family) for name in registered() for family in tiny.FAMILIES if not serves(name, family)]
 
 
-@pytest.mark.parametrize(("name", "family"), UNSERVED)
+@pytest.mark.parametrize(("name", "family"), dealt(UNSERVED))
 def test_a_pass_is_refused_on_models_that_it_is_not_for(name: str, family: str, dishes: Dishes) -> None:
     case = Case(family, ((name, 0),))
     with pytest.raises(CookError) as caught:
@@ -279,7 +241,7 @@ SERVED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "number", "family"), SERVED)
+@pytest.mark.parametrize(("name", "number", "family"), dealt(SERVED))
 def test_apply_acts_at_once_or_says_what_it_needs(name: str, number: int, family: str) -> None:
     model = tiny.model(family).eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -306,7 +268,7 @@ def test_apply_acts_at_once_or_says_what_it_needs(name: str, number: int, family
     assert hooks(model) == {}
 
 
-@pytest.mark.parametrize(("name", "number"), EXAMPLES)
+@pytest.mark.parametrize(("name", "number"), dealt(EXAMPLES))
 def test_attach_serves_a_loop_of_ones_own(name: str, number: int, tmp_path: Path) -> None:
     served = [family for family in tiny.FAMILIES if serves(name, family)]
     family = served[EXAMPLES.index((name, number)) % len(served)]

@@ -16,7 +16,8 @@ import torch
 
 from cook.train import checkpoint
 from tests import tiny
-from tests.forks import Done, Fault, Forks
+from tests.forks import Fault, Forks
+from tests.server import Done
 
 RECIPE = """\
 version: 1

@@ -1,5 +1,6 @@
 """The registry, the windows, and what every registered pass promises by its class attributes."""
 
+from functools import cache
 from importlib.metadata import EntryPoint
 from inspect import getdoc
 
@@ -71,10 +72,18 @@ class Elsewhere(Pass):
     name, summary, options = "test.elsewhere", "", {}
 
 
-def test_other_packages_add_passes(monkeypatch):
-    point = EntryPoint("elsewhere", f"{__name__}:Elsewhere", "cook.passes")
-    monkeypatch.setattr(passes, "entry_points", lambda group: [point] if group == "cook.passes" else [])
+def test_other_packages_add_passes_and_are_asked_once(monkeypatch):
+    asked = []
+
+    def installed(group: str) -> list[EntryPoint]:
+        asked.append(group)
+        return [EntryPoint("elsewhere", f"{__name__}:Elsewhere", "cook.passes")]
+
+    monkeypatch.setattr(passes, "entry_points", installed)
+    monkeypatch.setattr(passes, "_of_other_packages", cache(passes._of_other_packages.__wrapped__))
     assert find("test.elsewhere") is Elsewhere
+    assert registered().keys() == {*ALL, "test.elsewhere"}
+    assert asked == ["cook.passes"]
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -28,7 +28,6 @@ PASSES: list[Any] = [
     {"quant.qat": {"activations": "int4", "start": "50%"}},
 ]
 STATE = {"parameters", "zeros", "sparsity", "bytes", "macs", "metrics", "removed"}
-UNTOUCHED = {"max_abs_difference": 0.0, "max_rel_difference": 0.0, "exact": True, "plain": True}
 
 
 def silent(line: str) -> None:
@@ -76,12 +75,6 @@ def small(kitchen: Path) -> Path:
 def report(small: Path) -> dict[str, Any]:
     value: dict[str, Any] = json.loads((small / "report.json").read_text())
     return value
-
-
-@pytest.fixture
-def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the process that loads a result back: seconds a run, and tested by itself."""
-    monkeypatch.setattr("cook.pipeline.deliver.verify", lambda *_, **__: UNTOUCHED)
 
 
 def test_the_output_is_whole(small: Path) -> None:
@@ -195,6 +188,7 @@ def test_plan_says_what_the_run_writes(kitchen: Path, small: Path, report: dict[
     assert [row["window"] for row in planned.rows][1:] == [["0%", "60%"], ["0%", "60%"], ["50%", "100%"]]
 
 
+@pytest.mark.usefixtures("strangers")
 def test_a_result_is_compressed_again(kitchen: Path, small: Path) -> None:
     """From a folder of cook, into shards of half the width, by a pass that leaves a plain folder."""
     output = {"path": "out/again", "dtype": "bfloat16", "shard_size": "5KB"}
@@ -216,7 +210,7 @@ def test_a_result_is_compressed_again(kitchen: Path, small: Path) -> None:
     assert AutoModelForSequenceClassification.from_pretrained(folder).dtype is torch.bfloat16
 
 
-@pytest.mark.usefixtures("unverified")
+@pytest.mark.usefixtures("strangers")
 def test_a_recipe_builds_the_model_that_it_needs(kitchen: Path) -> None:
     sizes = (
         "hidden_size",
@@ -258,7 +252,7 @@ def test_a_recipe_builds_the_model_that_it_needs(kitchen: Path) -> None:
     assert depend.stale(second) == f"{needed.output.path} is newer"
 
 
-@pytest.mark.usefixtures("unverified")
+@pytest.mark.usefixtures("strangers")
 def test_what_a_tracker_wrote_is_kept(kitchen: Path) -> None:
     pytest.importorskip("tensorboard")
     train = {"steps": 2, "track": "tensorboard"}
@@ -266,7 +260,7 @@ def test_what_a_tracker_wrote_is_kept(kitchen: Path) -> None:
     assert list((kitchen / "out" / "tracked" / "logs").iterdir())
 
 
-@pytest.mark.usefixtures("unverified")
+@pytest.mark.usefixtures("strangers")
 def test_ablation(kitchen: Path) -> None:
     recipe = load_recipe(
         write(

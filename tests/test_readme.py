@@ -16,6 +16,7 @@ from cook.recipe import load_recipe
 from tests import tiny
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+pytestmark = pytest.mark.usefixtures("strangers")
 
 
 def blocks(language: str) -> list[str]:

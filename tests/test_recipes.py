@@ -13,6 +13,7 @@ from tests import tiny
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 TEXTS = sorted([FOLDER / "sst2.yaml", *FOLDER.glob("*/*.yaml")])
+pytestmark = pytest.mark.usefixtures("strangers")
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,7 @@ from tests import tiny
 from tests.model import families
 
 BATCH = {name: value for name, value in tiny.batch(size=6).items() if name != "labels"}
+pytestmark = pytest.mark.usefixtures("strangers")
 
 
 def silent(line: str) -> None:

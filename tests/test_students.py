@@ -25,9 +25,9 @@ from tests import tiny
 from tests.model.reshaped import make as reshaped
 from tests.model.test_student import source_of
 
-UNTOUCHED = {"max_abs_difference": 0.0, "max_rel_difference": 0.0, "exact": True, "plain": True}
 LEARN: list[Any] = [{"distill.logits": {"temperature": 2}}]
 SMALL = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12}
+pytestmark = pytest.mark.usefixtures("strangers")
 
 
 def silent(line: str) -> None:
@@ -43,12 +43,6 @@ def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.table(root / "train.tsv", 64)
     tiny.table(root / "val.tsv", 32, seed=1)
     return root
-
-
-@pytest.fixture
-def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the process that loads a result back: seconds a run, and tested once here."""
-    monkeypatch.setattr("cook.pipeline.deliver.verify", lambda *_, **__: UNTOUCHED)
 
 
 def write(path: Path, **sections: Any) -> Path:
@@ -130,7 +124,6 @@ def test_the_plan_says_the_sizes_of_the_run(shallow: tuple[Path, Report]) -> Non
         plan(load_recipe(path, ["passes[1].include=['layers[1]']"]))
 
 
-@pytest.mark.usefixtures("unverified")
 @pytest.mark.parametrize("student", [{"layers": [1, 3]}, {"config": SMALL}], ids=["layers", "config"])
 def test_an_interrupted_run_ends_as_if_nothing_had_been(kitchen: Path, student: dict[str, Any]) -> None:
     sections = {"student": student, "teacher": "self", "passes": LEARN}
@@ -156,7 +149,6 @@ def test_an_interrupted_run_ends_as_if_nothing_had_been(kitchen: Path, student: 
     assert states[0] == states[1]
 
 
-@pytest.mark.usefixtures("unverified")
 def test_a_student_in_bfloat16_and_a_random_one_agree_with_the_plan(kitchen: Path) -> None:
     sections = {"student": {"config": SMALL}, "teacher": "self", "passes": [*LEARN, "quant.qat"]}
     recipe = load_recipe(
@@ -168,7 +160,6 @@ def test_a_student_in_bfloat16_and_a_random_one_agree_with_the_plan(kitchen: Pat
     assert made.model.source_bytes == weight_bytes(kitchen / "bert")
 
 
-@pytest.mark.usefixtures("unverified")
 def test_a_student_by_its_path(kitchen: Path) -> None:
     tiny.folder(kitchen / "other", layers=1, width=8)
     recipe = load_recipe(
@@ -187,7 +178,6 @@ def test_a_student_by_its_path(kitchen: Path) -> None:
         depend.protect(load_recipe(recipe, [f"output.path={kitchen / 'other'}"]))
 
 
-@pytest.mark.usefixtures("unverified")
 def test_a_student_reads_the_tokens_of_the_model(kitchen: Path) -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.add_tokens(["more"])
@@ -225,7 +215,6 @@ def test_random_weights_have_nothing_to_teach(kitchen: Path) -> None:
         run(path, say=silent, progress=False)
 
 
-@pytest.mark.usefixtures("unverified")
 def test_a_recipe_builds_on_the_student_of_another(kitchen: Path) -> None:
     write(kitchen / "first.yaml", student={"layers": [0, 2]}, teacher="self", passes=LEARN)
     model = {"recipe": "first.yaml", "task": "text-classification"}

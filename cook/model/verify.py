@@ -123,12 +123,7 @@ def _order(scratch: Path, index: int, case: Case, plain: bool) -> dict[str, Any]
 def _run(scratch: Path, orders: list[dict[str, Any]]) -> None:
     script = scratch / "order.json"
     script.write_text(json.dumps({"threads": torch.get_num_threads(), "cases": orders}), encoding="utf-8")
-    paths = [str(Path(each).absolute()) for each in sys.path if each]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-c", STRANGER, str(script)]
-    done = subprocess.run(
-        command, env=environment, cwd=scratch, capture_output=True, text=True, errors="replace", check=False
-    )
+    done = _start(script)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         reason = lines[-1] if lines else f"exit code {done.returncode}"
@@ -136,6 +131,21 @@ def _run(scratch: Path, orders: list[dict[str, Any]]) -> None:
         raise RunError(
             f"the saved folder does not load back: {reason}", where=where, hint="\n  ".join(lines[-8:])
         )
+
+
+def _start(script: Path) -> subprocess.CompletedProcess[str]:
+    """STRANGER in a process of its own, which finds the modules that this one finds."""
+    paths = [str(Path(each).absolute()) for each in sys.path if each]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, "-c", STRANGER, str(script)],
+        env=environment,
+        cwd=script.parent,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
 
 
 def _compare(expected: Tensor | Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -122,7 +120,7 @@ def recipe(root, **changes: Any) -> dict[str, Any]:
     }
 
 
-def test_a_stranger_reads_the_folder_and_cook_eval_agrees(tmp_path):
+def test_a_stranger_reads_the_folder_and_cook_eval_agrees(tmp_path, strangers):
     report = cook.run(recipe(tmp_path), say=lambda _: None, progress=False)
     facts = report.passes[0].facts
     assert (facts["tokens_before"], facts["tokens_after"], facts["own_tokens_gone"]) == (23, 21, 1)
@@ -132,13 +130,9 @@ def test_a_stranger_reads_the_folder_and_cook_eval_agrees(tmp_path):
     assert report.reload.plain
     assert evaluate(tmp_path / "out", tmp_path / "out" / "recipe.yaml") == report.model.after.metrics
     text = "the plot was very good"
-    done = subprocess.run(
-        [sys.executable, "-c", STRANGER, str(tmp_path / "out"), text],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    ids, logits, decoded = json.loads(done.stdout)
+    done = strangers.run(STRANGER, tmp_path / "out", text, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    ids, logits, decoded = json.loads(done.stderr.splitlines()[-1])
     old = tiny.tokenizer()(text)["input_ids"]
     film = 5 + tiny.WORDS.index("film")
     assert ids == [[number - (number > film) for number in old]]
@@ -148,6 +142,7 @@ def test_a_stranger_reads_the_folder_and_cook_eval_agrees(tmp_path):
     assert model(torch.tensor(ids)).logits.tolist() == logits
 
 
+@pytest.mark.usefixtures("strangers")
 def test_it_composes_with_pruned_and_rounded_embeddings_and_a_teacher(tmp_path):
     passes = [
         {"distill.logits": {}},
