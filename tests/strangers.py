@@ -13,6 +13,17 @@ from pathlib import Path
 
 from tests.server import Server, serve
 
+LOAD = """
+import sys
+import transformers
+auto_class, folder = sys.argv[1:]
+try:
+    getattr(transformers, auto_class).from_pretrained(folder)
+except Exception as error:
+    print("refused:", error)
+assert "cook" not in sys.modules, "cook was imported"
+"""
+
 
 class Strangers(Server):
     """`with Strangers() as strangers: strangers.run(source, "argument")`."""
@@ -25,6 +36,12 @@ class Strangers(Server):
         words = list(map(str, argv))
         done = self.order(source=source, argv=words, folder=str(folder))
         return subprocess.CompletedProcess(words, done.code, stderr=done.output)
+
+    def refusal(self, auto_class: str, folder: Path) -> str | None:
+        """How a process that never imports cook fails to load a folder; None where it does not."""
+        done = self.run(LOAD, auto_class, folder, folder=folder)
+        assert done.returncode == 0, done.stderr
+        return done.stderr.partition("refused:")[2] or None
 
     def start(self, script: Path) -> subprocess.CompletedProcess[str]:
         """In the place of `cook.model.verify._start`."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,13 @@ from cook.model.factorised import FactorisedEmbedding, FactorisedHead, Transpose
 from cook.model.integer import IntLinear
 from cook.model.measure import tally
 from cook.model.residual import Residual
+from cook.model.verify import verify
 from cook.passes import registered
 from cook.pipeline.deliver import INTEGERS_MAY_DIFFER
-from cook.pipeline.folding import outputs
 from cook.pipeline.rows import pass_rows
+from cook.train.tasks import find
 from tests import kitchen, tiny
-from tests.dishes import Dishes, auto_class, dealt
-from tests.kitchen import Case, serves
+from tests.kitchen import Case, Dish, Pantry, serves
 from tests.strangers import Strangers
 from tests.traces import differences, hooks
 
@@ -61,46 +60,63 @@ CASES = kitchen.cases(whole="COOK_WHOLE_MATRIX" in os.environ)
 COOKED = [case for case in CASES if tuple(name for name, _ in case.passes) not in REFUSED]
 FIGURES = {"parameters", "zeros", "sparsity", "bytes", "macs", "metrics", "removed"}
 
-STRANGER = """
-import sys
-import transformers
-auto_class, folder = sys.argv[1:]
-try:
-    getattr(transformers, auto_class).from_pretrained(folder)
-except Exception as error:
-    print("refused:", error)
-assert "cook" not in sys.modules, "cook was imported"
-"""
-
 pytestmark = pytest.mark.usefixtures("strangers")
 
 
+SHARDS = 6
+"""Groups that the cases are dealt out to: as many test processes can share the work."""
+
+
+def dealt(values: Sequence[Any]) -> list[Any]:
+    """Parameters of a test, each in one of the groups; a tuple holds several arguments."""
+    hands = [value if isinstance(value, tuple) else (value,) for value in values]
+    groups = [pytest.mark.xdist_group(f"every pass {number % SHARDS}") for number in range(len(hands))]
+    return [pytest.param(*hand, marks=group) for hand, group in zip(hands, groups, strict=True)]
+
+
 @pytest.fixture(scope="module")
-def dishes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dishes]:
+def pantry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pantry]:
     with pytest.MonkeyPatch.context() as patch:
         root = tmp_path_factory.mktemp("kitchen")
         patch.setenv("COOK_CACHE", str(root / "cache"))
-        yield Dishes(root)
+        yield Pantry(root)
 
 
-every_case = pytest.mark.parametrize("case", dealt(COOKED), ids=str)
+@pytest.fixture(scope="module")
+def dish(request: pytest.FixtureRequest, pantry: Pantry) -> Dish:
+    """What came of one case; pytest runs all tests of it before the next one is cooked."""
+    return kitchen.cook(request.param, pantry, pantry.root / str(request.param))
+
+
+@pytest.fixture(scope="module")
+def reloaded(dish: Dish) -> dict[str, Any]:
+    """What the saved folder gives in a fresh process."""
+    return verify(dish.folder, dish.batch, dish.expected, auto_class=auto_class(dish.case))
+
+
+def auto_class(case: Case) -> str:
+    return find(kitchen.TASKS.get(case.family, "text-classification")).auto_class
+
+
+every_case = pytest.mark.parametrize("dish", dealt(COOKED), ids=str, indirect=True)
 
 
 @every_case
-def test_the_plan_says_what_will_happen(case: Case, dishes: Dishes) -> None:
-    dish = dishes[case]
+def test_the_plan_says_what_will_happen(dish: Dish) -> None:
     assert {parameter.device.type for parameter in dish.meta.parameters()} == {"meta"}
     planned, after = tally(dish.meta), dish.resumed.outcome.after
     said = {effect.sizes for _, effect in dish.planned}
     if "about" in said:
-        assert after["parameters"] < tally(tiny.model(case.family)).parameters
+        assert after["parameters"] < tally(tiny.model(dish.case.family)).parameters
     elif "at most" in said:
         assert planned.parameters > after["parameters"]
         assert planned.bytes > after["bytes"]
     else:
         assert (planned.parameters, planned.bytes) == (after["parameters"], after["bytes"])
     # Of the model as loaded, or as a pass that changed its shapes at once left it.
-    source = {name for model in (tiny.model(case.family), dish.meta) for name, _ in model.named_parameters()}
+    source = {
+        name for model in (tiny.model(dish.case.family), dish.meta) for name, _ in model.named_parameters()
+    }
     for each, effect in dish.planned:
         assert set(effect.parameters) <= source, each.id
         # Of what leaves nobody knows the zeros before.
@@ -109,8 +125,7 @@ def test_the_plan_says_what_will_happen(case: Case, dishes: Dishes) -> None:
 
 
 @every_case
-def test_a_resumed_run_ends_in_the_same_bits(case: Case, dishes: Dishes) -> None:
-    dish = dishes[case]
+def test_a_resumed_run_ends_in_the_same_bits(dish: Dish) -> None:
     for state in dish.kept:
         state["run"].pop("seconds")
     assert list(differences(*dish.kept)) == []
@@ -125,9 +140,8 @@ def test_a_resumed_run_ends_in_the_same_bits(case: Case, dishes: Dishes) -> None
 
 
 @every_case
-def test_training_moved_the_model(case: Case, dishes: Dishes) -> None:
-    dish = dishes[case]
-    source = tiny.model(case.family).state_dict()
+def test_training_moved_the_model(dish: Dish) -> None:
+    source = tiny.model(dish.case.family).state_dict()
     trained = dish.kept[0]["session"]["module"]
     names = [name for name in source if f"model.{name}" in trained]  # without layers that were left out
     moved = [name for name in names if not torch.equal(trained[f"model.{name}"], source[name])]
@@ -135,9 +149,9 @@ def test_training_moved_the_model(case: Case, dishes: Dishes) -> None:
 
 
 @every_case
-def test_a_finished_model_is_plain(case: Case, dishes: Dishes) -> None:
+def test_a_finished_model_is_plain(dish: Dish) -> None:
     # That no hook is left, on modules or on the optimizer, is asserted at the end of each run.
-    model = dishes[case].resumed.model
+    model = dish.resumed.model
     ours = {type(module) for module in model.modules() if type(module).__module__.startswith("cook.")}
     made = {LowRank, Apart, Residual, FactorisedEmbedding, FactorisedHead, TransposedLinear}
     assert ours <= {IntLinear, *made}
@@ -145,11 +159,10 @@ def test_a_finished_model_is_plain(case: Case, dishes: Dishes) -> None:
 
 
 @every_case
-def test_it_is_all_in_the_report(case: Case, dishes: Dishes) -> None:
-    dish = dishes[case]
+def test_it_is_all_in_the_report(dish: Dish) -> None:
     run = dish.resumed
     rows = pass_rows(run.passes, run.outcome)
-    assert [row.name for row in rows] == [name for name, _ in case.passes]
+    assert [row.name for row in rows] == [name for name, _ in dish.case.passes]
     assert len({row.id for row in rows}) == len(rows)
     for row, each in zip(rows, run.passes, strict=True):
         value = json.loads(json.dumps(asdict(row)))
@@ -171,11 +184,10 @@ def test_it_is_all_in_the_report(case: Case, dishes: Dishes) -> None:
 
 
 @every_case
-def test_it_reloads_in_a_fresh_process(case: Case, dishes: Dishes) -> None:
-    found = dishes.reloaded(case)
-    if found["plain"] or not _integers(case):
-        assert found["exact"]
-    assert found["max_rel_difference"] <= INTEGERS_MAY_DIFFER
+def test_it_reloads_in_a_fresh_process(dish: Dish, reloaded: dict[str, Any]) -> None:
+    if reloaded["plain"] or not _integers(dish.case):
+        assert reloaded["exact"]
+    assert reloaded["max_rel_difference"] <= INTEGERS_MAY_DIFFER
 
 
 def _integers(case: Case) -> bool:
@@ -184,121 +196,33 @@ def _integers(case: Case) -> bool:
 
 @every_case
 def test_a_stranger_loads_plain_folders_and_is_refused_the_others(
-    case: Case, dishes: Dishes, strangers: Strangers
+    dish: Dish, reloaded: dict[str, Any], strangers: Strangers
 ) -> None:
-    saved = dishes[case].folder
-    done = strangers.run(STRANGER, auto_class(case.family), saved, folder=saved)
-    assert done.returncode == 0, done.stderr
-    assert ("refused:" in done.stderr) != dishes.reloaded(case)["plain"], done.stderr
+    refusal = strangers.refusal(auto_class(dish.case), dish.folder)
+    assert (refusal is None) == reloaded["plain"], refusal
 
 
 @pytest.mark.parametrize("case", dealt([case for case in CASES if case not in COOKED]), ids=str)
-def test_a_conflict_is_refused_in_the_plan(case: Case, dishes: Dishes) -> None:
+def test_a_conflict_is_refused_in_the_plan(case: Case, pantry: Pantry, tmp_path: Path) -> None:
     with pytest.raises(CookError) as caught:
-        dishes[case]
+        kitchen.cook(case, pantry, tmp_path)
     assert caught.value.where is not None
     assert "passes[" in caught.value.where
     assert caught.value.hint
 
 
-TRAINED = {("quant.qat", 1)}
-"""Examples with an option that needs training, where the pass itself does not."""
-EXAMPLES = [(name, number) for name, cls in registered().items() for number in range(len(cls.examples))]
 UNSERVED = [(name, family) for name in registered() for family in tiny.FAMILIES if not serves(name, family)]
 
 
 @pytest.mark.parametrize(("name", "family"), dealt(UNSERVED))
-def test_a_pass_is_refused_on_models_that_it_is_not_for(name: str, family: str, dishes: Dishes) -> None:
+def test_a_pass_is_refused_on_models_that_it_is_not_for(
+    name: str, family: str, pantry: Pantry, tmp_path: Path
+) -> None:
     case = Case(family, ((name, 0),))
     with pytest.raises(CookError) as caught:
-        dishes[case]
+        kitchen.cook(case, pantry, tmp_path)
     assert "passes[0]" in (caught.value.where or "")
     config = {"version": 1, "passes": kitchen.steps(case, trains=False)}
     with pytest.raises(CookError) as caught:
         cook.apply(tiny.model(family), config, tokenizer=tiny.tokenizer())
     assert "passes[0]" in (caught.value.where or "")
-
-
-def present(case: Case) -> dict[str, Any]:
-    """A teacher, calibration examples and a tokenizer, where the passes want them."""
-    wants = kitchen.wants(case)
-    found: dict[str, Any] = {"teacher": "self"} if "teacher" in wants else {}
-    if "calibration" in wants:
-        found["calibration"] = [tiny.batch(case.family, size=16, seed=seed) for seed in range(2)]
-    if "tokenizer" in wants:
-        found["tokenizer"] = tiny.tokenizer()
-    return found
-
-
-def texts() -> dict[str, Any]:
-    """Rows of all words, for passes that read the run's own texts."""
-    said = " ".join(kitchen.SPOKEN)
-    return {"train": [{"sentence": said, "label": label} for label in ("negative", "positive")]}
-
-
-SERVED = [
-    (name, number, family) for name, number in EXAMPLES for family in tiny.FAMILIES if serves(name, family)
-]
-
-
-@pytest.mark.parametrize(("name", "number", "family"), dealt(SERVED))
-def test_apply_acts_at_once_or_says_what_it_needs(name: str, number: int, family: str) -> None:
-    model = tiny.model(family).eval()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    case = Case(family, ((name, number),))
-    config = {"version": 1, "passes": kitchen.steps(case, trains=False)}
-    wants, given = kitchen.wants(case), present(case)
-    if "calibration" in wants and "training" not in wants:
-        with pytest.raises(CookError, match="needs examples to look at") as caught:
-            cook.apply(model, config)
-        assert "passes[0]" in (caught.value.where or "")
-    if "tokenizer" in wants:
-        given["data"] = texts()
-    if "training" in wants or (name, number) in TRAINED:
-        with pytest.raises(CookError, match="needs training") as caught:
-            cook.apply(model, config, **given)
-        assert "passes[0]" in (caught.value.where or "")
-        assert list(differences(before, model.state_dict())) == []
-    else:
-        result = cook.apply(model, config, **given)
-        assert result.model is model
-        (row,) = result.report.passes
-        assert row.facts
-        assert row.after.bytes < row.before.bytes or row.after.zeros > row.before.zeros
-    assert hooks(model) == {}
-
-
-@pytest.mark.parametrize(("name", "number"), dealt(EXAMPLES))
-def test_attach_serves_a_loop_of_ones_own(name: str, number: int, tmp_path: Path) -> None:
-    served = [family for family in tiny.FAMILIES if serves(name, family)]
-    family = served[EXAMPLES.index((name, number)) % len(served)]
-    model = tiny.model(family).train()
-    case = Case(family, ((name, number),))
-    given = present(case)
-    if "teacher" in given:
-        given["teacher"] = copy.deepcopy(model)
-    passes = kitchen.steps(case)
-    if "tokenizer" in given:
-        (tmp_path / "words.txt").write_text(" ".join(kitchen.SPOKEN), encoding="utf-8")
-        passes[0][name]["corpora"] = [str(tmp_path / "words.txt")]
-    config = {"version": 1, "passes": passes}
-    batch = tiny.batch(family)
-    with cook.attach(model, config, total_steps=4, **given) as session:
-        optimizer = torch.optim.AdamW(session.module.parameters(), lr=0.01)
-        session.bind(optimizer)
-        for step in range(4):
-            session.before_step(step)
-            terms = session.module(batch)
-            assert "task" in terms
-            optimizer.zero_grad()
-            torch.stack(list(terms.values())).sum().backward()
-            optimizer.step()
-            session.after_step()
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        numbers = session.renumbering
-        trained = outputs(model, numbers.known(inputs) if numbers else inputs)["logits"]
-        session.finish()
-        inputs = numbers(inputs) if numbers else inputs
-    assert session.facts.keys() == {name}
-    assert hooks(model) == {}
-    assert torch.allclose(outputs(model, inputs)["logits"], trained, atol=1e-5)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -159,21 +157,9 @@ def test_tying_by_transformers_leaves_all_as_it_is(tmp_path):
     assert torch.equal(back(tokens).logits, wanted)
 
 
-STRANGER = """
-import sys, transformers
-try:
-    transformers.AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
-except Exception as error:
-    print("refused", error)
-"""
-
-
-def test_a_process_without_cook_refuses_the_folder(tmp_path):
+def test_a_process_without_cook_refuses_the_folder(tmp_path, strangers):
     made("bert", "plain").save_pretrained(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", STRANGER, str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert done.stdout.startswith("refused"), done.stderr
+    assert strangers.refusal("AutoModelForSequenceClassification", tmp_path)
 
 
 def blueprint(*edits: tuple[str, str, dict[str, Any]]) -> Blueprint:

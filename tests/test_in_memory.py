@@ -1,0 +1,107 @@
+"""Every registered pass on a model in memory: by `cook.apply`, and by `cook.attach` in one's own loop."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import cook
+from cook.errors import CookError
+from cook.passes import registered
+from cook.pipeline.folding import outputs
+from tests import kitchen, tiny
+from tests.kitchen import Case, serves
+from tests.traces import differences, hooks
+
+TRAINED = {("quant.qat", 1)}
+"""Examples with an option that needs training, where the pass itself does not."""
+EXAMPLES = [(name, number) for name, cls in registered().items() for number in range(len(cls.examples))]
+
+
+def present(case: Case) -> dict[str, Any]:
+    """A teacher, calibration examples and a tokenizer, where the passes want them."""
+    wants = kitchen.wants(case)
+    found: dict[str, Any] = {"teacher": "self"} if "teacher" in wants else {}
+    if "calibration" in wants:
+        found["calibration"] = [tiny.batch(case.family, size=16, seed=seed) for seed in range(2)]
+    if "tokenizer" in wants:
+        found["tokenizer"] = tiny.tokenizer()
+    return found
+
+
+def texts() -> dict[str, Any]:
+    """Rows of all words, for passes that read the run's own texts."""
+    said = " ".join(kitchen.SPOKEN)
+    return {"train": [{"sentence": said, "label": label} for label in ("negative", "positive")]}
+
+
+SERVED = [
+    (name, number, family) for name, number in EXAMPLES for family in tiny.FAMILIES if serves(name, family)
+]
+
+
+@pytest.mark.parametrize(("name", "number", "family"), SERVED)
+def test_apply_acts_at_once_or_says_what_it_needs(name: str, number: int, family: str) -> None:
+    model = tiny.model(family).eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    case = Case(family, ((name, number),))
+    config = {"version": 1, "passes": kitchen.steps(case, trains=False)}
+    wants, given = kitchen.wants(case), present(case)
+    if "calibration" in wants and "training" not in wants:
+        with pytest.raises(CookError, match="needs examples to look at") as caught:
+            cook.apply(model, config)
+        assert "passes[0]" in (caught.value.where or "")
+    if "tokenizer" in wants:
+        given["data"] = texts()
+    if "training" in wants or (name, number) in TRAINED:
+        with pytest.raises(CookError, match="needs training") as caught:
+            cook.apply(model, config, **given)
+        assert "passes[0]" in (caught.value.where or "")
+        assert list(differences(before, model.state_dict())) == []
+    else:
+        result = cook.apply(model, config, **given)
+        assert result.model is model
+        (row,) = result.report.passes
+        assert row.facts
+        assert row.after.bytes < row.before.bytes or row.after.zeros > row.before.zeros
+    assert hooks(model) == {}
+
+
+@pytest.mark.parametrize(("name", "number"), EXAMPLES)
+def test_attach_serves_a_loop_of_ones_own(name: str, number: int, tmp_path: Path) -> None:
+    served = [family for family in tiny.FAMILIES if serves(name, family)]
+    family = served[EXAMPLES.index((name, number)) % len(served)]
+    model = tiny.model(family).train()
+    case = Case(family, ((name, number),))
+    given = present(case)
+    if "teacher" in given:
+        given["teacher"] = copy.deepcopy(model)
+    passes = kitchen.steps(case)
+    if "tokenizer" in given:
+        (tmp_path / "words.txt").write_text(" ".join(kitchen.SPOKEN), encoding="utf-8")
+        passes[0][name]["corpora"] = [str(tmp_path / "words.txt")]
+    config = {"version": 1, "passes": passes}
+    batch = tiny.batch(family)
+    with cook.attach(model, config, total_steps=4, **given) as session:
+        optimizer = torch.optim.AdamW(session.module.parameters(), lr=0.01)
+        session.bind(optimizer)
+        for step in range(4):
+            session.before_step(step)
+            terms = session.module(batch)
+            assert "task" in terms
+            optimizer.zero_grad()
+            torch.stack(list(terms.values())).sum().backward()
+            optimizer.step()
+            session.after_step()
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        numbers = session.renumbering
+        trained = outputs(model, numbers.known(inputs) if numbers else inputs)["logits"]
+        session.finish()
+        inputs = numbers(inputs) if numbers else inputs
+    assert session.facts.keys() == {name}
+    assert hooks(model) == {}
+    assert torch.allclose(outputs(model, inputs)["logits"], trained, atol=1e-5)
