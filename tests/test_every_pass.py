@@ -51,6 +51,8 @@ REFUSED = {
     ("distill.minilm", "prune.layers"),
     *((name, "prune.layerdrop") for name in ("distill.minilm", "distill.tinybert")),
     *(("prune.layerdrop", name) for name in ("distill.minilm", "distill.tinybert")),
+    # Two factors are made of a layer before it shares them, or each would be given its own.
+    ("share.layers", "lowrank.linear"),
     # Layers that share are left out only before they do; of two, one would be left to share with none.
     *((name, "share.layers") for name in ("prune.layers", "prune.layerdrop")),
     *(("share.layers", name) for name in ("prune.layers", "prune.layerdrop")),
