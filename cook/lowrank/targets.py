@@ -117,7 +117,11 @@ def _check(owner: Pass, model: nn.Module, names: Sequence[str]) -> None:
             raise owner.error(f"{name} holds integers, which have no factors", option="include", hint=hint)
         if others := [other for other in holders[id(own.weight)] if other != name]:
             message = f"the weight of {name} is that of {others[0]} too, which two factors cannot be"
-            raise owner.error(message, option="include", hint=f"leave it out: exclude: [{name}]")
+            raise owner.error(
+                message,
+                option="include",
+                hint="where layers share, lowrank.linear goes above share.layers; or leave it out",
+            )
 
 
 def _fused(anatomy: Anatomy) -> Mapping[str, tuple[list[int], int | None]]:
