@@ -12,7 +12,7 @@ demo: $(READY)
 	@$(VENV)/bin/cook run recipes/quickstart.yaml --force
 
 test: lint
-	$(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 8
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

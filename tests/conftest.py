@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -12,11 +14,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NO_COLOR", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+DEALT, SHARDS = {"tests/test_every_pass.py"}, 6
+"""Files whose cases are dealt out to as many test processes."""
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """One process takes all tests of a file, for they share fixtures, but those that name their own group."""
-    if item.get_closest_marker("xdist_group") is None:
-        item.add_marker(pytest.mark.xdist_group(item.location[0]))
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One process takes all tests of a file, which share fixtures; of a file that is dealt out, of a case."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            _, _, case = test.partition("[")
+            return f"{file} {crc32(case.encode()) % SHARDS}" if file in DEALT else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -65,17 +65,6 @@ FIGURES = {"parameters", "zeros", "sparsity", "bytes", "macs", "metrics", "remov
 pytestmark = pytest.mark.usefixtures("strangers")
 
 
-SHARDS = 6
-"""Groups that the cases are dealt out to: as many test processes can share the work."""
-
-
-def dealt(values: Sequence[Any]) -> list[Any]:
-    """Parameters of a test, each in one of the groups; a tuple holds several arguments."""
-    hands = [value if isinstance(value, tuple) else (value,) for value in values]
-    groups = [pytest.mark.xdist_group(f"every pass {number % SHARDS}") for number in range(len(hands))]
-    return [pytest.param(*hand, marks=group) for hand, group in zip(hands, groups, strict=True)]
-
-
 @pytest.fixture(scope="module")
 def pantry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pantry]:
     with pytest.MonkeyPatch.context() as patch:
@@ -100,7 +89,7 @@ def auto_class(case: Case) -> str:
     return find(kitchen.TASKS.get(case.family, "text-classification")).auto_class
 
 
-every_case = pytest.mark.parametrize("dish", dealt(COOKED), ids=str, indirect=True)
+every_case = pytest.mark.parametrize("dish", COOKED, ids=str, indirect=True)
 
 
 @every_case
@@ -207,7 +196,7 @@ def test_a_stranger_loads_plain_folders_and_is_refused_the_others(
     assert (refusal is None) == reloaded["plain"], refusal
 
 
-@pytest.mark.parametrize("case", dealt([case for case in CASES if case not in COOKED]), ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if case not in COOKED], ids=str)
 def test_a_conflict_is_refused_in_the_plan(case: Case, pantry: Pantry, tmp_path: Path) -> None:
     with pytest.raises(CookError) as caught:
         kitchen.cook(case, pantry, tmp_path)
@@ -219,7 +208,7 @@ def test_a_conflict_is_refused_in_the_plan(case: Case, pantry: Pantry, tmp_path:
 UNSERVED = [(name, family) for name in registered() for family in tiny.FAMILIES if not serves(name, family)]
 
 
-@pytest.mark.parametrize(("name", "family"), dealt(UNSERVED))
+@pytest.mark.parametrize(("name", "family"), UNSERVED)
 def test_a_pass_is_refused_on_models_that_it_is_not_for(
     name: str, family: str, pantry: Pantry, tmp_path: Path
 ) -> None:
