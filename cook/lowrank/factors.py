@@ -25,7 +25,8 @@ class Spectrum:
     """The directions of a matrix, those first that are worth most.
 
     Attributes:
-        worth: [k], k = min(out, in): the square of what is lost with each. Their sum is all there is.
+        worth: [k], k = min(out, in): the square of what is lost with each. Their sum is all there is; with
+            data, a sum over all tokens.
         left: [out, k], and
         right: [k, in]: the matrix is `left @ right`.
         jitter: the share of the mean diagonal that the Gram matrix needed.
@@ -45,6 +46,16 @@ class Spectrum:
         lengths = up.norm(dim=0), down.norm(dim=1)
         ratio = torch.where((lengths[0] > 0) & (lengths[1] > 0), lengths[1] / lengths[0], 1.0).sqrt()
         return up * ratio, down / ratio[:, None]
+
+    def moving(self, sensitivity: Tensor) -> Tensor:
+        """What the worth of each direction moves the model's output by, [k], squared and summed over tokens.
+
+        As if what lies along a direction were unrelated to how much it moves there.
+
+        Args:
+            sensitivity: [out], from `cook.lowrank.sensitivity`.
+        """
+        return self.worth * (self.left.square().t() @ sensitivity.to(self.left))
 
     def lost(self, rank: int) -> float:
         """The share of all worth that is lost with this rank."""

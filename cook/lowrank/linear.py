@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from cook.errors import CookError
 from cook.lowrank.asked import Ranks, chosen, costs, guessed, told
 from cook.lowrank.factors import Spectrum
 from cook.lowrank.options import OPTIONS, WAYS
+from cook.lowrank.sensitivity import sensitivities
 from cook.lowrank.spectra import Spectra
 from cook.lowrank.targets import Target, named_in_ranks, targets
 from cook.model import surgery
@@ -130,7 +132,11 @@ class LowRankLinear(Pass):
         worst = max(errors, key=errors.__getitem__)
         mean = sum(errors.values()) / len(errors)
         told_of = {"mean": mean, "worst": errors[worst], "worst_of": worst}
-        return found | {"error": told_of, "tokens": self.spectra.tokens, "jitter": self.spectra.jitter}
+        return found | {
+            "error": told_of,
+            "tokens": max(self.spectra.tokens_of.values()),
+            "jitter": self.spectra.jitter,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {"ranks": list(self.ranks)}
@@ -142,9 +148,6 @@ class LowRankLinear(Pass):
 
     def _targets(self, anatomy: Anatomy) -> tuple[list[Edit], list[Target]]:
         """The edits that take fused layers apart, and the matrices."""
-        if anatomy.family is not None and anatomy.mixed and self.method == "data":
-            message = f"a {anatomy.kind} model has an encoder and a decoder, which cook cannot calibrate yet"
-            raise self.error(message, option="method", hint="method: fisher or svd")
         splits, several = targets(self, anatomy)
         return (
             (splits, several)
@@ -155,9 +158,26 @@ class LowRankLinear(Pass):
     def _chosen(self, session: Session) -> Ranks:
         """The ranks that the spectra of the model as it is say."""
         each_costs, allowed = costs(self, session, self.targets)
-        worths = {name: spectrum.worth for name, spectrum in self._walk()}
+        moved = self._sensitivities(session)
+        worths = {name: self._worth(spectrum, name, moved) for name, spectrum in self._walk()}
         ordered = [worths[each.name] for each in self.targets]
         return chosen(self, self.targets, ordered, each_costs, allowed)
+
+    def _sensitivities(self, session: Session) -> dict[str, Tensor] | None:
+        if self.method != "data" or self.given["energy"] is not None:
+            return None
+        names = [each.name for each in self.targets]
+        return sensitivities(session.model, session.examples(self.given["rows"]), names)
+
+    def _worth(self, spectrum: Spectrum, name: str, moved: Mapping[str, Tensor] | None) -> Tensor:
+        """Of a target's directions, in a unit that all targets have.
+
+        How much a layer's outputs change says little of how much that matters: where most of them is one
+        direction, all others would look cheap. So data are asked what it moves; weights are not.
+        """
+        if moved is None:
+            return spectrum.worth / spectrum.worth.sum().clamp_min(torch.finfo(torch.float64).tiny)
+        return spectrum.moving(moved[name]) / self.spectra.tokens_of[name]
 
     def _agreed(self, session: Session, ranks: Ranks) -> Ranks:
         """Those of the first process: equal sums may end in other last digits, and shapes must be alike."""

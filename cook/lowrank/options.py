@@ -55,12 +55,13 @@ OPTIONS: dict[str, Any] = {
         "additionalProperties": False,
         "minProperties": 1,
         "default": None,
-        "description": "share of the whole model that is left, spread over the targets by what each loses",
+        "description": "share of the whole model that is left, spread over the targets as with `spread`",
     },
     "spread": {
         "type": "boolean",
         "default": False,
-        "description": "spread the share of parameters over the targets by what each loses",
+        "description": "spread the share of parameters over the targets: by how far what each loses moves the"
+        " model's outputs (data), or by the share of its energy that it loses",
     },
     "multiple": {
         "enum": [1, 8, 16, 32, 64],

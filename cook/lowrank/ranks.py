@@ -68,10 +68,10 @@ def spread(
     budget: float,
     multiple: int = 1,
 ) -> list[int | None]:
-    """Ranks for one budget: directions go in the order of the share of their matrix's worth per cost.
+    """Ranks for one budget: directions go by their worth per cost, those of each matrix in their order.
 
     Args:
-        worths: [k] of each matrix, the largest first.
+        worths: [k] of each matrix, in the order in which a rank takes them; all in one unit.
         sizes: (out, in) of each.
         costs: what each whole matrix costs; its factors cost that by the numbers that they have.
         budget: what all of them may cost together at most.
@@ -110,10 +110,9 @@ def spread(
 def _choices(
     worth: Tensor, size: tuple[int, int], cost: float, multiple: int
 ) -> list[tuple[int | None, float, float]]:
-    """(rank, cost, share of the worth that is lost) of all that a matrix can be, the cheapest first."""
+    """(rank, cost, worth that is lost) of all that a matrix can be, the cheapest first."""
     out, in_ = size
-    total = max(float(worth.sum()), torch.finfo(torch.float64).tiny)
-    lost = 1 - worth.double().cumsum(0) / total
+    lost = worth.double().flip(0).cumsum(0).flip(0) - worth.double()
     one = cost * (out + in_) / (out * in_)
     ranks = range(multiple, worthwhile(out, in_) + 1, multiple)
     return [*((rank, rank * one, float(lost[rank - 1])) for rank in ranks), (None, cost, 0.0)]

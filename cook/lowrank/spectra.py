@@ -35,7 +35,7 @@ class Spectra:
         dtype: that Gram matrices are summed in.
 
     Attributes:
-        tokens: valid tokens of the examples, with `data`.
+        tokens_of: by target, with `data`: the valid tokens of the examples.
         jitter: the largest that a Gram matrix needed.
     """
 
@@ -45,7 +45,8 @@ class Spectra:
         self._anatomy, self._method, self._names = anatomy, method, list(names)
         self._examples, self._dtype = examples, dtype
         self._information: dict[str, Tensor] | None = None
-        self.tokens, self.jitter = 0, 0.0
+        self.tokens_of: dict[str, int] = {}
+        self.jitter = 0.0
 
     def __iter__(self) -> Iterator[tuple[str, Spectrum]]:
         """Each target's name and spectrum; all of them, in the order in which they can be changed.
@@ -91,7 +92,7 @@ class Spectra:
                 yield name, spectrum
 
     def _check(self, name: str, width: int, found: Statistic) -> None:
-        self.tokens = max(self.tokens, found.tokens)
+        self.tokens_of[name] = found.tokens
         if found.tokens < width:
             raise CookError(
                 f"found {found.tokens} calibration tokens for the {width} inputs of {name},"

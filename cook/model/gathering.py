@@ -78,13 +78,33 @@ def valid_tokens(batch: Mapping[str, Tensor]) -> Tensor | None:
     Raises:
         CookError: its mask tells more than that.
     """
-    mask = batch.get("attention_mask")
+    return _told(batch, "attention_mask")
+
+
+def answered_tokens(batch: Mapping[str, Tensor]) -> Tensor | None:
+    """The same of what the decoder after an encoder gets: its own mask, or the tokens that have a label.
+
+    One that is given neither (a classifier) gets the encoder's tokens.
+
+    Raises:
+        CookError: its mask tells more than that.
+    """
+    if "decoder_attention_mask" in batch:
+        return _told(batch, "decoder_attention_mask")
+    labels = batch.get("labels")
+    if labels is not None and labels.ndim == 2 and not labels.is_floating_point():
+        return labels != -100
+    return None if "decoder_input_ids" in batch else valid_tokens(batch)
+
+
+def _told(batch: Mapping[str, Tensor], name: str) -> Tensor | None:
+    mask = batch.get(name)
     if mask is None or bool(mask.all()):
         return None
     if mask.ndim != 2:
         found = " x ".join(map(str, mask.shape))
         raise CookError(
-            f"found an attention_mask of {found}, expected [examples, tokens]",
+            f"found {name} of {found}, expected [examples, tokens]",
             where="calibration",
             hint="padding is told by it",
         )

@@ -7,14 +7,16 @@
 
 Each layer is met with what the layers before it give *now*, after they were changed. What is kept is what
 enters one layer: examples x tokens x width numbers, and the sums of that layer's statistics. A layer runs
-twice, once for the statistics and once, changed, for the next one's inputs.
+twice, once for the statistics and once, changed, for the next one's inputs. A decoder after an encoder starts
+from what the changed encoder gives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, TypeVar
 
 import torch
@@ -22,9 +24,10 @@ from torch import Tensor, nn
 
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
-from cook.model.gathering import Gathering, Kind, valid_tokens
+from cook.model.gathering import Gathering, Kind, answered_tokens, valid_tokens
 from cook.model.hooks import Hooks
 from cook.model.measure import evaluating
+from cook.model.memory import returned
 from cook.model.statistics import Statistic
 from cook.model.targets import within
 
@@ -43,15 +46,23 @@ class _Call:
         hidden: [batch, tokens, width], what the layer before gave.
         given: the other arguments of each layer, by its number, or those of all of them.
         valid: which tokens are no padding, bool [batch, tokens]; None: all.
+        source: the same of the encoder's tokens, in a decoder.
     """
 
     hidden: Tensor
     given: list[tuple[tuple[Any, ...], dict[str, Any]]]
     valid: Tensor | None
+    source: Tensor | None = None
 
     def arguments(self, layer: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         rest, named = self.given[layer if len(self.given) > 1 else 0]
         return (self.hidden, *rest), named
+
+    def valid_of(self, inputs: Tensor, layer: int) -> Tensor | None:
+        """Which of a linear layer's inputs are no padding; what the encoder gave is handed on as it is."""
+        rest, named = self.arguments(layer)
+        handed_on = any(inputs is each for each in (*rest[1:], *named.values()))
+        return self.source if handed_on else self.valid
 
 
 class Layerwise:
@@ -63,32 +74,38 @@ class Layerwise:
             counts.
 
     Raises:
-        CookError: there are no examples, or the layers are not run one after another, each once; a decoder
-            after an encoder, whose layers get what no layer before them gave.
+        CookError: there are no examples, or the layers are not run one after another, each once.
     """
 
     def __init__(self, anatomy: Anatomy, batches: Iterable[Mapping[str, Tensor]]):
-        if anatomy.mixed:
-            raise CookError(
-                f"a {anatomy.kind} model has an encoder and a decoder, and is not seen layer by layer yet",
-                hint="use a method that looks at no examples, such as magnitude",
-            )
         self._model = anatomy.model
-        self._names = anatomy.layers
-        self._layers = [self._model.get_submodule(name) for name in self._names]
-        self._calls: list[_Call] = []
-        self._at = 0
-        self._record(batches)
+        self._stacks = [
+            list(names) for _, names in groupby(anatomy.layers, lambda name: id(anatomy.stacks[name]))
+        ]
+        # Only a decoder after an encoder needs them again.
+        self._batches = list(batches) if len(self._stacks) > 1 else batches
+        with returned():
+            self._enter(0)
         if not self._calls:
             raise CookError("there are no calibration examples to look at", hint="give some batches")
 
     def __iter__(self) -> Iterator[str]:
         """The name of each layer, when its inputs are those that the layers before it give."""
-        for number, name in enumerate(self._names):
-            self._at = number
-            yield name
-            if self._at + 1 < len(self._names):
-                self._advance()
+        with returned():
+            for number, names in enumerate(self._stacks):
+                if number:
+                    self._enter(number)
+                for self._at, name in enumerate(names):
+                    yield name
+                    if name != names[-1]:
+                        self._advance()
+
+    def _enter(self, stack: int) -> None:
+        """In front of the first layer of a stack."""
+        self._layers = [self._model.get_submodule(name) for name in self._stacks[stack]]
+        self._calls: list[_Call] = []
+        self._at = 0
+        self._record(self._batches, decodes=stack > 0)
 
     @torch.no_grad()
     def statistics(
@@ -113,12 +130,12 @@ class Layerwise:
         state, hooks = Gathering(kind, own or {}), Hooks()
         order: list[str] = []
         last: str | None = None
-        valid: Tensor | None = None
+        call: _Call
 
         def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
                 order.append(name)
-                state.add(name, module, inputs[0], valid)
+                state.add(name, module, inputs[0], call.valid_of(inputs[0], self._at))
                 if name == last:
                     raise _Enough
 
@@ -131,7 +148,6 @@ class Layerwise:
                 for call in self._calls:
                     state.added.clear()
                     order.clear()
-                    valid = call.valid
                     with suppress(_Enough):
                         self._run(call)
                     # What comes behind the last of them need not run, if each runs once.
@@ -143,23 +159,22 @@ class Layerwise:
         return state.found
 
     @torch.no_grad()
-    def _record(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
-        """Keep what enters the first layer, and what every layer gets beside it."""
-        config = getattr(self._model, "config", None)
-        caches, alike = getattr(config, "use_cache", None), False
-        try:
-            if caches:
-                config.use_cache = False  # type: ignore[union-attr]  # a cache would grow with every run
-            with evaluating(self._model):
-                for batch in batches:
-                    met = self._meet(batch, self._layers[:1] if alike else self._layers)
-                    given = [(rest, named) for _, rest, named in met]
-                    alike = alike or all(_same(given[0], other) for other in given[1:])
-                    given = given[:1] if alike else given
-                    self._calls.append(_Call(met[0][0], given, valid_tokens(batch)))
-        finally:
-            if caches:
-                config.use_cache = caches  # type: ignore[union-attr]
+    def _record(self, batches: Iterable[Mapping[str, Tensor]], decodes: bool) -> None:
+        """Keep what enters the first layer, and what every layer gets beside it.
+
+        Args:
+            decodes: the layers are a decoder's, after an encoder.
+        """
+        alike = False
+        with _without_cache(self._model), evaluating(self._model):
+            for batch in batches:
+                met = self._meet(batch, self._layers[:1] if alike else self._layers)
+                given = [(rest, named) for _, rest, named in met]
+                alike = alike or all(_same(given[0], other) for other in given[1:])
+                given = given[:1] if alike else given
+                source = valid_tokens(batch)
+                valid = answered_tokens(batch) if decodes else source
+                self._calls.append(_Call(met[0][0], given, valid, source))
 
     def _meet(self, batch: Mapping[str, Tensor], layers: Sequence[nn.Module]) -> list[Any]:
         """(hidden states, other arguments, named ones) of each layer; the forward ends before the last."""
@@ -200,6 +215,21 @@ class Layerwise:
                 call.hidden = output if isinstance(output, Tensor) else output[0]
 
 
+@contextmanager
+def _without_cache(model: nn.Module) -> Iterator[None]:
+    """No key-value cache inside, which would grow with every run of a layer."""
+    # Parts of a model may have a copy of the config.
+    configs = {id(config): config for each in model.modules() if (config := getattr(each, "config", None))}
+    caching = [config for config in configs.values() if getattr(config, "use_cache", None)]
+    try:
+        for config in caching:
+            config.use_cache = False
+        yield
+    finally:
+        for config in caching:
+            config.use_cache = True
+
+
 def _same(one: Any, other: Any) -> bool:
     """Whether two layers' arguments are the same objects, or equal plain values."""
     if one is other:
@@ -226,6 +256,8 @@ def throughout(
         CookError: there are no examples, or a target is not run.
     """
     state, hooks = Gathering(kind, own or {}), Hooks()
+    # What lies outside of the layers of an encoder and a decoder reads what the decoder gives.
+    decodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     valid: Tensor | None = None
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -241,7 +273,7 @@ def throughout(
         with evaluating(model):
             for batch in batches:
                 state.added.clear()
-                valid = valid_tokens(batch)
+                valid = answered_tokens(batch) if decodes else valid_tokens(batch)
                 model(**batch)
     finally:
         hooks.close()

@@ -3,15 +3,16 @@
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForSeq2SeqLM, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
-from cook.model.layerwise import Layerwise
+from cook.model.layerwise import Layerwise, throughout
 from cook.model.linear import is_linear
 from cook.model.statistics import Gram
 from cook.model.targets import within
 from tests import tiny
+from tests.model import families
 from tests.traces import hooks
 
 
@@ -65,6 +66,79 @@ def test_statistics_are_those_of_the_model_as_it_is_by_then(family):
     assert met == Anatomy(model).layers
     assert model.training
     assert hooks(model) == {}
+
+
+def seq2seq(family, *, mask=False, seed=0):
+    """Two batches: texts padded to the right, answers of other lengths than the texts."""
+    made = []
+    for number in (2 * seed, 2 * seed + 1):
+        batch = families.batch(family, seed=number)
+        labels = torch.randint(5, 23, (3, 4), generator=torch.Generator().manual_seed(number))
+        labels[1, 3:] = labels[2, 2:] = -100
+        batch["labels"] = labels
+        if mask:
+            batch["decoder_attention_mask"] = (labels != -100).long()
+            del batch["labels"]
+            batch["decoder_input_ids"] = labels.clamp_min(0)
+        made.append(batch)
+    return made
+
+
+@torch.no_grad()
+def slow_gram_of_pairs(model, name, batches):
+    """The reference, where a module reads either the text's tokens or the answer's."""
+    of_text = ".encoder." in f".{name}" or (
+        any(part in name for part in ("EncDecAttention", "encoder_attn"))
+        and name.rpartition(".")[2] in ("k", "v", "k_proj", "v_proj")
+    )
+    total, tokens, kept = 0, 0, []
+    handle = model.get_submodule(name).register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+    for batch in batches:
+        model(**batch)
+    handle.remove()
+    for inputs, batch in zip(kept, batches, strict=True):
+        if of_text:
+            real = batch["attention_mask"].bool()
+        elif "labels" in batch:
+            real = batch["labels"] != -100
+        else:
+            real = batch["decoder_attention_mask"].bool()
+        for vector in inputs[real].double():
+            total, tokens = total + torch.outer(vector, vector), tokens + 1
+    return total, tokens
+
+
+@pytest.mark.parametrize("mask", [False, True], ids=["labels", "mask"])
+@pytest.mark.parametrize("family", families.ENCODER_DECODER)
+def test_a_decoder_meets_what_the_changed_encoder_gives(family, mask):
+    torch.manual_seed(0)
+    config = families.made(family).config
+    model = AutoModelForSeq2SeqLM.from_config(config).eval()
+    inputs = seq2seq(family, mask=mask)
+    way, met = Layerwise(Anatomy(model), iter(inputs)), []
+    for layer in way:
+        met.append(layer)
+        targets = linears(model, layer)
+        found = way.statistics(targets, Gram)
+        for name in targets:
+            expected, tokens = slow_gram_of_pairs(model, name, inputs)
+            assert found[name].tokens == tokens, name
+            assert torch.allclose(found[name].value.double(), expected, rtol=1e-4, atol=1e-4), name
+        for name in targets:
+            model.get_submodule(name).weight.data.mul_(-0.5)
+    assert met == Anatomy(model).layers
+    assert len(met) == 4
+    assert hooks(model) == {}
+
+
+@pytest.mark.parametrize("family", families.ENCODER_DECODER)
+def test_the_head_of_a_decoder_reads_the_answers_tokens(family):
+    model = AutoModelForSeq2SeqLM.from_config(families.made(family).config).eval()
+    inputs = seq2seq(family)
+    found = throughout(model, inputs, ["lm_head"], lambda *given: Gram(*given))["lm_head"]
+    expected, tokens = slow_gram_of_pairs(model, "lm_head", inputs)
+    assert found.tokens == tokens
+    assert torch.allclose(found.value.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_what_gets_the_same_tensor_shares_a_statistic():

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForSeq2SeqLM, GPT2Config, GPT2LMHeadModel
 
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
@@ -12,7 +12,7 @@ from cook.model.linear import matrix
 from cook.train.calibration import given
 from tests import bound, tiny
 from tests.model import families
-from tests.model.test_layerwise import slow_gram
+from tests.model.test_layerwise import seq2seq, slow_gram, slow_gram_of_pairs
 from tests.prune.test_pattern import slow_pattern
 from tests.prune.test_sparsegpt import slow_sparsegpt
 from tests.prune.test_wanda import slow_rows
@@ -31,12 +31,12 @@ def session(model, options, examples, *, steps=0):
 
 
 @torch.no_grad()
-def slowly(model, names, options, examples):
+def slowly(model, names, options, examples, gram=slow_gram):
     """Every layer with hooks on a whole forward of the model, whose earlier layers are already pruned."""
     for layer in Anatomy(model).layers:
         inside = [name for name in names if name.startswith(f"{layer}.")]
         # Within a layer the statistics are those of before it was touched.
-        grams = {name: slow_gram(model, name, examples)[0] for name in inside}
+        grams = {name: gram(model, name, examples)[0] for name in inside}
         for name in inside:
             weight = matrix(model.get_submodule(name))
             pattern = tuple(map(int, options["pattern"].split(":"))) if "pattern" in options else None
@@ -193,10 +193,15 @@ def test_examples_are_needed_and_layers_too():
         session(model, {"method": "wanda", "sparsity": 0.5}, batches())
 
 
-@pytest.mark.parametrize("family", ["bart", "t5"])
-def test_encoder_decoders_are_refused(family):
-    model = families.made(family)
-    with pytest.raises(CookError, match="has an encoder and a decoder") as told:
-        session(model, {"method": "wanda", "sparsity": 0.5}, [families.batch(family)])
-    assert "magnitude" in told.value.hint
-    assert not told.value.where.endswith("rows")
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+@pytest.mark.parametrize("family", families.ENCODER_DECODER)
+def test_an_encoder_and_its_decoder_are_taken_through_by_hand(family, method):
+    model = AutoModelForSeq2SeqLM.from_config(families.made(family).config).eval()
+    hand, examples = copy.deepcopy(model), [each for seed in range(4) for each in seq2seq(family, seed=seed)]
+    pruned = session(model, {"method": method, "sparsity": 0.5}, examples)
+    options = {"method": method, "sparsity": 0.5}
+    slowly(hand, pruned.passes[0].targets, options, examples, slow_gram_of_pairs)
+    for name in pruned.passes[0].parameters:
+        found, expected = model.get_parameter(name), hand.get_parameter(name)
+        assert torch.equal(found == 0, expected == 0), name
+        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5), name
