@@ -8,8 +8,8 @@
 for all or spread, over several samples of examples, and evaluates what is left. `perplexity` does so with a
 causal language model, for one rank after the other, and tells the perplexity a token of the last of STORIES,
 a text with `<|endoftext|>` between them, which no pass has seen. `time` takes the data-aware method through
-an encoder of BERT-base's size and random weights, in a process of its own for each length of the examples:
-seconds, what of it goes where, and the peak of memory beside the model's own size.
+an encoder of BERT-base's size and random weights, in a process of its own for each length of the examples and
+each way to find ranks: seconds, what of it goes where, and the peak of memory beside the model's own size.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import cProfile
 import csv
+import itertools
 import json
 import pstats
 import resource
@@ -41,7 +42,7 @@ from cook.session import Session
 from cook.train.calibration import given
 
 METHODS = ("data", "fisher", "svd")
-PARTS = ("eigh", "linalg_qr", "_record", "statistics", "_advance", "throughout", "factors")
+PARTS = ("eigh", "linalg_qr", "_record", "statistics", "_advance", "throughout", "factors", "sensitivities")
 
 
 def rates(args: argparse.Namespace) -> None:
@@ -106,9 +107,10 @@ def timed(args: argparse.Namespace) -> None:
     """Each length in a process of its own, so that each has a peak of its own."""
     if args.length is None:
         print(machine())
-        for length in args.lengths:
+        for length, ranks in itertools.product(args.lengths, ("spread", "even")):
             command = [sys.executable, "-m", "benchmarks.lowrank", "time", "--length", str(length)]
-            subprocess.run([*command, "--rows", str(args.rows), "--share", str(args.share)], check=True)
+            options = ["--rows", str(args.rows), "--share", str(args.share), "--ranks", ranks]
+            subprocess.run([*command, *options], check=True)
         return
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
@@ -118,7 +120,8 @@ def timed(args: argparse.Namespace) -> None:
     examples = [{"input_ids": part} for part in tokens.split(32)]
     with torch.inference_mode():
         model(input_ids=tokens[:1])  # what is loaded at first use is no part of it
-    recipe = {"version": 1, "passes": [{"lowrank.linear": {"parameters": args.share, "rows": args.rows}}]}
+    options = {"parameters": args.share, "rows": args.rows, "spread": args.ranks == "spread"}
+    recipe = {"version": 1, "passes": [{"lowrank.linear": options}]}
     passes = make_passes(load_recipe(recipe, partial=True))
     before = _peak()
     profile = cProfile.Profile()
@@ -136,6 +139,7 @@ def timed(args: argparse.Namespace) -> None:
     told: dict[str, Any] = {
         "sequences": args.rows,
         "tokens": args.length,
+        "ranks": args.ranks,
         "seconds": round(seconds, 1),
         "model_mb": round(size / 2**20),
         "growth_of_model": round((_peak() - before) / size, 2),
@@ -176,6 +180,7 @@ def main() -> None:
     three = verbs.add_parser("time")
     three.add_argument("--lengths", type=int, nargs="+", default=[128, 64])
     three.add_argument("--length", type=int)
+    three.add_argument("--ranks", choices=("spread", "even"), default="spread")
     three.add_argument("--rows", type=int, default=256)
     three.add_argument("--share", type=float, default=0.5)
     three.add_argument("--threads", type=int, default=2)

@@ -93,6 +93,18 @@ def cases(*, whole: bool = False) -> list[Case]:
     return found
 
 
+def cooked(case: Case) -> bool:
+    """Whether a case is cooked where not all are: passes that both change shapes meet in either order, of
+    others one of the two orders, by turns.
+    """
+    known = list(registered())
+    phases = [registered()[name].phase for name, _ in case.passes]
+    first, last = (known.index(case.passes[end][0]) for end in (0, -1))
+    if len(phases) != 2 or first == last or set(phases) <= {"shape", "structure"}:
+        return True
+    return (first < last) == ((first + last) % 2 == 0)
+
+
 def steps(case: Case, *, trains: bool = True) -> list[dict[str, Any]]:
     """The passes as a recipe writes them; in a run they begin late, so that the start is seen too."""
     known = registered()

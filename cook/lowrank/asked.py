@@ -35,7 +35,7 @@ def told(owner: Pass, anatomy: Anatomy, targets: Sequence[Target]) -> Ranks | No
         if given["energy"] is not None or given["budget"] is not None:
             return None
         _check_share(owner, targets)
-        if given["spread"]:
+        if spreads(owner):
             return None
         return list(even([each.size for each in targets], share(owner), given["multiple"]))
     option = "ranks" if given["rank"] is None else "rank"
@@ -52,6 +52,12 @@ def told(owner: Pass, anatomy: Anatomy, targets: Sequence[Target]) -> Ranks | No
         most = max(worthwhile(*each.size) for each in targets)
         raise owner.error(message, option=option, hint=f"at most {most}")
     return ranks
+
+
+def spreads(owner: Pass) -> bool:
+    """Whether a share of parameters is spread over the targets: asked for, or from data unless refused."""
+    asked = owner.given["spread"]
+    return owner.given["method"] == "data" if asked is None else bool(asked)
 
 
 def share(owner: Pass) -> float:
@@ -142,7 +148,7 @@ def _parameters(model: torch.nn.Module) -> int:
 def _check_share(owner: Pass, targets: Sequence[Target]) -> None:
     sizes, multiple = [each.size for each in targets], owner.given["multiple"]
     least = least_share(sizes, multiple)
-    if owner.given["spread"]:
+    if spreads(owner):
         own = [float(each.count) for each in targets]
         least = least_cost(sizes, own, multiple) / sum(own)
     if share(owner) < least:

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cook.model.hooks import Hooks
-from cook.model.linear import shape
-from cook.model.measure import evaluating
+from cook.lowrank.slopes import slopes
+from cook.model.linear import matrix, shape
 from cook.model.statistics import loss_shares
 
 
@@ -45,46 +44,30 @@ def row_information(
     Returns:
         By target, [out] in float32.
     """
-    modules = {name: model.get_submodule(name) for name in targets}
-    # The gradients of the weights are not needed, but nothing else comes to every layer.
-    learned = [module.get_parameter("weight") for module in modules.values()]
-    frozen = [each for each in learned if not each.requires_grad]
-    found = {
-        name: each.new_zeros(shape(modules[name])[0]).float()
-        for name, each in zip(targets, learned, strict=True)
-    }
+    found: dict[str, Tensor] = {}
+    for name in targets:
+        module = model.get_submodule(name)
+        found[name] = torch.zeros(shape(module)[0], device=matrix(module).device)
     examples = 0
 
     def add(batch: Mapping[str, Tensor]) -> None:
         size = _size(batch)
         share = loss_shares(model, batch, size)
         # Only when all is well: what one layer cannot tell apart is asked for again.
-        new = {name: torch.zeros_like(total) for name, total in found.items()}
-        hooks = Hooks()
-        for name, module in modules.items():
-            hooks.forward(module, _Uses(new[name], share).met)
-        try:
-            with evaluating(model), torch.enable_grad():
-                outputs: Any = model(**batch)
-                torch.autograd.grad(outputs.loss, learned, allow_unused=True)
-        finally:
-            hooks.close()
-        for name, squares in new.items():
-            found[name] += squares
+        uses = {name: _Uses(torch.zeros_like(total), share) for name, total in found.items()}
+        with slopes(model, targets, lambda name, *given: uses[name].met(*given)) as back:
+            outputs: Any = model(**batch)
+            back(outputs.loss)
+        for name, each in uses.items():
+            found[name] += each.total
 
-    try:
-        for each in frozen:
-            each.requires_grad_(True)
-        for batch in batches:
-            try:
-                add(batch)
-            except _AlikeError:
-                for row in range(_size(batch)):
-                    add({name: value[row : row + 1] for name, value in batch.items()})
-            examples += _size(batch)
-    finally:
-        for each in frozen:
-            each.requires_grad_(False)
+    for batch in batches:
+        try:
+            add(batch)
+        except _AlikeError:
+            for row in range(_size(batch)):
+                add({name: value[row : row + 1] for name, value in batch.items()})
+        examples += _size(batch)
     return {name: total / max(1, examples) for name, total in found.items()}
 
 
@@ -110,8 +93,8 @@ class _Uses:
     inputs: list[Tensor] = field(default_factory=list)
     slopes: dict[int, Tensor] = field(default_factory=dict)
 
-    def met(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        number, given, size = len(self.inputs), inputs[0].detach(), len(self.share)
+    def met(self, given: Tensor, output: Tensor) -> None:
+        number, size = len(self.inputs), len(self.share)
         # Some FFNs lay all tokens in a row, and a head gets one token of each example.
         if len(given) != size and (given.ndim > 2 or len(given) % size):
             raise _AlikeError

@@ -13,8 +13,8 @@ from cook.errors import CookError
 from cook.lowrank.asked import Ranks, chosen, costs, guessed, told
 from cook.lowrank.factors import Spectrum
 from cook.lowrank.options import OPTIONS, WAYS
-from cook.lowrank.sensitivity import sensitivities
-from cook.lowrank.spectra import Spectra
+from cook.lowrank.sensitivity import TOKENS, sensitivities, until
+from cook.lowrank.spectra import Examples, Spectra
 from cook.lowrank.targets import Target, named_in_ranks, targets
 from cook.model import surgery
 from cook.model.blueprint import Blueprint, Edit
@@ -35,13 +35,14 @@ class LowRankLinear(Pass):
     phase = "shape"
     options: ClassVar[dict[str, Any]] = OPTIONS
     examples = (
+        {"spread": False},
         {},
         {"method": "svd", "rank": 3},
         {"method": "fisher", "parameters": 0.4, "fused": "apart"},
         {"energy": 0.9, "fused": "apart", "dtype": "float64"},
         {"budget": {"parameters": 0.8}},
         {"budget": {"macs": 0.8}, "method": "svd"},
-        {"parameters": 0.6, "spread": True, "include": ["ffn"]},
+        {"method": "svd", "parameters": 0.6, "spread": True, "include": ["ffn"]},
         {"ranks": {"attention": 2, "layers[1]": 3}},
     )
 
@@ -105,11 +106,7 @@ class LowRankLinear(Pass):
         Blueprint(edits=splits).apply(session.model)
         for edit in splits:
             session.edit(edit)
-        names = [each.name for each in self.targets]
-        dtype = torch.float64 if self.given["dtype"] == "float64" else torch.float32
-        self.spectra = Spectra(
-            session.anatomy, self.method, names, lambda: session.examples(self.given["rows"]), dtype
-        )
+        self.spectra = self._spectra(session, lambda: session.examples(self.given["rows"]))
         self.ranks = self._agreed(session, self._chosen(session) if ranks is None else ranks)
         self.lost: dict[str, float] = {}
         self._factorise(session)
@@ -158,26 +155,32 @@ class LowRankLinear(Pass):
     def _chosen(self, session: Session) -> Ranks:
         """The ranks that the spectra of the model as it is say."""
         each_costs, allowed = costs(self, session, self.targets)
-        moved = self._sensitivities(session)
-        worths = {name: self._worth(spectrum, name, moved) for name, spectrum in self._walk()}
+        if self.method == "data" and self.given["energy"] is None:
+            worths = self._moving(session)
+        else:
+            worths = {name: spectrum.worth / _total(spectrum) for name, spectrum in self._walk(self.spectra)}
         ordered = [worths[each.name] for each in self.targets]
         return chosen(self, self.targets, ordered, each_costs, allowed)
 
-    def _sensitivities(self, session: Session) -> dict[str, Tensor] | None:
-        if self.method != "data" or self.given["energy"] is not None:
-            return None
-        names = [each.name for each in self.targets]
-        return sensitivities(session.model, session.examples(self.given["rows"]), names)
+    def _moving(self, session: Session) -> dict[str, Tensor]:
+        """What each direction of the targets moves the model's outputs by.
 
-    def _worth(self, spectrum: Spectrum, name: str, moved: Mapping[str, Tensor] | None) -> Tensor:
-        """Of a target's directions, in a unit that all targets have.
-
-        How much a layer's outputs change says little of how much that matters: where most of them is one
-        direction, all others would look cheap. So data are asked what it moves; weights are not.
+        How much a layer's own outputs change says little: where most of them is one direction, all others
+        look cheap. Some of the examples do: what counts is the order.
         """
-        if moved is None:
-            return spectrum.worth / spectrum.worth.sum().clamp_min(torch.finfo(torch.float64).tiny)
-        return spectrum.moving(moved[name]) / self.spectra.tokens_of[name]
+        tokens = TOKENS * max(min(each.size) for each in self.targets)
+        some = list(until(session.model, session.examples(self.given["rows"]), tokens))
+        moved = sensitivities(session.model, some, [each.name for each in self.targets])
+        spectra = self._spectra(session, lambda: some, rough=True)
+        return {
+            name: spectrum.moving(moved[name]) / spectra.tokens_of[name]
+            for name, spectrum in self._walk(spectra)
+        }
+
+    def _spectra(self, session: Session, examples: Examples, *, rough: bool = False) -> Spectra:
+        names = [each.name for each in self.targets]
+        dtype = torch.float64 if self.given["dtype"] == "float64" else torch.float32
+        return Spectra(session.anatomy, self.method, names, examples, dtype, rough=rough)
 
     def _agreed(self, session: Session, ranks: Ranks) -> Ranks:
         """Those of the first process: equal sums may end in other last digits, and shapes must be alike."""
@@ -190,7 +193,7 @@ class LowRankLinear(Pass):
     @torch.no_grad()
     def _factorise(self, session: Session) -> None:
         ranks = {each.name: rank for each, rank in zip(self.targets, self.ranks, strict=True)}
-        for name, spectrum in self._walk():
+        for name, spectrum in self._walk(self.spectra):
             if (rank := ranks[name]) is None:
                 continue
             module = LowRank.like(surgery.get(session.model, name), rank)
@@ -202,12 +205,16 @@ class LowRankLinear(Pass):
             if rank is not None:
                 session.edit(_edit(each, rank))
 
-    def _walk(self) -> Iterator[tuple[str, Spectrum]]:
+    def _walk(self, spectra: Spectra) -> Iterator[tuple[str, Spectrum]]:
         try:
-            yield from self.spectra
+            yield from spectra
         except CookError as error:
             option = next((name for name in ("rows", "method") if name in (error.hint or "")), None)
             raise self.error(error.message, option=option, hint=error.hint) from error
+
+
+def _total(spectrum: Spectrum) -> Tensor:
+    return spectrum.worth.sum().clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def _left(target: Target, rank: int | None) -> int:

@@ -58,10 +58,10 @@ OPTIONS: dict[str, Any] = {
         "description": "share of the whole model that is left, spread over the targets as with `spread`",
     },
     "spread": {
-        "type": "boolean",
-        "default": False,
+        "type": ["boolean", "null"],
+        "default": None,
         "description": "spread the share of parameters over the targets: by how far what each loses moves the"
-        " model's outputs (data), or by the share of its energy that it loses",
+        " model's outputs (data, where it is the default), or by the share of its energy that it loses",
     },
     "multiple": {
         "enum": [1, 8, 16, 32, 64],

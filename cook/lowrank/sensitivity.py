@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cook.errors import CookError
+from cook.lowrank.slopes import slopes
 from cook.model.gathering import answered_tokens, valid_tokens
-from cook.model.hooks import Hooks
-from cook.model.linear import shape
-from cook.model.measure import evaluating
 
-AT_ONCE = 8
-"""Examples whose activations are kept for one backward."""
+AT_ONCE = 256
+"""Tokens whose activations are kept for one backward, more only in one longer example."""
+TOKENS = 4
+"""For each direction of a layer, that tell well enough what it is worth beside others."""
 
 
 def sensitivities(
@@ -27,7 +27,7 @@ def sensitivities(
     has none) by those that the layer gives for one token, this is the diagonal of `J^T J`, the Gauss-Newton
     matrix of their squared distance: one backward of `v . outputs`, v with standard normal numbers, has it as
     its expected square (M. F. Hutchinson 1989), so no labels are needed. What the model gives for padding
-    does not count. In eval mode; the gradients of parameters stay as they are.
+    does not count. In eval mode.
 
     Args:
         model: on the batches' device.
@@ -36,54 +36,52 @@ def sensitivities(
         seed: of v.
 
     Returns:
-        By target, [out] in float32, a mean over examples.
+        By target that is run, [out] in float32, a mean over examples.
 
     Raises:
         CookError: the model gives nothing that could move.
     """
-    modules = {name: model.get_submodule(name) for name in targets}
-    # The gradients of the weights are not needed, but nothing else comes to every layer.
-    learned = [module.get_parameter("weight") for module in modules.values()]
-    frozen = [each for each in learned if not each.requires_grad]
-    found = {
-        name: each.new_zeros(shape(modules[name])[0]).float()
-        for name, each in zip(targets, learned, strict=True)
-    }
-    random, hooks, examples = torch.Generator().manual_seed(seed), Hooks(), 0
-    try:
-        for each in frozen:
-            each.requires_grad_(True)
-        for name, module in modules.items():
-            hooks.forward(module, _adding(found[name]))
-        with evaluating(model), torch.enable_grad():
-            for batch in batches:
-                for part in _parts(batch):
-                    given, counted = _given(model, part)
-                    drawn = torch.randn(given.shape, generator=random).to(given) * counted
-                    torch.autograd.grad((drawn * given).sum(), learned, allow_unused=True)
-                    examples += len(given)
-    finally:
-        hooks.close()
-        for each in frozen:
-            each.requires_grad_(False)
-    return {name: total / max(1, examples) for name, total in found.items()}
+    found: dict[str, Tensor] = {}
 
+    def met(name: str, _: Tensor, output: Tensor) -> None:
+        if name not in found:
+            found[name] = output.new_zeros(output.shape[-1], dtype=torch.float32).detach()
 
-def _adding(total: Tensor) -> Callable[..., None]:
-    def slope(gradient: Tensor) -> None:
-        total.add_(gradient.detach().flatten(0, -2).float().square().sum(0))
+        def slope(gradient: Tensor) -> None:
+            found[name].add_(gradient.detach().flatten(0, -2).float().square().sum(0))
 
-    def met(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
         output.register_hook(slope)
 
-    return met
+    random, examples = torch.Generator().manual_seed(seed), 0
+    with slopes(model, targets, met) as back:
+        for batch in batches:
+            for part in _parts(batch):
+                given, counted = _given(model, part)
+                drawn = torch.randn(given.shape, generator=random).to(given) * counted
+                back((drawn * given).sum())
+                examples += len(given)
+    return {name: total / examples for name, total in found.items()}
+
+
+def until(
+    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], tokens: int
+) -> Iterator[Mapping[str, Tensor]]:
+    """The first batches that hold so many tokens of a text, and of its answer; all where nobody can tell."""
+    found = 0
+    for batch in batches:
+        if found >= tokens:
+            return
+        yield batch
+        masks = [valid_tokens(batch), answered_tokens(batch)] if _decodes(model) else [valid_tokens(batch)]
+        whole = batch["input_ids"].numel() if "input_ids" in batch else 0
+        found += min(whole if mask is None else int(mask.sum()) for mask in masks)
 
 
 def _parts(batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     size = len(next(iter(batch.values())))
+    some = max(1, AT_ONCE * size // batch["input_ids"].numel()) if "input_ids" in batch else 1
     return [
-        {name: value[start : start + AT_ONCE] for name, value in batch.items()}
-        for start in range(0, size, AT_ONCE)
+        {name: value[start : start + some] for name, value in batch.items()} for start in range(0, size, some)
     ]
 
 
@@ -96,8 +94,11 @@ def _given(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tenso
             "the model gives neither logits nor hidden states that its layers could move",
             hint="spread: false, and no budget",
         )
-    decodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    valid = answered_tokens(batch) if decodes else valid_tokens(batch)
+    valid = answered_tokens(batch) if _decodes(model) else valid_tokens(batch)
     if valid is None or given.shape[:2] != valid.shape:
         return given, torch.ones((), device=given.device)
     return given, valid.to(given).unflatten(1, (-1, *[1] * (given.ndim - 2)))
+
+
+def _decodes(model: nn.Module) -> bool:
+    return getattr(getattr(model, "config", None), "is_encoder_decoder", False)

@@ -33,6 +33,7 @@ class Spectra:
         names: the linear layers.
         examples: calibration batches, the same at every call; with labels for `fisher`.
         dtype: that Gram matrices are summed in.
+        rough: fewer tokens than a layer has inputs will do.
 
     Attributes:
         tokens_of: by target, with `data`: the valid tokens of the examples.
@@ -40,10 +41,17 @@ class Spectra:
     """
 
     def __init__(
-        self, anatomy: Anatomy, method: str, names: Sequence[str], examples: Examples, dtype: torch.dtype
+        self,
+        anatomy: Anatomy,
+        method: str,
+        names: Sequence[str],
+        examples: Examples,
+        dtype: torch.dtype,
+        *,
+        rough: bool = False,
     ):
         self._anatomy, self._method, self._names = anatomy, method, list(names)
-        self._examples, self._dtype = examples, dtype
+        self._examples, self._dtype, self._rough = examples, dtype, rough
         self._information: dict[str, Tensor] | None = None
         self.tokens_of: dict[str, int] = {}
         self.jitter = 0.0
@@ -93,7 +101,7 @@ class Spectra:
 
     def _check(self, name: str, width: int, found: Statistic) -> None:
         self.tokens_of[name] = found.tokens
-        if found.tokens < width:
+        if found.tokens < width and not self._rough:
             raise CookError(
                 f"found {found.tokens} calibration tokens for the {width} inputs of {name},"
                 f" expected {width:,} at least",

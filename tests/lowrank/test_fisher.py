@@ -41,7 +41,9 @@ def one_at_a_time(model, batch, names):
 @pytest.mark.parametrize("family", families.ALL)
 def test_information_is_that_of_one_example_at_a_time(family):
     """ALBERT runs its layer twice, and its gradients are sums over both."""
-    model = families.made(family, families.ATTENTION.get(family, "sdpa"))
+    # T5's products are not scaled: torch's fused backward has an error of a thousandth there.
+    attention = {**families.ATTENTION, "t5": "eager"}.get(family, "sdpa")
+    model = families.made(family, attention)
     batch = families.batch(family)
     names = select(Anatomy(model), None)
     names += [name for name, each in model.named_modules() if is_linear(each) and name not in names][-1:]
