@@ -286,10 +286,11 @@ class PruneStructured(Pass):
         width = None if self.stream is None else self.stream.count
         nearest = least(shares, gated, minimum=self.given["minimum"], stacks=self._groups(), width=width)
         if nearest > self.asked:
+            enough = math.ceil(1000 * nearest) / 1000
             raise self.error(
                 f"{self.asked:.3g} of the {self.goal} cannot be reached, the least is {nearest:.3g}",
                 option=f"budget.{self.goal}",
-                hint=f"ask for {math.ceil(1000 * nearest) / 1000:g} or more, or give more `gates`",
+                hint=f"ask for {enough:g} or more, or give more `gates`" if enough < 1 else "give more `gates`",
             )
 
     def _speed(self, session: Session) -> float:
@@ -326,6 +327,7 @@ class PruneStructured(Pass):
         """Make the gates final; late when the step at the window's end was skipped."""
         if self.hard:
             return
+        self._check_budget(self.shares)  # the window may have been skipped whole, and with it the check there
         loga = session.agreed(self.gates.loga.detach()).cpu()
         layers, *others = self.gates.split(loga)
         rest = iter(others)

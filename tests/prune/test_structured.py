@@ -330,6 +330,7 @@ def test_what_is_timed_once_is_kept(monkeypatch):
             "or more",
         ),
         ({"budget": {"parameters": 0.5}, "minimum": 30}, "cannot be reached", "or more"),
+        ({"budget": {"parameters": 0.99}, "minimum": 1000}, "cannot be reached", "give more `gates`"),
     ],
 )
 def test_what_cannot_be_is_refused_in_the_plan(options, words, hint):
