@@ -109,8 +109,8 @@ def timed(args: argparse.Namespace) -> None:
         print(machine())
         for length, ranks in itertools.product(args.lengths, ("spread", "even")):
             command = [sys.executable, "-m", "benchmarks.lowrank", "time", "--length", str(length)]
-            options = ["--rows", str(args.rows), "--share", str(args.share), "--ranks", ranks]
-            subprocess.run([*command, *options], check=True)
+            command += ["--rows", str(args.rows), "--share", str(args.share), "--ranks", ranks]
+            subprocess.run(command, check=True)
         return
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)

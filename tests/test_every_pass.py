@@ -15,9 +15,9 @@ import torch
 import cook
 from cook.errors import CookError
 from cook.model import folder
-from cook.model.factored import Apart, LowRank
-from cook.model.factorised import FactorisedEmbedding, FactorisedHead, TransposedLinear
+from cook.model.embedding import FactorisedEmbedding, FactorisedHead, TransposedLinear
 from cook.model.integer import IntLinear
+from cook.model.lowrank import Apart, LowRank
 from cook.model.measure import tally
 from cook.model.residual import Residual
 from cook.model.verify import verify

@@ -18,7 +18,7 @@ from cook.lowrank.spectra import Examples, Spectra
 from cook.lowrank.targets import Target, named_in_ranks, targets
 from cook.model import surgery
 from cook.model.blueprint import Blueprint, Edit
-from cook.model.factored import LowRank
+from cook.model.lowrank import LowRank
 from cook.passes import Effect, Pass, register
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from cook.errors import CookError
-from cook.model import factored, factorised, linear, sharing, surgery
+from cook.model import embedding, linear, lowrank, sharing, surgery
 from cook.model.families import COUNTS
 from cook.model.integer import WIDTHS, IntLinear
 from cook.model.residual import add_residual
@@ -269,7 +269,7 @@ def _counts(model: nn.Module, name: str, options: Mapping[str, Any]) -> None:
 
 
 def _factorise(model: nn.Module, name: str, options: Mapping[str, Any]) -> None:
-    factorised.factorise(model, name, options["rank"])
+    embedding.factorise(model, name, options["rank"])
 
 
 def _skip(model: nn.Module, name: str, options: Mapping[str, Any]) -> None:
@@ -345,8 +345,8 @@ OPS: dict[str, Op] = {
     ),
     "resize": Op({"in": _SIZE, "out": _SIZE}, _resize),
     "factorise": Op({"rank": _SIZE}, _factorise),
-    "lowrank": Op({"rank": _SIZE}, factored.factorise),
-    "apart": Op({"rows": _ROWS, "width": _WHOLE_OR_SIZE}, factored.take_apart),
+    "lowrank": Op({"rank": _SIZE}, lowrank.factorise),
+    "apart": Op({"rows": _ROWS, "width": _WHOLE_OR_SIZE}, lowrank.take_apart),
     "skip": Op({"pair": _FLAG}, _skip, stored=False),
     "share": Op({"of": Field(_is_name, "a module name")}, _share, names=("of",)),
     "residual": Op({"rank": _SIZE}, _residual),

@@ -24,7 +24,7 @@ from cook._hook import METHOD
 from cook.errors import CookError
 from cook.model import sharing, surgery
 from cook.model.blueprint import Blueprint
-from cook.model.factorised import FactorisedEmbedding, TransposedLinear
+from cook.model.embedding import FactorisedEmbedding, TransposedLinear
 from cook.model.integer import IntLinear
 
 

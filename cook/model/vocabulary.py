@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cook.errors import CookError
 from cook.model import linear, surgery
-from cook.model.factorised import within
+from cook.model.embedding import within
 from cook.model.renumbering import Renumbering, text_config, write
 
 

@@ -17,7 +17,7 @@ from cook.errors import CookError
 from cook.model import linear, surgery
 from cook.model.anatomy import Anatomy
 from cook.model.composite import whole
-from cook.model.factorised import widening
+from cook.model.embedding import widening
 from cook.model.hooks import Hooks
 from cook.model.units import Part, Units, placed, size
 

@@ -287,10 +287,11 @@ class PruneStructured(Pass):
         nearest = least(shares, gated, minimum=self.given["minimum"], stacks=self._groups(), width=width)
         if nearest > self.asked:
             enough = math.ceil(1000 * nearest) / 1000
+            less = f"ask for {enough:g} or more, or " if enough < 1 else ""
             raise self.error(
                 f"{self.asked:.3g} of the {self.goal} cannot be reached, the least is {nearest:.3g}",
                 option=f"budget.{self.goal}",
-                hint=f"ask for {enough:g} or more, or give more `gates`" if enough < 1 else "give more `gates`",
+                hint=f"{less}give more `gates`",
             )
 
     def _speed(self, session: Session) -> float:

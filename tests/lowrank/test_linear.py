@@ -16,9 +16,9 @@ from cook.lowrank import factors
 from cook.lowrank.fisher import row_information
 from cook.lowrank.ranks import worthwhile
 from cook.model.anatomy import Anatomy
-from cook.model.factored import Apart, LowRank
 from cook.model.integer import IntLinear
 from cook.model.linear import matrix, shape
+from cook.model.lowrank import Apart, LowRank
 from cook.model.measure import macs, tally
 from cook.model.targets import select
 from cook.train.calibration import given

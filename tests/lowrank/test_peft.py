@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import cook
-from cook.model.factored import LowRank
+from cook.model.lowrank import LowRank
 from tests import bound, tiny
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install -e '.[dev]'")

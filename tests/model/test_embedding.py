@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from cook.errors import CookError
 from cook.lowrank.table import factors
-from cook.model import factorised, folder, surgery
+from cook.model import embedding, folder, surgery
 from cook.model.blueprint import Blueprint, Edit
-from cook.model.factorised import FactorisedEmbedding, FactorisedHead, TransposedLinear
+from cook.model.embedding import FactorisedEmbedding, FactorisedHead, TransposedLinear
 from cook.model.integer import IntLinear
 from cook.model.quantizer import attach_quantizer, blueprint_of, float_module
 from cook.model.verify import Case, verify_all
@@ -73,11 +73,11 @@ def inputs(model: Any) -> dict[str, Tensor]:
 
 def cut(model: Any, rank: int = RANK) -> str:
     """Factorise a model, as a pass does; the name of its embedding."""
-    name = factorised.find(model)
+    name = embedding.find(model)
     found = factors(model.get_submodule(name).weight.detach(), rank)
     edit = Edit("factorise", name, {"rank": rank})
     Blueprint(edits=[edit]).apply(model)
-    factorised.fill(model, name, found.table, found.factor)
+    embedding.fill(model, name, found.table, found.factor)
     attach_quantizer(model, Blueprint(edits=[*blueprint_of(model).edits, edit]))
     return name
 
@@ -302,38 +302,38 @@ def test_an_embedding_that_does_more_is_refused(other):
     model = tiny.model()
     model.set_input_embeddings(other)
     with pytest.raises(CookError, match="which cook cannot factorise"):
-        factorised.find(model)
+        embedding.find(model)
     with pytest.raises(CookError, match="which cook cannot factorise"):
-        factorised.factorise(model, "bert.embeddings.word_embeddings", 2)
+        embedding.factorise(model, "bert.embeddings.word_embeddings", 2)
 
 
 def test_ties_that_the_config_does_not_know_are_refused():
     model = made("GPT2LMHeadModel")
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
     with pytest.raises(CookError, match=r"lm_head should share the matrix of transformer.wte"):
-        factorised.find(model)
+        embedding.find(model)
     model = made("LlamaForCausalLM", tie_word_embeddings=False)
     model.lm_head.weight = model.model.embed_tokens.weight
     with pytest.raises(CookError, match=r"lm_head shares the matrix of model.embed_tokens"):
-        factorised.find(model)
+        embedding.find(model)
 
 
 def test_a_model_without_a_table_of_its_own_is_refused():
     with pytest.raises(CookError, match="no word embedding"):
-        factorised.find(tiny.model("vit"))
+        embedding.find(tiny.model("vit"))
     with pytest.raises(CookError, match="word embeddings of their own"):
-        factorised.find(made("BartForConditionalGeneration", tie_word_embeddings=False))
+        embedding.find(made("BartForConditionalGeneration", tie_word_embeddings=False))
     model = made("BertForMaskedLM")
     cut(model)
     with pytest.raises(CookError, match="two factors already, of rank 4"):
-        factorised.find(model)
+        embedding.find(model)
 
 
 def test_modules_are_named_by_what_they_hold():
     model = made("GPT2LMHeadModel")
-    assert factorised.widening(model, "transformer.wte") == "transformer.wte"
+    assert embedding.widening(model, "transformer.wte") == "transformer.wte"
     cut(model)
-    assert factorised.widening(model, "transformer.wte") == "transformer.wte.factor"
-    assert factorised.widening(model, "nowhere") == "nowhere"
-    assert factorised.within(model.lm_head) is surgery.get(model, "lm_head.table")
-    assert factorised.within(None) is None
+    assert embedding.widening(model, "transformer.wte") == "transformer.wte.factor"
+    assert embedding.widening(model, "nowhere") == "nowhere"
+    assert embedding.within(model.lm_head) is surgery.get(model, "lm_head.table")
+    assert embedding.within(None) is None

@@ -16,9 +16,9 @@ from cook.model import surgery, units
 from cook.model.anatomy import Anatomy, inferred
 from cook.model.blueprint import Blueprint, Edit
 from cook.model.composite import places, whole
-from cook.model.factored import Apart, LowRank, part_rows
 from cook.model.families import FAMILIES
 from cook.model.linear import is_linear, linears, matrix, shape
+from cook.model.lowrank import Apart, LowRank, part_rows
 from cook.model.measure import macs
 from cook.model.plain import current
 from cook.model.quantizer import attach_quantizer, blueprint_of
