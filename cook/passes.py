@@ -246,6 +246,12 @@ class Pass:
         """A word for the progress bar: how far the pass has come."""
         return ""
 
+    def recall(self, state: Mapping[str, Any]) -> None:
+        """Before it is attached to a run that goes on: what `state_dict` gave before the interrupt.
+
+        For choices that shapes depend on, since on other hardware they could turn out another way.
+        """
+
     def state_dict(self) -> dict[str, Any]:
         """What must survive an interrupt and is in no parameter: tensors and plain values only."""
         return {}

@@ -76,6 +76,7 @@ class Session:
         masks: of `model`, still empty, for somebody who wants to know of them; None makes them.
         tokenizer: of the model's texts, for passes that ask for it; left as it is.
         corpus: gives the texts in some files, or the run's own for None.
+        recalled: of a run that goes on, the states that its passes had, by their ids.
 
     Raises:
         CookError: when a pass needs what is not there, or refuses the model. No hook is left then.
@@ -95,6 +96,7 @@ class Session:
         masks: Masks | None = None,
         tokenizer: Any | None = None,
         corpus: Callable[[Sequence[str] | None], Iterator[str]] | None = None,
+        recalled: Mapping[str, Any] | None = None,
     ):
         self.passes = list(passes)
         self.model = model
@@ -128,6 +130,8 @@ class Session:
                 each.window = self._window(each)
                 if before_attach is not None:
                     before_attach(each)
+                if recalled is not None:
+                    each.recall(recalled[each.id])
                 self._attach(each)
             self._check_left_out()
             for each in self.passes:

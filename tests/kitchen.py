@@ -208,10 +208,8 @@ def run(recipe: Recipe, checkpoints: Path, *, stop: int | None = None) -> Run:
     loops: list[Loop] = []
     before = hooks(model)
 
-    def restore(loop: Loop) -> None:
+    def begun(loop: Loop) -> None:
         loops.append(loop)
-        if (state := output.restore(checkpoints, recipe, 1, _silent)) is not None:
-            loop.load_state_dict(state)
         if stop is not None:
             _signal_in(loop.optimizer, stop)
 
@@ -230,7 +228,8 @@ def run(recipe: Recipe, checkpoints: Path, *, stop: int | None = None) -> Run:
                 teacher=load_teacher(recipe, model, data, processor, _silent),
                 folder=checkpoints,
                 identity=output.identity(recipe, 1),
-                restore=restore,
+                state=output.restore(checkpoints, recipe, 1, _silent),
+                begun=begun,
                 progress=False,
             )
         )

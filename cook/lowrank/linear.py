@@ -46,6 +46,9 @@ class LowRankLinear(Pass):
         {"ranks": {"attention": 2, "layers[1]": 3}},
     )
 
+    _recalled: list[int | None] | None = None
+    """The ranks of a run that goes on."""
+
     @property
     def method(self) -> str:
         return str(self.given["method"])
@@ -100,9 +103,12 @@ class LowRankLinear(Pass):
             sizes="about" if found is None else "",
         )
 
+    def recall(self, state: Mapping[str, Any]) -> None:
+        self._recalled = list(state["ranks"])
+
     def attach(self, session: Session) -> None:
         splits, self.targets = self._targets(session.anatomy)
-        ranks = told(self, session.anatomy, self.targets)
+        ranks = told(self, session.anatomy, self.targets) if self._recalled is None else self._recalled
         Blueprint(edits=splits).apply(session.model)
         for edit in splits:
             session.edit(edit)

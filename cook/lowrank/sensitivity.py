@@ -56,10 +56,11 @@ def sensitivities(
     with slopes(model, targets, met) as back:
         for batch in batches:
             for part in _parts(batch):
-                given, counted = _given(model, part)
-                drawn = torch.randn(given.shape, generator=random).to(given) * counted
-                back((drawn * given).sum())
-                examples += len(given)
+                several = _given(model, part)
+                drawn = [torch.randn(given.shape, generator=random).to(given) for given, _ in several]
+                pairs = zip(drawn, several, strict=True)
+                back(torch.stack([(each * given * counts).sum() for each, (given, counts) in pairs]).sum())
+                examples += len(several[0][0])
     return {name: total / examples for name, total in found.items()}
 
 
@@ -85,19 +86,25 @@ def _parts(batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     ]
 
 
-def _given(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """What the model gives, [examples, ...], and what of it counts, of a shape that multiplies it."""
+def _given(model: nn.Module, batch: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """All logits of a model, or its last states, [examples, ...]; each with what multiplies what counts."""
     outputs: Any = model(**batch)
-    given = next((outputs[name] for name in ("logits", "last_hidden_state") if name in outputs), None)
-    if not isinstance(given, Tensor) or not given.requires_grad:
+    names = [name for name in outputs if name.endswith("logits")] or ["last_hidden_state"]
+    found = [outputs[name] for name in names if name in outputs]
+    moved = [each for each in found if isinstance(each, Tensor) and each.requires_grad]
+    if not moved:
         raise CookError(
             "the model gives neither logits nor hidden states that its layers could move",
             hint="spread: false, and no budget",
         )
     valid = answered_tokens(batch) if _decodes(model) else valid_tokens(batch)
+    return [(each, _counting(each, valid)) for each in moved]
+
+
+def _counting(given: Tensor, valid: Tensor | None) -> Tensor:
     if valid is None or given.shape[:2] != valid.shape:
-        return given, torch.ones((), device=given.device)
-    return given, valid.to(given).unflatten(1, (-1, *[1] * (given.ndim - 2)))
+        return given.new_ones(())
+    return valid.to(given).unflatten(1, (-1, *[1] * (given.ndim - 2)))
 
 
 def _decodes(model: nn.Module) -> bool:

@@ -33,7 +33,6 @@ from cook.pipeline.train import Outcome, Work, carry_out
 from cook.recipe import Recipe, load_recipe
 from cook.report import Model, Report
 from cook.train.augment import augmented
-from cook.train.loop import Loop
 from cook.train.seeds import seed_everything
 
 
@@ -107,13 +106,11 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
         accelerator=accelerator,
     )
 
-    def restore(loop: Loop) -> None:
+    def state() -> dict[str, Any] | None:
         if not resume:
-            return
+            return None
         with accelerator.main_process_first():  # it moves damaged checkpoints aside
-            found = output.restore(folder, asked, processes, say)
-        if found is not None:
-            loop.load_state_dict(found)
+            return output.restore(folder, asked, processes, say)
 
     outcome = carry_out(
         Work(
@@ -131,7 +128,7 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
             folder=folder,
             dtype=dtype,
             identity=output.identity(asked, processes),
-            restore=restore,
+            state=state(),
             progress=progress,
         )
     )

@@ -47,7 +47,8 @@ class Work:
         calibration: what passes look at; None takes a sample of the training rows, if there are any.
         folder: for checkpoints; None keeps none.
         dtype: what floating-point weights are stored in.
-        restore: called with the loop before it runs, to continue a run.
+        state: the checkpoint from which a run goes on; forgotten once it is taken back.
+        begun: called with the loop before it runs.
     """
 
     model: PreTrainedModel
@@ -65,7 +66,8 @@ class Work:
     folder: Path | None = None
     dtype: torch.dtype | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
-    restore: Callable[[Loop], None] | None = None
+    state: Mapping[str, Any] | None = None
+    begun: Callable[[Loop], None] | None = None
     progress: bool = True
 
 
@@ -118,6 +120,7 @@ def carry_out(work: Work) -> Outcome:
         masks=masks,
         tokenizer=work.processor if hasattr(work.processor, "get_vocab") else None,
         corpus=corpus(work.task, work.raw),
+        recalled=None if work.state is None else work.state["session"]["passes"],
     ) as session:
         if total:
             _fill(work, session)
@@ -223,8 +226,11 @@ def _loop(work: Work, session: Session, accounting: Accounting) -> Loop:
         identity=work.identity,
         bar=work.progress,
     )
-    if work.restore is not None:
-        work.restore(loop)
+    if work.state is not None:
+        loop.load_state_dict(work.state)
+        work.state = None
+    if work.begun is not None:
+        work.begun(loop)
     return loop
 
 

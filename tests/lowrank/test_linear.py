@@ -21,6 +21,7 @@ from cook.model.linear import matrix, shape
 from cook.model.lowrank import Apart, LowRank
 from cook.model.measure import macs, tally
 from cook.model.targets import select
+from cook.session import Session
 from cook.train.calibration import given
 from tests import bound, tiny
 from tests.model import families
@@ -240,6 +241,21 @@ def test_spreading_gives_to_what_moves_the_model():
         if spread:
             assert told["ranks"][idle] == 1
     assert moved[True] < moved[False]
+
+
+def test_a_run_that_goes_on_keeps_the_ranks_it_began_with():
+    """Another machine could choose others, which would not fit what is in the checkpoint."""
+    whole = session(tiny.model()).passes[0]
+    other = [1 if rank is None else rank + 1 for rank in whole.ranks]
+    state = {"lowrank.linear": {"ranks": other}}
+    passes = bound.passes({"lowrank.linear": {}})
+    model = tiny.model()
+    Session(passes, model, total_steps=0, calibration=given(batches()), recalled=state)
+    assert passes[0].ranks == other
+    assert model.get_submodule(passes[0].targets[0].name).rank == other[0]
+    passes[0].load_state_dict(state["lowrank.linear"])
+    with pytest.raises(CookError, match="other ranks than before"):
+        whole.load_state_dict(state["lowrank.linear"])
 
 
 @pytest.mark.parametrize("method", ["svd", "fisher"])

@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSeq2SeqLM, GPT2LMHeadModel
+from transformers import (
+    AutoModel,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    GPT2LMHeadModel,
+)
 
 from cook.errors import CookError
 from cook.lowrank.sensitivity import sensitivities
@@ -32,7 +37,10 @@ def jacobians(model: Any, name: str, example: dict[str, Tensor]) -> Tensor:
     handle = module.register_forward_hook(hook)
     outputs = model(**example)
     handle.remove()
-    given = outputs.logits if "logits" in outputs else outputs.last_hidden_state
+    if "start_logits" in outputs:
+        given = torch.stack([outputs.start_logits, outputs.end_logits], -1)
+    else:
+        given = outputs.logits if "logits" in outputs else outputs.last_hidden_state
     mask = example["labels"] != -100 if model.config.is_encoder_decoder else example["attention_mask"].bool()
     counted = given[mask] if given.shape[:2] == mask.shape else given
     total = torch.zeros(shape(module)[0])
@@ -52,17 +60,20 @@ def made(kind: str) -> tuple[Any, dict[str, Tensor]]:
     torch.manual_seed(0)
     if kind in families.ENCODER_DECODER:
         return AutoModelForSeq2SeqLM.from_config(families.made(kind).config).eval(), seq2seq(kind)[0]
-    batch = families.batch({"gpt2-lm": "gpt2", "bert-bare": "bert"}.get(kind, kind))
+    batch = families.batch({"gpt2-lm": "gpt2", "bert-bare": "bert", "bert-spans": "bert"}.get(kind, kind))
     if kind == "gpt2-lm":
         del batch["labels"]
         return GPT2LMHeadModel(families.made("gpt2").config).eval(), batch
+    if kind == "bert-spans":
+        del batch["labels"]
+        return AutoModelForQuestionAnswering.from_config(families.made("bert").config).eval(), batch
     if kind == "bert-bare":
         del batch["labels"]
         return AutoModel.from_config(families.made("bert").config).eval(), batch
     return families.made(kind, families.ATTENTION.get(kind, "sdpa")), batch
 
 
-@pytest.mark.parametrize("kind", ["bert", "albert", "gpt2-lm", "bert-bare", "deberta-v2", "t5"])
+@pytest.mark.parametrize("kind", ["bert", "albert", "gpt2-lm", "bert-bare", "bert-spans", "deberta-v2", "t5"])
 def test_it_is_the_squared_jacobian_on_average(kind):
     model, batch = made(kind)
     names = select(Anatomy(model), None)
