@@ -13,7 +13,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from tests import bound
-from tests.model.test_factorised import inputs, made
+from tests.model.test_embedding import inputs, made
 
 
 def main(folder: Path) -> None:

@@ -24,7 +24,7 @@ from cook.recipe import load_recipe
 from cook.train.calibration import given
 from tests import bound, tiny
 from tests.model import families
-from tests.model.test_factorised import first, inputs, made, shared
+from tests.model.test_embedding import first, inputs, made, shared
 from tests.several import two
 from tests.traces import hooks
 
