@@ -49,25 +49,26 @@ def row_information(
         module = model.get_submodule(name)
         found[name] = torch.zeros(shape(module)[0], device=matrix(module).device)
     examples = 0
+    uses: dict[str, _Uses] = {}
 
     def add(batch: Mapping[str, Tensor]) -> None:
         size = _size(batch)
         share = loss_shares(model, batch, size)
         # Only when all is well: what one layer cannot tell apart is asked for again.
-        uses = {name: _Uses(torch.zeros_like(total), share) for name, total in found.items()}
-        with slopes(model, targets, lambda name, *given: uses[name].met(*given)) as back:
-            outputs: Any = model(**batch)
-            back(outputs.loss)
+        uses.update({name: _Uses(torch.zeros_like(total), share) for name, total in found.items()})
+        outputs: Any = model(**batch)
+        back(outputs.loss)
         for name, each in uses.items():
             found[name] += each.total
 
-    for batch in batches:
-        try:
-            add(batch)
-        except _AlikeError:
-            for row in range(_size(batch)):
-                add({name: value[row : row + 1] for name, value in batch.items()})
-        examples += _size(batch)
+    with slopes(model, targets, lambda name, *given: uses[name].met(*given)) as back:
+        for batch in batches:
+            try:
+                add(batch)
+            except _AlikeError:
+                for row in range(_size(batch)):
+                    add({name: value[row : row + 1] for name, value in batch.items()})
+            examples += _size(batch)
     return {name: total / max(1, examples) for name, total in found.items()}
 
 

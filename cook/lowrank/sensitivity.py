@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cook.errors import CookError
 from cook.lowrank.slopes import slopes
-from cook.model.gathering import answered_tokens, valid_tokens
+from cook.model.gathering import output_tokens, valid_tokens
 
 AT_ONCE = 256
 """Tokens whose activations are kept for one backward, more only in one longer example."""
@@ -73,8 +73,8 @@ def until(
         if found >= tokens:
             return
         yield batch
-        masks = [valid_tokens(batch), answered_tokens(batch)] if _decodes(model) else [valid_tokens(batch)]
         whole = batch["input_ids"].numel() if "input_ids" in batch else 0
+        masks = valid_tokens(batch), output_tokens(model, batch)
         found += min(whole if mask is None else int(mask.sum()) for mask in masks)
 
 
@@ -97,7 +97,7 @@ def _given(model: nn.Module, batch: Mapping[str, Tensor]) -> list[tuple[Tensor, 
             "the model gives neither logits nor hidden states that its layers could move",
             hint="spread: false, and no budget",
         )
-    valid = answered_tokens(batch) if _decodes(model) else valid_tokens(batch)
+    valid = output_tokens(model, batch)
     return [(each, _counting(each, valid)) for each in moved]
 
 
@@ -105,7 +105,3 @@ def _counting(given: Tensor, valid: Tensor | None) -> Tensor:
     if valid is None or given.shape[:2] != valid.shape:
         return given.new_ones(())
     return valid.to(given).unflatten(1, (-1, *[1] * (given.ndim - 2)))
-
-
-def _decodes(model: nn.Module) -> bool:
-    return getattr(getattr(model, "config", None), "is_encoder_decoder", False)

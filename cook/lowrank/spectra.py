@@ -15,9 +15,9 @@ from cook.lowrank.factors import Spectrum
 from cook.lowrank.fisher import row_information
 from cook.model.anatomy import Anatomy
 from cook.model.gathering import Kind
-from cook.model.layerwise import walk
 from cook.model.linear import matrix, shape
 from cook.model.statistics import Gram, OutputGram, Statistic
+from cook.model.walk import walk
 
 Examples = Callable[[], Iterable[Mapping[str, Tensor]]]
 

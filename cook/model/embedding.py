@@ -135,6 +135,23 @@ def widening(model: nn.Module, name: str) -> str:
     return f"{name}.factor" if there else name
 
 
+def word_embedding(model: nn.Module) -> Any:
+    """What looks up the tokens of `model`: an embedding, or a factorised one.
+
+    Raises:
+        CookError: it reads no tokens.
+    """
+    whole: Any = model
+    try:
+        embedding = whole.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        embedding = None
+    if not isinstance(within(embedding), nn.Embedding):
+        kind = type(model).__name__
+        raise CookError(f"a {kind} has no word embedding", hint="this pass is for models that read text")
+    return embedding
+
+
 def find(model: nn.Module) -> str:
     """The name of the word embedding of `model`, which may be on the meta device, if it can be factorised.
 
@@ -144,15 +161,10 @@ def find(model: nn.Module) -> str:
     """
     whole: Any = model
     kind = type(model).__name__
-    try:
-        embedding = whole.get_input_embeddings()
-    except (AttributeError, NotImplementedError):
-        embedding = None
+    embedding = word_embedding(model)
     if isinstance(embedding, FactorisedEmbedding):
         rank = embedding.table.embedding_dim
         raise CookError(f"the word embedding of this {kind} has two factors already, of rank {rank}")
-    if not isinstance(embedding, nn.Embedding):
-        raise CookError(f"a {kind} has no word embedding", hint="this pass is for models that read text")
     name = next(name for name, module in model.named_modules() if module is embedding)
     together = places(model, name)
     for each in together:

@@ -81,6 +81,12 @@ def valid_tokens(batch: Mapping[str, Tensor]) -> Tensor | None:
     return _told(batch, "attention_mask")
 
 
+def output_tokens(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor | None:
+    """The same of what comes out of a model: of the answer's tokens after an encoder, else of the text's."""
+    decodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return answered_tokens(batch) if decodes else valid_tokens(batch)
+
+
 def answered_tokens(batch: Mapping[str, Tensor]) -> Tensor | None:
     """The same of what the decoder after an encoder gets: its own mask, or the tokens that have a label.
 

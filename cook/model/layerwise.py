@@ -29,7 +29,6 @@ from cook.model.hooks import Hooks
 from cook.model.measure import evaluating
 from cook.model.memory import returned
 from cook.model.statistics import Statistic
-from cook.model.targets import within
 
 S = TypeVar("S", bound=Statistic)
 
@@ -240,81 +239,3 @@ def _same(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
     plain = (bool, int, float, str)
     return isinstance(one, plain) and isinstance(other, plain) and one == other
-
-
-@torch.no_grad()
-def throughout(
-    model: nn.Module,
-    batches: Iterable[Mapping[str, Tensor]],
-    targets: Sequence[str],
-    kind: Kind,
-    own: Mapping[str, Kind] | None = None,
-) -> dict[str, Any]:
-    """The same from whole forwards: for linears outside of layers, and layers that run several times.
-
-    Raises:
-        CookError: there are no examples, or a target is not run.
-    """
-    state, hooks = Gathering(kind, own or {}), Hooks()
-    # What lies outside of the layers of an encoder and a decoder reads what the decoder gives.
-    decodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    valid: Tensor | None = None
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            del state.added[:-1]  # what gets the same tensor does so in a row
-            state.add(name, module, inputs[0], valid)
-
-        return before
-
-    try:
-        for name in targets:
-            hooks.forward_pre(model.get_submodule(name), hook(name))
-        with evaluating(model):
-            for batch in batches:
-                state.added.clear()
-                valid = answered_tokens(batch) if decodes else valid_tokens(batch)
-                model(**batch)
-    finally:
-        hooks.close()
-    if missing := [name for name in targets if name not in state.found]:
-        raise CookError(f"{missing[0]} is not run by the model", hint=f"exclude: [{missing[0]}]")
-    return state.found
-
-
-def walk(
-    anatomy: Anatomy,
-    examples: Callable[[], Iterable[Mapping[str, Tensor]]],
-    targets: Sequence[str],
-    kind: Kind,
-    own: Mapping[str, Kind] | None = None,
-) -> Iterator[dict[str, Any]]:
-    """The statistics of all targets, those of one layer at a time, for a caller that changes them in between.
-
-    Layers that run several times are one, all of them together; what lies outside of layers comes at the end.
-
-    Args:
-        examples: gives the same batches at every call.
-
-    Raises:
-        CookError: as in `Layerwise` and `throughout`.
-    """
-    left = list(targets)
-    if within(left, one_by_one(anatomy)):
-        way = Layerwise(anatomy, examples())
-        for layer in way:
-            inside = within(left, [layer])
-            left = [name for name in left if name not in inside]
-            if inside:
-                yield way.statistics(inside, kind, own)
-            if not within(left, anatomy.layers):
-                break
-    if left:
-        yield throughout(anatomy.model, examples(), left, kind, own)
-
-
-def one_by_one(anatomy: Anatomy) -> list[str]:
-    """The layers that are known and run one after another, each once."""
-    if anatomy.family is None or any("*" in stack.layers for stack in anatomy.stacks.values()):
-        return []
-    return anatomy.layers

@@ -17,15 +17,40 @@ from cook.model import linear, surgery
 from cook.model.composite import Spans
 
 
-class LowRank(nn.Module):
+class Factors(nn.Module):
+    """Something in the place of a linear layer that has its columns in `down` and its rows in `up`."""
+
+    cook_composite: ClassVar[bool] = True
+    down: nn.Linear
+    up: nn.Linear
+
+    def select(self, *, out: Tensor | None = None, in_: Tensor | None = None) -> None:
+        """Keep some rows, which are those of `up`, and some columns, those of `down`."""
+        if out is not None:
+            surgery.select(self.up, out=out)
+        if in_ is not None:
+            surgery.select(self.down, in_=in_)
+
+    def faces(self, axis: str, spans: Spans) -> Iterator[tuple[str, Spans]]:
+        """Rows live in `up`, columns in `down` (`cook.model.composite`)."""
+        yield ("up" if axis == "out" else "down"), spans
+
+    @property
+    def in_features(self) -> int:
+        return self.down.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.up.out_features
+
+
+class LowRank(Factors):
     """A linear layer whose matrix is `up.weight @ down.weight`.
 
     Args:
         in_features, out_features: of the whole.
         rank: numbers in between.
     """
-
-    cook_composite: ClassVar[bool] = True
 
     def __init__(self, in_features: int, out_features: int, rank: int, *, bias: bool = True):
         super().__init__()
@@ -48,25 +73,6 @@ class LowRank(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.up(self.down(inputs))
-
-    def select(self, *, out: Tensor | None = None, in_: Tensor | None = None) -> None:
-        """Keep some rows, which are those of `up`, and some columns, those of `down`."""
-        if out is not None:
-            surgery.select(self.up, out=out)
-        if in_ is not None:
-            surgery.select(self.down, in_=in_)
-
-    def faces(self, axis: str, spans: Spans) -> Iterator[tuple[str, Spans]]:
-        """Rows live in `up`, columns in `down` (`cook.model.composite`)."""
-        yield ("up" if axis == "out" else "down"), spans
-
-    @property
-    def in_features(self) -> int:
-        return self.down.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self.up.out_features
 
     @property
     def rank(self) -> int:

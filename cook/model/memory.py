@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """The numbers of glibc's malloc.h."""
@@ -20,47 +20,39 @@ _LARGE = 4 * 2**20
 """The same where memory is short."""
 
 
-@contextmanager
-def kept() -> Iterator[None]:
-    """Freed memory stays with the process inside, for what comes next.
+def kept() -> AbstractContextManager[None]:
+    """Freed memory stays with the process inside, for what comes next."""
+    return _with({_MMAP_THRESHOLD: _LARGEST, _TRIM_THRESHOLD: 2**31 - 1})
 
-    Afterwards glibc is as its own adjustment leaves it when a block of 32 MB was freed, and what is free is
+
+def returned() -> AbstractContextManager[None]:
+    """Large blocks go back to the system when they are freed, at a few percent of the time.
+
+    Else blocks of up to 32 MB leave holes that others do not fit into: activations, statistics and factors of
+    a BERT-base came to a third of the model's own size in holes.
+    """
+    return _with({_MMAP_THRESHOLD: _LARGE})
+
+
+@contextmanager
+def _with(settings: Mapping[int, int]) -> Iterator[None]:
+    """glibc with settings inside.
+
+    Afterwards it is as its own adjustment leaves it when a block of 32 MB was freed, and what is free is
     given back. Where there is no glibc (macOS, Windows, musl, another allocator) nothing changes.
     """
     library = _glibc()
     if library is None:
         yield
         return
-    library.mallopt(_MMAP_THRESHOLD, _LARGEST)
-    library.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    for number, value in settings.items():
+        library.mallopt(number, value)
     try:
         yield
     finally:
-        _usual(library)
-
-
-@contextmanager
-def returned() -> Iterator[None]:
-    """Large blocks go back to the system when they are freed, at a few percent of the time.
-
-    Else blocks of up to 32 MB leave holes that others do not fit into: activations, statistics and factors of
-    a BERT-base came to a third of the model's own size in holes. Afterwards it is as after `kept`.
-    """
-    library = _glibc()
-    if library is None:
-        yield
-        return
-    library.mallopt(_MMAP_THRESHOLD, _LARGE)
-    try:
-        yield
-    finally:
-        _usual(library)
-
-
-def _usual(library: ctypes.CDLL) -> None:
-    library.mallopt(_MMAP_THRESHOLD, _LARGEST)
-    library.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST)
-    library.malloc_trim(0)
+        library.mallopt(_MMAP_THRESHOLD, _LARGEST)
+        library.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST)
+        library.malloc_trim(0)
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,17 +10,16 @@ from torch import Tensor, nn
 from cook.errors import CookError
 from cook.model import linear, surgery
 from cook.model.composite import Spans
+from cook.model.lowrank import Factors
 
 
-class Residual(nn.Module):
+class Residual(Factors):
     """`shared(x) + up(down(x))` (S. Bae et al., "Relaxed Recursive Transformers", 2024).
 
     Args:
         shared: nn.Linear or Conv1D, kept as it is: its weight and bias may be those of other layers.
         rank: of what the layer adds, at least 1; it begins as nothing.
     """
-
-    cook_composite: ClassVar[bool] = True
 
     def __init__(self, shared: nn.Module, rank: int):
         super().__init__()
@@ -38,15 +36,7 @@ class Residual(nn.Module):
     def faces(self, axis: str, spans: Spans) -> Iterator[tuple[str, Spans]]:
         """Rows live in what is shared and in `up`, columns in it and in `down` (`cook.model.composite`)."""
         yield "shared", spans
-        yield ("up" if axis == "out" else "down"), spans
-
-    @property
-    def in_features(self) -> int:
-        return self.down.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self.up.out_features
+        yield from super().faces(axis, spans)
 
     def forward(self, inputs: Tensor) -> Tensor:
         found: Tensor = self.shared(inputs)
@@ -56,10 +46,7 @@ class Residual(nn.Module):
     def select(self, *, out: Tensor | None = None, in_: Tensor | None = None) -> None:
         """Keep some rows and columns, as `surgery.select`."""
         surgery.select(self.shared, out=out, in_=in_)
-        if out is not None:
-            surgery.select(self.up, out=out)
-        if in_ is not None:
-            surgery.select(self.down, in_=in_)
+        super().select(out=out, in_=in_)
 
 
 def add_residual(model: nn.Module, name: str, rank: int) -> Residual:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cook.errors import CookError
 from cook.model import linear, surgery
-from cook.model.embedding import within
+from cook.model.embedding import within, word_embedding
 from cook.model.renumbering import Renumbering, text_config, write
 
 
@@ -43,13 +43,7 @@ def find(model: nn.Module) -> Vocabulary:
     """
     whole: Any = model
     kind = type(model).__name__
-    try:
-        embedding = whole.get_input_embeddings()
-    except (AttributeError, NotImplementedError):
-        embedding = None
-    embedding = within(embedding)
-    if not isinstance(embedding, nn.Embedding):
-        raise CookError(f"a {kind} has no word embedding", hint="this pass is for models that read text")
+    embedding: Any = within(word_embedding(model))
     entries = embedding.num_embeddings
     if (said := getattr(text_config(model), "vocab_size", None)) != entries:
         raise CookError(f"{kind} embeds {entries:,} tokens, and its config's vocab_size is {said}")

@@ -7,10 +7,11 @@ from transformers import AutoModelForSeq2SeqLM, LlamaForCausalLM, Qwen2Config, Q
 
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
-from cook.model.layerwise import Layerwise, throughout
+from cook.model.layerwise import Layerwise
 from cook.model.linear import is_linear
 from cook.model.statistics import Gram
 from cook.model.targets import within
+from cook.model.walk import throughout
 from tests import tiny
 from tests.model import families
 from tests.traces import hooks
