@@ -40,11 +40,25 @@ def test_energy_is_the_smallest_rank_that_keeps_it():
 
 
 def loss_of(worth: torch.Tensor, rank: int | None) -> float:
-    return 0.0 if rank is None else float(worth[rank:].sum() / worth.sum())
+    return 0.0 if rank is None else float(worth[rank:].double().sum())
 
 
 def cost_of(size: tuple[int, int], rank: int | None) -> int:
     return size[0] * size[1] if rank is None else rank * sum(size)
+
+
+def longest_step(worth: torch.Tensor, size: tuple[int, int], ranks: list[int | None]) -> float:
+    """The most that one step gains along the lower convex hull of loss over cost."""
+    points = sorted((cost_of(size, rank), loss_of(worth, rank)) for rank in ranks)
+    corners = [
+        (x, y)
+        for x, y in points
+        if not any(
+            left < x < right and low + (high - low) * (x - left) / (right - left) < y - 1e-12
+            for (left, low), (right, high) in itertools.combinations(points, 2)
+        )
+    ]
+    return max((before[1] - after[1] for before, after in itertools.pairwise(corners)), default=0.0)
 
 
 @given(sizes, st.integers(0, 1000), st.floats(0.1, 1.1), st.sampled_from([1, 2]))
@@ -70,10 +84,9 @@ def test_spread_keeps_to_the_budget_and_is_nearly_the_best(several, seed, share,
         for ranks in itertools.product(*every)
         if sum(map(cost_of, several, ranks)) <= budget
     )
-    # By slopes: what is missed is less than the last step that did not fit.
-    steps = [float(worth[:multiple].sum() / worth.sum()) for worth in worths]
-    whole = [loss_of(worth, worthwhile(*size)) for worth, size in zip(worths, several, strict=True)]
-    assert best - 1e-9 <= lost <= best + max(max(steps), max(whole)) + 1e-9
+    # Until the first step that does not fit, the hull is followed, and nothing is better for its cost.
+    missed = max(map(longest_step, worths, several, every))
+    assert best - 1e-9 <= lost <= best + missed + 1e-9
 
 
 def test_spread_gives_where_it_is_worth_most():
