@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from cook.model.anatomy import Anatomy
-    from cook.model.blueprint import Edit
+    from cook.model.edit import Edit
     from cook.session import Session
 
 PHASES = ("shape", "observe", "structure", "weights", "precision")

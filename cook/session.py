@@ -25,17 +25,16 @@ from transformers.utils import ModelOutput
 from cook.errors import CookError
 from cook.model import sharing
 from cook.model.anatomy import Anatomy
-from cook.model.blueprint import Blueprint, Edit
-from cook.model.depth import STAYS, compact, left_out, missing, skips, unreached
+from cook.model.blueprint import Blueprint
+from cook.model.depth import STAYS, compact, left_out, missing, unreached
+from cook.model.edit import Edit
 from cook.model.hooks import Hooks
 from cook.model.masks import Masks
 from cook.model.plain import current, settle
 from cook.model.quantizer import attach_quantizer, blueprint_of
+from cook.model.removal import Removal
 from cook.model.renumbering import Renumbering
 from cook.model.tensors import Tensors
-from cook.model.units import Units
-from cook.model.units import masks as unit_masks
-from cook.model.units import remove as remove_units
 from cook.passes import PHASES, Pass, Window
 from cook.recipe.moment import Moment
 from cook.teacher import ROWS, Given, Teacher, teachers
@@ -116,6 +115,7 @@ class Session:
         self.masks = Masks(model) if masks is None else masks
         self._tensors = Tensors(self.anatomy, self.hooks)
         self.blueprint: Blueprint = blueprint_of(model)
+        self.removal = Removal(self.anatomy, self.masks, self.blueprint)
         self._avoidable: list[tuple[Pass, Sequence[str]]] = []
         self.step = 0
         self.learning_rate: float | None = None
@@ -295,45 +295,6 @@ class Session:
             torch.distributed.broadcast(shared, 0)
             return shared
         return value
-
-    def hold(self, owner: Pass, units: Units, keep: Tensor, *, too: bool = False) -> None:
-        """Hold heads, neurons or dimensions at zero until they leave.
-
-        Args:
-            keep: bool [units.count]: which of them stay.
-            too: beside what `owner` holds already of the same parameters, and not in its place.
-        """
-        for name, mask in unit_masks(self.model, units, keep):
-            held = self.masks.get(owner.id, name) if too else None
-            self.masks.set(owner.id, name, mask if held is None else mask & held, leaves=True)
-
-    def remove(self, units: Units, keep: Tensor) -> None:
-        """Take what `hold` held out of the model; other passes' masks follow."""
-        edits, left = remove_units(self.model, units, keep)
-        for name, kept in left.items():
-            self.masks.select(name, kept)
-        for edit in edits:
-            self.edit(edit)
-
-    def hold_layer(self, owner: Pass, layer: str) -> None:
-        """Hold all that a layer has at zero until it leaves; `owner` sees to it that it is passed by."""
-        for name, parameter in self.model.get_submodule(layer).named_parameters():
-            gone = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
-            self.masks.set(owner.id, f"{layer}.{name}", gone, leaves=True)
-
-    def remove_layers(self, layers: Sequence[str]) -> None:
-        """Skip layers until the session is finished and counts the others anew.
-
-        Raises:
-            CookError: others share their parameters.
-        """
-        sharing.check_stay(self.blueprint.shared, self.anatomy.layers, layers)
-        edits = skips(self.anatomy, layers)
-        for layer in layers:
-            self.masks.forget(layer)
-        Blueprint(edits=edits).apply(self.model)
-        for edit in edits:
-            self.edit(edit)
 
     def finish(self) -> None:
         """Let every pass leave plain modules behind, by phase; afterwards the session is closed.

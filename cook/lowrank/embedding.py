@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from cook.errors import CookError
 from cook.lowrank.table import factors
-from cook.model.blueprint import Blueprint, Edit
+from cook.model.blueprint import Blueprint
+from cook.model.edit import Edit
 from cook.model.embedding import fill, find, places
 from cook.model.tokenizer import Lexicon, count_tokens
 from cook.passes import CORPORA, Effect, Pass, register

@@ -17,7 +17,8 @@ from cook.lowrank.sensitivity import TOKENS, sensitivities, until
 from cook.lowrank.spectra import Examples, Spectra
 from cook.lowrank.targets import Target, named_in_ranks, targets
 from cook.model import surgery
-from cook.model.blueprint import Blueprint, Edit
+from cook.model.blueprint import Blueprint
+from cook.model.edit import Edit
 from cook.model.lowrank import LowRank
 from cook.passes import Effect, Pass, register
 

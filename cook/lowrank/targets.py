@@ -11,8 +11,8 @@ from torch import nn
 from cook.errors import CookError
 from cook.model import surgery
 from cook.model.anatomy import Anatomy, head_width
-from cook.model.blueprint import Edit
 from cook.model.composite import whole
+from cook.model.edit import Edit
 from cook.model.families import Stack
 from cook.model.linear import is_linear, shape
 from cook.model.targets import matching, select, within

@@ -11,7 +11,8 @@ from torch import nn
 from cook.errors import CookError
 from cook.model import surgery
 from cook.model.anatomy import Anatomy
-from cook.model.blueprint import Blueprint, Edit
+from cook.model.blueprint import Blueprint
+from cook.model.edit import Edit
 from cook.model.skipped import Skipped
 
 

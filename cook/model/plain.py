@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from cook.errors import CookError
 from cook.model import surgery, units
 from cook.model.anatomy import Anatomy
-from cook.model.blueprint import Blueprint, Edit
+from cook.model.blueprint import Blueprint
+from cook.model.edit import Edit
 from cook.model.linear import is_composite
 from cook.model.source import FAILURES
 from cook.model.width import stream

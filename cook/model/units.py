@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from cook.errors import CookError
 from cook.model import linear, surgery
 from cook.model.anatomy import Anatomy, head_width
-from cook.model.blueprint import Edit
 from cook.model.composite import places
+from cook.model.edit import Edit
 from cook.model.families import Attention, FeedForward
 
 

@@ -159,7 +159,7 @@ class PruneLayers(Pass):
         else:
             self.kept = self._kept(anatomy, layers)
         gone = [layer for number, layer in enumerate(layers) if number not in self.kept]
-        session.remove_layers(gone)
+        session.removal.remove_layers(gone)
         self.whole = len(layers)
 
     def facts(self, session: Session) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class Structure(Pass):
         self._complete(session)
         for each, stays in zip(self.chosen, self.keep, strict=True):
             if not stays.all():
-                session.remove(each, stays)
+                session.removal.remove(each, stays)
         session.masks.drop(self.id)
 
     def facts(self, session: Session) -> dict[str, Any]:
@@ -318,7 +318,7 @@ class Structure(Pass):
         self.keep = [session.agreed(stays).cpu() for stays in keep]
         for units, stays in zip(self.chosen, self.keep, strict=True):
             if not stays.all():
-                session.hold(self, units, stays)
+                session.removal.hold(self.id, units, stays)
         self.reached = share
 
     def _complete(self, session: Session) -> None:

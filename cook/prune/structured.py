@@ -192,11 +192,11 @@ class PruneStructured(Pass):
         self._complete(session)
         for each, home, stays in zip(self.units, self.shares.homes, self.keep, strict=True):
             if (home is None or self.kept[home]) and not stays.all():
-                session.remove(each, stays)
+                session.removal.remove(each, stays)
         if self.stream is not None and self.wide is not None and not self.wide.all():
-            session.remove(self.stream, self.wide)
+            session.removal.remove(self.stream, self.wide)
             self.gating.open = None
-        session.remove_layers(self._gone())
+        session.removal.remove_layers(self._gone())
         session.masks.drop(self.id)
 
     def facts(self, session: Session) -> dict[str, Any]:
@@ -349,8 +349,8 @@ class PruneStructured(Pass):
             if score is not None:
                 fold(session.model, each, hard_concrete(score))
             if not stays.all():
-                session.hold(self, each, stays)
+                session.removal.hold(self.id, each, stays)
         if self.stream is not None and self.wide is not None and not self.wide.all():
-            session.hold(self, self.stream, self.wide, too=True)
+            session.removal.hold(self.id, self.stream, self.wide, too=True)
         for layer in self._gone():
-            session.hold_layer(self, layer)
+            session.removal.hold_layer(self.id, layer)

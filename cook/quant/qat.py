@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from cook.model import sharing, surgery
-from cook.model.blueprint import Blueprint, Edit
+from cook.model.blueprint import Blueprint
+from cook.model.edit import Edit
 from cook.model.integer import IntLinear
 from cook.model.linear import shape
 from cook.model.targets import select

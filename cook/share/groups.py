@@ -10,8 +10,8 @@ from torch import nn
 from cook.errors import CookError
 from cook.model import linear, surgery
 from cook.model.anatomy import Anatomy
-from cook.model.blueprint import Edit
 from cook.model.depth import beyond
+from cook.model.edit import Edit
 from cook.model.families import Stack
 from cook.model.sharing import own
 from cook.model.targets import within

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from cook.errors import CookError
 from cook.model import linear, surgery
-from cook.model.blueprint import Blueprint, Edit
+from cook.model.blueprint import Blueprint
+from cook.model.edit import Edit
 from cook.model.residual import Residual
 from cook.model.sharing import own
 from cook.passes import Effect, Pass, register

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cook.model import linear, surgery
-from cook.model.blueprint import Edit
+from cook.model.edit import Edit
 from cook.model.integer import IntLinear
 from cook.model.quantizer import attach_quantizer, blueprint_of
 from tests import tiny

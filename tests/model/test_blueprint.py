@@ -13,7 +13,8 @@ from transformers import AutoModel
 
 from cook.errors import CookError
 from cook.model import linear, surgery
-from cook.model.blueprint import MAX_SIZE, Blueprint, Edit
+from cook.model.blueprint import Blueprint
+from cook.model.edit import MAX_SIZE, Edit
 from cook.model.integer import IntLinear
 from tests import tiny
 from tests.model.reshaped import FFN, make

@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from cook.errors import CookError
 from cook.lowrank.table import factors
 from cook.model import embedding, folder, surgery
-from cook.model.blueprint import Blueprint, Edit
+from cook.model.blueprint import Blueprint
+from cook.model.edit import Edit
 from cook.model.embedding import FactorisedEmbedding, FactorisedHead, TransposedLinear
 from cook.model.integer import IntLinear
 from cook.model.quantizer import attach_quantizer, blueprint_of, float_module

@@ -14,8 +14,9 @@ from transformers.pytorch_utils import Conv1D
 from cook.errors import CookError
 from cook.model import surgery, units
 from cook.model.anatomy import Anatomy, inferred
-from cook.model.blueprint import Blueprint, Edit
+from cook.model.blueprint import Blueprint
 from cook.model.composite import places, whole
+from cook.model.edit import Edit
 from cook.model.families import FAMILIES
 from cook.model.linear import is_linear, linears, matrix, shape
 from cook.model.lowrank import Apart, LowRank, part_rows

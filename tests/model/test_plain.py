@@ -7,7 +7,8 @@ import torch
 
 from cook.model import plain, surgery, units
 from cook.model.anatomy import Anatomy
-from cook.model.blueprint import Blueprint, Edit
+from cook.model.blueprint import Blueprint
+from cook.model.edit import Edit
 from tests.model import families
 from tests.model.test_units import logits
 

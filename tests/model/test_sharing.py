@@ -17,7 +17,8 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from cook.errors import CookError
 from cook.model import folder, sharing, surgery
-from cook.model.blueprint import Blueprint, Edit
+from cook.model.blueprint import Blueprint
+from cook.model.edit import Edit
 from cook.model.integer import IntLinear
 from cook.model.measure import tally
 from cook.model.quantizer import attach_quantizer, blueprint_of

@@ -15,8 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import cook
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
-from cook.model.blueprint import Blueprint, Edit
+from cook.model.blueprint import Blueprint
 from cook.model.depth import compact, skips
+from cook.model.edit import Edit
 from cook.pipeline.plan import plan_passes
 from cook.prune.layers import block_influence, chosen
 from cook.train import calibration
