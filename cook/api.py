@@ -16,6 +16,7 @@ from cook.errors import CookError, nearest
 from cook.model.quantizer import blueprint_of
 from cook.pipeline import environment
 from cook.pipeline.inputs import Data, load_student, make_passes, own_teacher, read_data, silent, taught_by
+from cook.pipeline.plan import plan_in_memory
 from cook.pipeline.rows import pass_rows, state, student
 from cook.pipeline.train import Work, carry_out
 from cook.recipe import Recipe, load_recipe, thaw
@@ -111,6 +112,7 @@ def apply(
                 teacher=teacher,
                 accelerator=accelerator,
             )
+    plan_in_memory(model, passes, teacher, source)
     outcome = carry_out(
         Work(
             model=model,
@@ -184,13 +186,17 @@ def attach(
     """
     recipe = load_recipe(config, partial=True)
     _check(model)
+    passes, made = make_passes(recipe), load_student(recipe, model, None, silent)
+    teacher = teacher if teacher is not None else _named_teacher(recipe, model, cached=False)
+    source = model if recipe.student else None
+    plan_in_memory(made, passes, teacher, source)
     return Session(
-        make_passes(recipe),
-        load_student(recipe, model, None, silent),
+        passes,
+        made,
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
-        teacher=teacher if teacher is not None else _named_teacher(recipe, model, cached=False),
-        source=model if recipe.student else None,
+        teacher=teacher,
+        source=source,
         calibration=None if calibration is None else examples.given(calibration),
         tokenizer=tokenizer,
         corpus=corpus(),

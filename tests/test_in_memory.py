@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import dispatch_model
 
 import cook
 from cook.errors import CookError
 from cook.passes import registered
 from cook.pipeline.folding import outputs
+from cook.pipeline.plan import bare
 from tests import kitchen, tiny
 from tests.kitchen import Case, serves
 from tests.traces import differences, hooks
@@ -105,3 +107,74 @@ def test_attach_serves_a_loop_of_ones_own(name: str, number: int, tmp_path: Path
     assert session.facts.keys() == {name}
     assert hooks(model) == {}
     assert torch.allclose(outputs(model, inputs)["logits"], trained, atol=1e-5)
+
+
+CONFLICTS = [
+    ([{"prune.layers": {"keep": [1]}}, {"prune.layers": {"keep": [0]}}], "layers"),
+    (
+        [
+            {"prune.weights": {"pattern": "2:4"}},
+            {"prune.neurons": {"sparsity": 0.5, "importance": "magnitude"}},
+        ],
+        "tears the groups",
+    ),
+    (
+        [
+            {"prune.heads": {"sparsity": 0.5, "importance": "magnitude"}},
+            {"prune.heads": {"sparsity": 0.5, "importance": "random"}},
+        ],
+        "heads",
+    ),
+]
+
+
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize(("passes", "words"), CONFLICTS)
+def test_conflicts_are_refused_before_anything_is_changed(
+    passes: list[Any], words: str, trains: bool
+) -> None:
+    model = tiny.model()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    config = {"version": 1, "passes": passes}
+    with pytest.raises(CookError, match=words) as caught:
+        cook.attach(model, config, total_steps=10) if trains else cook.apply(model, config)
+    assert "passes[" in (caught.value.where or "")
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    assert hooks(model) == {}
+
+
+def test_a_bare_copy_has_the_structure_and_no_weights() -> None:
+    model = tiny.model("gpt2")
+    passes = [{"lowrank.linear": {"method": "svd"}}, {"share.layers": {"groups": "all", "init": "first"}}]
+    passes[0]["lowrank.linear"]["spread"] = False
+    model = cook.apply(model, {"version": 1, "passes": passes}).model
+    seen: list[str] = []
+    model.transformer.h[0].register_forward_hook(lambda *_: seen.append("mine"))
+    copied = bare(model)
+    assert {each.device.type for each in copied.state_dict().values()} == {"meta"}
+    assert {name: each.shape for name, each in copied.named_parameters()} == {
+        name: each.shape for name, each in model.named_parameters()
+    }
+    copied.transformer.h[0](torch.empty(1, 2, 16, device="meta"))
+    assert not seen
+
+
+def test_a_dispatched_model_is_planned_where_it_is(tmp_path: Path) -> None:
+    model = tiny.model().eval()
+    batch = tiny.batch(size=2)
+    expected = model(**batch).logits
+    where = {"bert.embeddings": "cpu", "bert.encoder": "disk", "bert.pooler": "cpu", "classifier": "cpu"}
+    dispatch_model(model, where, main_device="cpu", offload_dir=str(tmp_path))
+    copied = bare(model)
+    assert {each.device.type for each in copied.state_dict().values()} == {"meta"}
+    assert not any("_hf_hook" in vars(module) for module in copied.modules())
+    torch.testing.assert_close(model(**batch).logits, expected)
+
+
+def test_one_batch_in_the_place_of_several_is_told() -> None:
+    config = {"version": 1, "passes": ["lowrank.linear"]}
+    with pytest.raises(CookError, match="expected mappings of tensors") as caught:
+        cook.apply(tiny.model(), config, calibration=tiny.batch())
+    assert "[batch]" in str(caught.value.hint)

@@ -188,6 +188,19 @@ def test_plan_says_what_the_run_writes(kitchen: Path, small: Path, report: dict[
     assert [row["window"] for row in planned.rows][1:] == [["0%", "60%"], ["0%", "60%"], ["50%", "100%"]]
 
 
+@pytest.mark.parametrize(
+    ("item", "touched"),
+    [
+        ({"lowrank.embedding": {"rank": 4}}, 23 * 16),
+        ({"prune.heads": {"sparsity": 0.5, "importance": "magnitude"}}, 2 * 4 * 16 * 16),
+        ({"share.layers": {"groups": "all"}}, 2 * (4 * 16 * 16 + 2 * 16 * 32)),
+    ],
+)
+def test_plan_counts_what_a_pass_touches_as_it_finds_it(kitchen: Path, item: Any, touched: int) -> None:
+    (row,) = plan(load_recipe(write(kitchen / "touched.yaml", passes=[item]))).rows
+    assert row["parameters"] == touched
+
+
 @pytest.mark.usefixtures("strangers")
 def test_a_result_is_compressed_again(kitchen: Path, small: Path) -> None:
     """From a folder of cook, into shards of half the width, by a pass that leaves a plain folder."""

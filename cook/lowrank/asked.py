@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cook.passes import Pass
     from cook.session import Session
 
+FEWER = "a smaller `multiple`: ranks that are one of it would save nothing"
 Ranks = list[int | None]
 """One for each target; None for one that stays whole."""
 
@@ -127,8 +128,11 @@ def costs(owner: Pass, session: Session, targets: Sequence[Target]) -> tuple[lis
     if goal == "macs":
         batch = longest(session.model, session.examples(EXAMPLES))
         counted = macs_by_module(session.model, batch)
+        if idle := next((each.name for each in targets if not counted.get(each.name)), None):
+            message = f"{idle} is not run by the model, so it costs no macs"
+            raise owner.error(message, option="budget", hint=f"exclude: [{idle}]")
         # Other processes have other examples.
-        several = [counted[""], *(counted.get(each.name, 0) for each in targets)]
+        several = [counted[""], *(counted[each.name] for each in targets)]
         everything, *own = session.agreed(torch.tensor(several, dtype=torch.float64)).tolist()
     allowed = sum(own) - (1 - left) * everything
     _check_budget(owner, targets, own, allowed, everything)
@@ -153,7 +157,8 @@ def _check_share(owner: Pass, targets: Sequence[Target]) -> None:
         least = least_cost(sizes, own, multiple) / sum(own)
     if share(owner) < least:
         message = f"{share(owner):g} of the parameters would give some target a rank of zero"
-        raise owner.error(message, option="parameters", hint=f"the nearest that can be is {_up(least):g}")
+        hint = f"the nearest that can be is {_up(least):g}"
+        raise owner.error(message, option="parameters", hint=hint if least < 1 else FEWER)
 
 
 def _check_budget(
@@ -166,7 +171,7 @@ def _check_budget(
         raise owner.error(
             f"{left:g} of the {goal} cannot be met: {nearest:g} is left with the lowest rank for each",
             option="budget",
-            hint=f"ask for {nearest:g}, or include more",
+            hint=f"ask for {nearest:g}, or include more" if nearest < 1 else FEWER,
         )
 
 

@@ -125,7 +125,7 @@ def data_of_outputs(weight: Tensor, gram: Tensor, squares: Tensor) -> Spectrum:
         gram: [out, out], the sum of (W x) (W x)^T over tokens.
         squares: a scalar, the sum of all squared inputs: the trace of G.
     """
-    core = weight.double()
+    _, core = _core(weight.double())
     _check(gram)
     seen = gram.double()
     mean = _mean(squares.double() / core.shape[1])
@@ -134,6 +134,8 @@ def data_of_outputs(weight: Tensor, gram: Tensor, squares: Tensor) -> Spectrum:
 
 def _core(matrix: Tensor) -> tuple[Tensor | None, Tensor]:
     """A matrix as (basis [out, k] of its columns, core [k, in]); no basis where k = out."""
+    if not bool(matrix.isfinite().all()):
+        raise ValueError("some of its weights are no finite numbers")
     rows, columns = matrix.shape
     return torch.linalg.qr(matrix) if rows > columns else (None, matrix)
 

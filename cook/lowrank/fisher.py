@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cook.errors import CookError
 from cook.lowrank.slopes import slopes
 from cook.model.linear import matrix, shape
 from cook.model.statistics import loss_shares
@@ -69,7 +70,9 @@ def row_information(
                 for row in range(_size(batch)):
                     add({name: value[row : row + 1] for name, value in batch.items()})
             examples += _size(batch)
-    return {name: total / max(1, examples) for name, total in found.items()}
+    if not examples:
+        raise CookError("there are no calibration examples to look at", hint="give some batches")
+    return {name: total / examples for name, total in found.items()}
 
 
 class _AlikeError(Exception):
@@ -96,8 +99,8 @@ class _Uses:
 
     def met(self, given: Tensor, output: Tensor) -> None:
         number, size = len(self.inputs), len(self.share)
-        # Some FFNs lay all tokens in a row, and a head gets one token of each example.
-        if len(given) != size and (given.ndim > 2 or len(given) % size):
+        # Some FFNs lay all tokens in a row, and a head gets one token of each example. What is alone has all.
+        if size > 1 and len(given) != size and (given.ndim > 2 or len(given) % size):
             raise _AlikeError
         self.inputs.append(given)
         output.register_hook(self._slope(number))

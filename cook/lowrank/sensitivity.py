@@ -79,29 +79,32 @@ def until(
 
 
 def _parts(batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    size = len(next(iter(batch.values())))
+    size = len(batch["input_ids"]) if "input_ids" in batch else len(next(iter(batch.values())))
     some = max(1, AT_ONCE * size // batch["input_ids"].numel()) if "input_ids" in batch else 1
     return [
-        {name: value[start : start + some] for name, value in batch.items()} for start in range(0, size, some)
+        # Positions may be told once for all examples.
+        {name: value[start : start + some] if len(value) == size else value for name, value in batch.items()}
+        for start in range(0, size, some)
     ]
 
 
 def _given(model: nn.Module, batch: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
     """All logits of a model, or its last states, [examples, ...]; each with what multiplies what counts."""
     outputs: Any = model(**batch)
-    names = [name for name in outputs if name.endswith("logits")] or ["last_hidden_state"]
-    found = [outputs[name] for name in names if name in outputs]
-    moved = [each for each in found if isinstance(each, Tensor) and each.requires_grad]
+    names = [name for name in outputs if name.endswith("logits")] or ["last_hidden_state", "pooler_output"]
+    found = {name: outputs[name] for name in names if name in outputs}
+    moved = {name: each for name, each in found.items() if isinstance(each, Tensor) and each.requires_grad}
     if not moved:
         raise CookError(
             "the model gives neither logits nor hidden states that its layers could move",
             hint="spread: false, and no budget",
         )
     valid = output_tokens(model, batch)
-    return [(each, _counting(each, valid)) for each in moved]
+    return [(each, _counting(name, each, valid)) for name, each in moved.items()]
 
 
-def _counting(given: Tensor, valid: Tensor | None) -> Tensor:
-    if valid is None or given.shape[:2] != valid.shape:
+def _counting(name: str, given: Tensor, valid: Tensor | None) -> Tensor:
+    by_token = given.ndim > 2 or name in ("start_logits", "end_logits")
+    if valid is None or not by_token or given.shape[:2] != valid.shape:
         return given.new_ones(())
     return valid.to(given).unflatten(1, (-1, *[1] * (given.ndim - 2)))

@@ -71,7 +71,7 @@ class Spectra:
         for name in self._names:
             weight = matrix(self._anatomy.model.get_submodule(name)).detach()
             if self._information is None:
-                yield name, factors.svd(weight)
+                yield name, _named(name, factors.svd, weight)
             else:
                 yield name, _named(name, factors.fisher, weight, self._information[name])
 

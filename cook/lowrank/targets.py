@@ -120,7 +120,8 @@ def _check(owner: Pass, model: nn.Module, names: Sequence[str]) -> None:
             raise owner.error(
                 message,
                 option="include",
-                hint="where layers share, lowrank.linear goes above share.layers; or leave it out",
+                hint="where layers share, lowrank.linear goes above share.layers, with `spread: false`;"
+                " or leave it out",
             )
 
 

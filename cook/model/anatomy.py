@@ -6,13 +6,15 @@ layer has, and of no other matrix.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from cook.errors import CookError
 from cook.model import surgery
@@ -173,7 +175,7 @@ def inferred(model: nn.Module) -> Family | None:
     (experts, adapters, a second attention) would not be known.
     """
     name = getattr(model, "base_model_prefix", "")
-    base = getattr(model, name) if name and hasattr(model, name) else model
+    base: Any = getattr(model, name) if name and hasattr(model, name) else model
     known = [stack for family in FAMILIES.values() for stack in family.stacks if "*" not in stack.layers]
     found = []
     for path, module in base.named_modules():
@@ -185,8 +187,12 @@ def inferred(model: nn.Module) -> Family | None:
         # Alike but for the place of the list, and what only entries can tell.
         fitting = [stack for stack in known if all(_built_like(layer, stack) for layer in live)]
         if fitting:
-            found.append(_elsewhere(fitting[0], path) if _agree(fitting) else None)
-    embeddings = getattr(base, "get_input_embeddings", lambda: None)()
+            found.append(_elsewhere(fitting[0], path, live[0]) if _agree(fitting) else None)
+        elif linears(module):
+            return None  # layers of another kind, a decoder's perhaps: half of a model is none
+    embeddings = None
+    with suppress(NotImplementedError, AttributeError):  # a model that reads no tokens may not say
+        embeddings = base.get_input_embeddings()
     names = tuple(path for path, module in base.named_modules() if module is embeddings)
     if not found or None in found:
         return None
@@ -219,11 +225,14 @@ def _agree(stacks: Sequence[Stack]) -> bool:
     return len({(each.attentions[0].layout, each.attentions[0].alike) for each in stacks}) == 1
 
 
-def _elsewhere(stack: Stack, path: str) -> Stack:
+def _elsewhere(stack: Stack, path: str, layer: nn.Module) -> Stack:
     # What the attention counts, and how it makes scores, is not told by the names of its modules: whatever
     # it has of the attributes that others count with is kept right.
     attentions = tuple(replace(each, counts=COUNTS, scores=False) for each in stack.attentions)
-    return replace(stack, layers=path, attentions=attentions)
+    # What it gives beside its states, only its code knows.
+    says = inspect.signature(type(layer).forward).return_annotation
+    gives = "states" if says in (Tensor, "torch.Tensor", "Tensor") else "perhaps more than their states"
+    return replace(stack, layers=path, attentions=attentions, gives=gives)
 
 
 def _layers(model: nn.Module, prefix: str, path: str) -> Iterator[str]:

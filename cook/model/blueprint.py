@@ -113,7 +113,9 @@ class Blueprint:
         if lock is not None:
             module, _, parameter = lock.rpartition(".")
             parent = resolve(model, module, saved_as)
-            if parent is None or parameter not in dict(surgery.get(model, parent).named_parameters()):
+            if parent is None:
+                return Blueprint(edits=edits)  # it lies in a part that this class does not have
+            if parameter not in dict(surgery.get(model, parent).named_parameters()):
                 raise CookError(f"{type(model).__name__} has no parameter {lock!r}", where="blueprint")
             lock = f"{parent}.{parameter}"
         return Blueprint(edits=edits, lock=lock)

@@ -35,6 +35,11 @@ def droppable(anatomy: Anatomy) -> list[str]:
         raise CookError(
             f"this {anatomy.kind} model divides attention by a layer's number, which would change"
         )
+    if getattr(config, "conv_kernel_size", 0):
+        raise CookError(
+            f"this {anatomy.kind} model has a convolution behind its first layer, which would move",
+            hint="use a smaller student: student.config or student.path",
+        )
     return anatomy.layers
 
 
@@ -115,6 +120,11 @@ def shorten(config: Any, kept: Sequence[int], count: int, key: str = "num_hidden
         # One entry a layer: layer_types and its like.
         if "layer" in name and isinstance(value, (list, tuple)) and len(value) == count:
             setattr(config, name, type(value)(value[number] for number in kept))
+    if hasattr(config, "stage_names"):
+        # Of a backbone: what it gives is what comes behind a layer, or out of the stem (0).
+        given = [sum(number < stage for number in kept) for stage in config.out_indices]
+        config.stage_names = ["stem", *(f"stage{number}" for number in range(1, len(kept) + 1))]
+        config.set_output_features_output_indices(out_features=None, out_indices=sorted(set(given)))
 
 
 def compact(model: nn.Module, blueprint: Blueprint) -> Blueprint:

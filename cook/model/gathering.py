@@ -87,6 +87,23 @@ def output_tokens(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor | Non
     return answered_tokens(batch) if decodes else valid_tokens(batch)
 
 
+def source_tokens(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[int, Tensor | None]:
+    """How many tokens an encoder gets where its decoder gets another number, and which are no padding.
+
+    0 where all of a model gets the same tokens, or the numbers do not tell.
+    """
+    decodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    answer = batch.get("decoder_input_ids", batch.get("labels"))
+    if (
+        not decodes
+        or "input_ids" not in batch
+        or answer is None
+        or answer.numel() == batch["input_ids"].numel()
+    ):
+        return 0, None
+    return batch["input_ids"].numel(), valid_tokens(batch)
+
+
 def answered_tokens(batch: Mapping[str, Tensor]) -> Tensor | None:
     """The same of what the decoder after an encoder gets: its own mask, or the tokens that have a label.
 
@@ -99,7 +116,7 @@ def answered_tokens(batch: Mapping[str, Tensor]) -> Tensor | None:
         return _told(batch, "decoder_attention_mask")
     labels = batch.get("labels")
     if labels is not None and labels.ndim == 2 and not labels.is_floating_point():
-        return labels != -100
+        return None if bool((labels != -100).all()) else labels != -100
     return None if "decoder_input_ids" in batch else valid_tokens(batch)
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
+from cook.model.composite import whole
 from cook.model.gathering import Gathering, Kind, answered_tokens, valid_tokens
 from cook.model.hooks import Hooks
 from cook.model.measure import evaluating
@@ -130,23 +131,36 @@ class Layerwise:
         order: list[str] = []
         last: str | None = None
         call: _Call
+        wholes = {name: whole(self._model, name) for name in targets}
+        entered: dict[str, Tensor] = {}
+
+        def enter(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            def before(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                entered[name] = inputs[0]
+
+            return before
 
         def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
                 order.append(name)
-                state.add(name, module, inputs[0], call.valid_of(inputs[0], self._at))
+                # A second factor gets what the first one gives: whose tokens, the whole layer's inputs tell.
+                valid = call.valid_of(entered.get(wholes[name], inputs[0]), self._at)
+                state.add(name, module, inputs[0], valid)
                 if name == last:
                     raise _Enough
 
             return before
 
         try:
+            for name in sorted({each for name, each in wholes.items() if each != name}):
+                hooks.forward_pre(self._model.get_submodule(name), enter(name))
             for name in targets:
                 hooks.forward_pre(self._model.get_submodule(name), hook(name))
             with evaluating(self._model):
                 for call in self._calls:
                     state.added.clear()
                     order.clear()
+                    entered.clear()
                     with suppress(_Enough):
                         self._run(call)
                     # What comes behind the last of them need not run, if each runs once.
@@ -164,12 +178,12 @@ class Layerwise:
         Args:
             decodes: the layers are a decoder's, after an encoder.
         """
-        alike = False
+        alike, mixed = False, _mixed(self._model)
         with _without_cache(self._model), evaluating(self._model):
             for batch in batches:
                 met = self._meet(batch, self._layers[:1] if alike else self._layers)
                 given = [(rest, named) for _, rest, named in met]
-                alike = alike or all(_same(given[0], other) for other in given[1:])
+                alike = alike or (not mixed and all(_same(given[0], other) for other in given[1:]))
                 given = given[:1] if alike else given
                 source = valid_tokens(batch)
                 valid = answered_tokens(batch) if decodes else source
@@ -212,6 +226,13 @@ class Layerwise:
             for call in self._calls:
                 output = self._run(call)
                 call.hidden = output if isinstance(output, Tensor) else output[0]
+
+
+def _mixed(model: nn.Module) -> bool:
+    """Whether layers attend in several ways: a batch without padding and shorter than a window hides that."""
+    config: Any = getattr(model, "config", None)
+    kinds = getattr(config.get_text_config(), "layer_types", None) if config is not None else None
+    return len(set(kinds or ())) > 1
 
 
 @contextmanager

@@ -89,7 +89,11 @@ class LowRank(Factors):
 
         T5 asks for the type in every forward, and making the product each time would cost more than is saved.
         """
-        return torch.empty(self.out_features, self.in_features, dtype=self.down.weight.dtype, device="meta")
+        size = self.out_features, self.in_features
+        found = torch.empty(size, dtype=self.down.weight.dtype, device="meta")
+        # Or a model would draw numbers for it before its factors are loaded.
+        found._is_hf_initialized = True  # type: ignore[attr-defined]
+        return found
 
 
 class Apart(nn.ModuleList):

@@ -11,6 +11,7 @@ more of it at the top than the two base classes.
 
 from __future__ import annotations
 
+import re
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -65,6 +66,7 @@ class CookQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         self.blueprint = self.blueprint.apply(model)
+        _check_head(model)
         if ties := sharing.ties(model, self.blueprint.shared):
             model.all_tied_weights_keys = {**model.all_tied_weights_keys, **ties}
             model._adjust_bias = sharing.keep_bias
@@ -165,7 +167,7 @@ def attach_quantizer(model: Any, blueprint: Blueprint) -> Blueprint:
         blueprint: in the names of `model`. One without edits makes the model plain again.
 
     Returns:
-        The Blueprint with its lock: the first untied weight of a norm in the base model, so that
+        The Blueprint with its lock: an untied parameter of the base model (`lock_of`), so that
         a base model, a head and any other class find it.
 
     Raises:
@@ -175,7 +177,7 @@ def attach_quantizer(model: Any, blueprint: Blueprint) -> Blueprint:
     if not blueprint.edits:
         return Blueprint()
     sharing.declare(model, blueprint.shared)
-    locked = Blueprint(edits=list(blueprint.edits), lock=_pick_lock(model))
+    locked = Blueprint(edits=list(blueprint.edits), lock=lock_of(model))
     base = getattr(model, "base_model", model)
     for part in (base, model) if base is not model else (model,):
         quantizer = CookQuantizer(CookConfig(locked if part is model else locked.renamed(part, model)))
@@ -198,6 +200,28 @@ def detach_quantizer(model: Any) -> None:
         part.config._is_quantized = False
         if hasattr(part.config, "quantization_config"):
             del part.config.quantization_config
+
+
+def _check_head(model: Any) -> None:
+    """Refuse a head that the saved model did not have and that would be wider than what it reads."""
+    base, saved_as = getattr(model, "base_model", model), model.config.architectures or []
+    if base is model or type(model).__name__ in saved_as:
+        return
+    from cook.model.anatomy import Anatomy
+    from cook.model.width import stream
+
+    try:
+        width = stream(Anatomy(base)).count
+    except CookError:
+        return  # a family whose width no pass changes
+    said = getattr(model.config, "hidden_size", width)
+    inside = {id(parameter) for parameter in base.parameters()}
+    for name, parameter in model.named_parameters():
+        if said != width and id(parameter) not in inside and said in parameter.shape:
+            raise CookError(
+                f"the model in this folder is {width} wide, and {name} of a {type(model).__name__} {said}",
+                hint=f"load it as the {' or '.join(saved_as)} that it is, or by AutoModel and give it a head",
+            )
 
 
 def blueprint_of(model: nn.Module) -> Blueprint:
@@ -227,7 +251,12 @@ def float_module(module: IntLinear, dtype: torch.dtype = torch.float32) -> nn.Mo
     return new.train(module.training)
 
 
-def _pick_lock(model: Any) -> str:
+def lock_of(model: Any) -> str:
+    """The parameter that is locked when the model is saved: a vector of a norm if there is one.
+
+    Raises:
+        CookError: all parameters that a file would hold are shared.
+    """
     base = getattr(model, "base_model", model)
     prefix = next((f"{name}." for name, module in model.named_modules() if module is base and name), "")
     tied = set(getattr(model, "all_tied_weights_keys", {}) or {})
@@ -235,16 +264,21 @@ def _pick_lock(model: Any) -> str:
     seen: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
         seen[id(parameter)] = seen.get(id(parameter), 0) + 1
+    unsaved = [re.compile(each) for each in getattr(model, "_keys_to_ignore_on_save", None) or ()]
     choices = []
     for name, module in base.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
             full = f"{prefix}{name}.{key}"
             free = full not in tied and seen[id(parameter)] == 1 and not isinstance(module, IntLinear)
-            if name and free and parameter.ndim == 1 and parameter.is_floating_point():
-                choices.append(("Norm" not in type(module).__name__, full))
+            free = free and not any(each.search(full) for each in unsaved)
+            if name and free and parameter.ndim and parameter.is_floating_point():
+                choices.append((parameter.ndim, "Norm" not in type(module).__name__, full))
     if not choices:
-        raise CookError(f"{type(model).__name__} has no vector to lock the folder with", where="blueprint")
-    return min(choices, key=lambda choice: choice[0])[1]
+        raise CookError(
+            f"every parameter of this {type(model).__name__} is shared: none is left to lock its folder with",
+            hint="leave something unshared: another part, or smaller groups",
+        )
+    return min(choices, key=lambda choice: choice[:2])[2]
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:

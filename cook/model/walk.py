@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
-from cook.model.gathering import Gathering, Kind, output_tokens
+from cook.model.gathering import Gathering, Kind, output_tokens, source_tokens
 from cook.model.hooks import Hooks
 from cook.model.layerwise import Layerwise
 from cook.model.measure import evaluating
@@ -32,11 +32,15 @@ def throughout(
     """
     state, hooks = Gathering(kind, own or {}), Hooks()
     valid: Tensor | None = None
+    source: tuple[int, Tensor | None] = 0, None
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             del state.added[:-1]  # what gets the same tensor does so in a row
-            state.add(name, module, inputs[0], valid)
+            # What of a decoder reads the encoder is told by how many tokens it gets.
+            count, mask = source
+            reads = count == inputs[0].shape[:-1].numel()
+            state.add(name, module, inputs[0], mask if reads else valid)
 
         return before
 
@@ -47,7 +51,7 @@ def throughout(
             for batch in batches:
                 state.added.clear()
                 # What lies outside of layers reads what they give.
-                valid = output_tokens(model, batch)
+                valid, source = output_tokens(model, batch), source_tokens(model, batch)
                 model(**batch)
     finally:
         hooks.close()

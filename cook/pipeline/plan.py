@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cook.errors import CookError
@@ -16,10 +16,10 @@ from cook.model import sharing
 from cook.model.anatomy import Anatomy
 from cook.model.blueprint import Blueprint
 from cook.model.depth import STAYS, compact, missing
-from cook.model.linear import weight_count
+from cook.model.linear import is_linear, weight_count
 from cook.model.measure import tally
 from cook.model.plain import settle
-from cook.model.quantizer import attach_quantizer, blueprint_of
+from cook.model.quantizer import attach_quantizer, blueprint_of, lock_of
 from cook.passes import PHASES, Effect, Pass
 from cook.pipeline import depend
 from cook.pipeline.inputs import (
@@ -33,6 +33,7 @@ from cook.pipeline.inputs import (
     stored_dtype,
 )
 from cook.recipe import Recipe
+from cook.teacher import Given, named
 
 
 @dataclass
@@ -68,14 +69,14 @@ def plan(recipe: Recipe) -> Plan:
     planned: list[tuple[Pass, Effect]] = []
     sizes = ""
     for each in finishing(passes):
-        modules = dict(model.named_modules())
+        weights = _weights(model)
         planned += plan_passes(model, [each], teachers, planned)
         effect, after = planned[-1][1], _sizes(model, dtype)
         sizes = "about" if "about" in (sizes, effect.sizes) else sizes or effect.sizes
         rows[each.id] = {
             "id": each.id,
             "modules": len({name.rpartition(".")[0] for name in effect.parameters}),
-            "parameters": _count(modules, effect),
+            "parameters": _count(weights, effect),
             "zeros": effect.zeros,
             "parameters_after": after["parameters"],
             "bytes_after": after["bytes"],
@@ -117,17 +118,60 @@ def plan_passes(
                 error.where = each.where
             raise
         _check_claims(each, effect, [*earlier, *effects])
+        _check_alike(each, effect, [*earlier, *effects])
         try:
             if shared:
                 sharing.check_stay(shared, Anatomy(model).layers, _leaving(Anatomy(model), effect))
             Blueprint(edits=list(effect.edits)).apply(model)
             shared += _shared([(each, effect)])
             sharing.check(model, shared)
+            if shared:
+                lock_of(model)
         except CookError as error:
             error.where = each.where
             raise
         effects.append((each, effect))
     return effects
+
+
+def plan_in_memory(
+    model: PreTrainedModel,
+    passes: Sequence[Pass],
+    teacher: Given = None,
+    source: PreTrainedModel | None = None,
+) -> None:
+    """Refuse before anything is changed what passes cannot do together with a model that is there already.
+
+    Args:
+        model: stays as it is.
+        teacher: as `cook.apply` takes it.
+        source: what `"self"` means; None means the model.
+    """
+    own = model if source is None else source
+    several = [own if each.model == "self" else each.model for each in named(teacher)]
+    known = [bare(each) for each in several if isinstance(each, PreTrainedModel)]
+    plan_passes(bare(model), passes, known)
+
+
+def bare(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a model on the meta device, with nobody's hooks."""
+    copies: dict[int, Any] = {}
+    for each in [*model.parameters(), *model.buffers()]:
+        empty = torch.empty_like(each, device="meta")
+        learns = isinstance(each, nn.Parameter)
+        copies[id(each)] = nn.Parameter(empty, requires_grad=each.requires_grad) if learns else empty
+    for module in model.modules():
+        if "_hf_hook" in vars(module):  # it knows where weights are that lie on a disk: they stay there
+            copies[id(vars(module)["_hf_hook"])] = vars(module)["_hf_hook"]
+    found = copy.deepcopy(model, copies)
+    for module in found.modules():
+        own = vars(module)
+        own.pop("_hf_hook", None)
+        if own.pop("_old_forward", None) is not None:
+            own.pop("forward", None)
+        for name in ("_forward_hooks", "_forward_pre_hooks"):
+            own[name].clear()
+    return found
 
 
 def _shared(planned: Sequence[tuple[Pass, Effect]]) -> list[tuple[str, str]]:
@@ -167,6 +211,18 @@ def _check_claims(each: Pass, effect: Effect, planned: Sequence[tuple[Pass, Effe
                 )
 
 
+def _check_alike(each: Pass, effect: Effect, planned: Sequence[tuple[Pass, Effect]]) -> None:
+    """Refuse to share what an earlier pass makes of sizes that only the run will know."""
+    shared = {name for edit in effect.edits if edit.op == "share" for name in edit.modules}
+    for other, its in planned:
+        open_sizes = [edit.module for edit in its.edits if edit.op == "lowrank" and its.sizes == "about"]
+        for module in open_sizes:
+            if any(f"{name}.".startswith(f"{module}.") for name in shared):
+                message = f"{other.id} finds the rank of each matrix by itself: layers would not be alike"
+                hint = f"give {other.id} `spread: false` or a `rank`, the same for all layers"
+                raise each.error(message, hint=hint)
+
+
 def _without_weights(recipe: Recipe, data: Data | None) -> PreTrainedModel:
     """The recipe's model on the meta device; if another recipe has yet to make it, as that one plans it."""
     below = depend.chain(recipe)[:-1]
@@ -201,6 +257,16 @@ def _sizes(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Any]:
     return {"parameters": count.parameters, "bytes": count.bytes, "macs": None}
 
 
-def _count(modules: Mapping[str, Any], effect: Effect) -> int:
-    named = [modules[name.rpartition(".")[0]] for name in effect.parameters]
-    return sum(weight_count(each) for each in {id(each.weight): each for each in named}.values())
+def _weights(model: nn.Module) -> dict[str, tuple[Tensor, int]]:
+    """The matrix of each module that has one, and how many numbers that is: edits change modules in place."""
+    return {
+        name: (module.weight, weight_count(module))
+        for name, module in model.named_modules()
+        if is_linear(module) or isinstance(module, nn.Embedding)
+    }
+
+
+def _count(weights: Mapping[str, tuple[Tensor, int]], effect: Effect) -> int:
+    """How many weights a pass touches; what is shared counts once."""
+    named = [weights[name.rpartition(".")[0]] for name in effect.parameters]
+    return sum({id(weight): count for weight, count in named}.values())

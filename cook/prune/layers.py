@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cook.errors import CookError
 from cook.model.depth import beyond, droppable, matrices, skips
 from cook.model.hooks import Hooks
 from cook.model.measure import evaluating
@@ -72,7 +73,14 @@ def block_influence(
             valid = mask.bool()
         sums += torch.stack([(1 - cosines[n])[valid].double().sum().cpu() for n in range(len(names))])
         tokens += int(valid.sum())
-    return (sums / max(1, tokens)).tolist()
+    if not tokens or not bool(sums.isfinite().all()):
+        raise CookError(
+            "there are no calibration tokens to look at"
+            if not tokens
+            else "what the layers give is no finite number, which says nothing of their influence",
+            hint="give some examples" if not tokens else "look at the weights; or name layers by keep",
+        )
+    return (sums / tokens).tolist()
 
 
 def _compare(
@@ -152,7 +160,11 @@ class PruneLayers(Pass):
         self.influence: list[float] | None = None
         if self.wants():
             examples = session.examples(self.given["rows"])
-            influence = session.agreed(torch.tensor(block_influence(session.model, examples, layers)))
+            try:
+                found = block_influence(session.model, examples, layers)
+            except CookError as error:
+                raise self.error(error.message, option="count", hint=error.hint) from error
+            influence = session.agreed(torch.tensor(found))
             self.influence = influence.tolist()
             most = influence.argsort(descending=True, stable=True)[: self._count(anatomy)]
             self.kept = sorted(most.tolist())

@@ -219,11 +219,24 @@ class Structure(Pass):
                 hint=f"at most {sum(spared) / whole:.3g} with {limits}"
                 + (f" and multiple {multiple}" if multiple > 1 else ""),
             )
+        if self.given["scope"] == "layer":
+            for each, some in zip(units, spared, strict=True):
+                asked = round(self.share * each.count)
+                if asked - some >= max(1, self.multiple(each) / 2):
+                    what = f"{asked} of {each.count} {self._called([each])} of {each.where}"
+                    raise self.error(
+                        f"{what} would go, it can spare {some}",
+                        option="sparsity",
+                        hint=f"at most {some / each.count:.3g} with {limits}, or scope: global",
+                    )
         if wanted == 0 or not any(not each.all() for each in self._planned(units)):
+            where, of = "", whole
+            if self.given["scope"] == "layer":
+                where, of = " of a layer", max(each.count for each in units)
             raise self.error(
-                f"{self.share:g} of {whole} {self._called(units)} is less than one",
+                f"{self.share:g} of {of} {self._called(units)}{where} is less than one",
                 option="sparsity",
-                hint=f"the next that takes something away is {multiple / whole:.3g}",
+                hint=f"the next that takes something away is {math.ceil(1000 * multiple / of) / 1000:g}",
             )
 
     def _planned(self, units: list[Units]) -> list[Tensor]:
@@ -286,7 +299,9 @@ class Structure(Pass):
         return normalized(found) if self.given.get("normalize") else found
 
     def _examples(self, session: Session) -> Iterator[dict[str, Tensor]]:
+        empty = True
         for batch in session.examples(self.given["rows"]):
+            empty = False
             if "labels" not in batch:
                 raise self.error(
                     "the calibration examples have no labels, so there is no loss to differentiate",
@@ -294,6 +309,9 @@ class Structure(Pass):
                     hint="give them labels, or use importance: magnitude",
                 )
             yield batch
+        if empty:
+            hint = "give some, or use importance: magnitude"
+            raise self.error("there are no calibration examples to look at", option="importance", hint=hint)
 
     def _prune(self, session: Session, share: float) -> None:
         whole = sum(each.count for each in self.chosen)

@@ -105,6 +105,8 @@ def consecutive(layers: Sequence[str], asked: str | int) -> list[list[str]]:
     if len(layers) % size:
         fitting = [each for each in range(2, len(layers) + 1) if len(layers) % each == 0]
         hint = f"a divisor of {len(layers)} ({', '.join(map(str, fitting))}), or lists of layers"
+        if not fitting:
+            hint = "it takes two layers or more"
         raise CookError(f"{len(layers)} layers do not divide into groups of {size}", hint=hint)
     return [list(layers[start : start + size]) for start in range(0, len(layers), size)]
 
@@ -160,7 +162,8 @@ def _common(anatomy: Anatomy, layers: Sequence[str], parts: str) -> tuple[str, .
             )
             raise CookError(
                 f"layers {numbers[0]} and {number} are not alike: {name} is {one} in one, {two} in the other",
-                hint="let layers share before anything makes them unequal, or group those that are alike",
+                hint="let layers share before anything makes them unequal (lowrank.linear does not with"
+                " `spread: false`), or group those that are alike",
             )
     held: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):

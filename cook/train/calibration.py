@@ -7,11 +7,13 @@ are the same at every call, so that what is computed from them depends on the mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from torch import Tensor
 
+from cook.errors import CookError
 from cook.train.batches import fetch, lengths
 from cook.train.tasks.task import Task
 
@@ -42,8 +44,20 @@ def sampled(rows: Dataset, task: Task, *, batch_size: int = 32, seed: int = 0) -
 
 
 def given(batches: Iterable[Batch]) -> Examples:
-    """Ready batches in their order; the last one is cut where there would be too many examples."""
-    kept = list(batches)
+    """Ready batches in their order; the last one is cut where there would be too many examples.
+
+    Raises:
+        CookError: they are no batches.
+    """
+    kept: list[Any] = list(batches)
+    for batch in kept:
+        if not isinstance(batch, Mapping):
+            message = (
+                f"found a {type(batch).__name__} among the calibration batches, expected mappings of tensors"
+            )
+            raise CookError(
+                message, where="calibration", hint="one batch goes into a list: calibration=[batch]"
+            )
 
     def some(count: int) -> Iterator[Batch]:
         for batch in kept:

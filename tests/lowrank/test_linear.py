@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSeq2SeqLM, LlamaForCausalLM
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    BertForMultipleChoice,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+)
 
 import cook
 from cook.errors import CookError
@@ -442,3 +448,75 @@ def test_every_layer_can_be_low_rank_at_its_largest_rank():
         for name, rank in told["ranks"].items()
     )
     assert float((model(**examples[0]).logits.detach() - before).abs().max()) < float(before.abs().max())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5", "bert"])
+def test_factors_in_integers_come_back(family, tmp_path):
+    # GPT-2 and T5 draw the weights of what they do not find in a folder by the names of their layers.
+    model = families.made(family)
+    model = cook.apply(
+        model, {"version": 1, "passes": [{"lowrank.linear": {"method": "svd"}}, "quant.qat"]}
+    ).model
+    model.save_pretrained(tmp_path)
+    back = type(model).from_pretrained(tmp_path).eval()
+    batch = families.batch(family)
+    with torch.no_grad():
+        assert torch.equal(back(**batch).logits, model(**batch).logits)
+
+
+def test_what_a_model_does_not_run_has_no_budget():
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=23, add_cross_attention=True)
+    with pytest.raises(CookError, match=r"crossattention.c_attn is not run by the model") as caught:
+        session(
+            GPT2LMHeadModel(config),
+            examples=[{"input_ids": torch.arange(12)[None]}],
+            method="svd",
+            budget={"macs": 0.8},
+        )
+    assert "exclude" in str(caught.value.hint)
+
+
+def test_weights_that_are_no_numbers_have_no_factors():
+    model = tiny.model()
+    with torch.no_grad():
+        model.bert.encoder.layer[1].attention.self.query.weight[0, 0] = torch.nan
+    with pytest.raises(CookError, match=r"layer.1.attention.self.query: some of its weights are no finite"):
+        session(model, method="svd")
+
+
+def test_choices_are_all_their_examples_own():
+    model = BertForMultipleChoice(families.made("bert").config).eval()
+    draw = torch.Generator().manual_seed(0)
+    batch = {
+        "input_ids": torch.randint(5, 23, (3, 4, 6), generator=draw),
+        "labels": torch.randint(0, 4, (3,), generator=draw),
+    }
+    name = "bert.encoder.layer.0.output.dense"
+    expected = torch.zeros(16)
+    for row in range(3):
+        model(**{key: value[row : row + 1] for key, value in batch.items()}).loss.backward()
+        weight = model.get_submodule(name).weight
+        expected += weight.grad.square().sum(1) / 3
+        weight.grad = None
+    torch.testing.assert_close(row_information(model, [batch], [name])[name], expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "examples"),
+    [({"multiple": 64, "method": "svd"}, None), ({"method": "fisher"}, []), ({"multiple": 64}, None)],
+)
+def test_hints_are_no_shares_that_are_refused(options, examples):
+    with pytest.raises(CookError, match=r"rank of zero|no calibration examples") as caught:
+        session(tiny.model(), examples=examples, **options)
+    assert "the nearest that can be" not in str(caught.value.hint)
+
+
+def test_ranks_that_are_found_are_not_shared():
+    both = [{"lowrank.linear": {}}, {"share.layers": {"groups": "all"}}]
+    model = tiny.model()
+    with pytest.raises(CookError, match="finds the rank of each matrix by itself") as caught:
+        cook.apply(model, {"version": 1, "passes": both}, calibration=batches())
+    assert "spread: false" in str(caught.value.hint)
+    assert not any(isinstance(module, LowRank) for module in model.modules())
+    both[0] = {"lowrank.linear": {"spread": False}}
+    cook.apply(model, {"version": 1, "passes": both}, calibration=batches())

@@ -11,6 +11,7 @@ from transformers import (
     AutoModel,
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
     GPT2LMHeadModel,
 )
 
@@ -123,3 +124,25 @@ def test_what_cannot_move_is_refused():
     with pytest.raises(CookError, match="neither logits nor hidden states"):
         sensitivities(model, [{"inputs": torch.ones(1, 2)}], ["inner"])
     assert hooks(model) == {}
+
+
+def test_classes_are_no_tokens_however_many():
+    config = families.made("bert").config
+    config.num_labels = 6
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    mask = (torch.arange(6) < 3).long().expand(2, 6)
+    found = sensitivities(
+        model, [{"input_ids": torch.full((2, 6), 7), "attention_mask": mask}], ["classifier"]
+    )
+    assert bool((found["classifier"] > 0).all())
+
+
+def test_what_a_bare_model_pools_counts():
+    model, batch = made("bert-bare")
+    assert float(sensitivities(model, [batch], ["pooler.dense"])["pooler.dense"].sum()) > 0
+
+
+def test_positions_may_be_told_once():
+    model = GPT2LMHeadModel(families.made("gpt2").config).eval()
+    batch = {"input_ids": torch.full((20, 30), 7), "position_ids": torch.arange(30)[None]}
+    assert sensitivities(model, [batch], ["transformer.h.1.mlp.c_proj"])

@@ -1,17 +1,28 @@
 """Layer by layer: the statistics are those of whole forwards through the model as it is by then."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForSeq2SeqLM, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    BertConfig,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
+import cook
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
 from cook.model.layerwise import Layerwise
-from cook.model.linear import is_linear
+from cook.model.linear import is_composite, is_linear
 from cook.model.statistics import Gram
 from cook.model.targets import within
-from cook.model.walk import throughout
+from cook.model.walk import throughout, walk
 from tests import tiny
 from tests.model import families
 from tests.traces import hooks
@@ -236,3 +247,60 @@ def test_a_target_that_gets_other_tokens_is_refused():
     with pytest.raises(CookError, match="which are padding"):
         way.statistics(["model.layers.0.mlp.inner"], Gram)
     assert hooks(model) == {}
+
+
+def test_layers_that_attend_in_two_ways_keep_their_own_masks():
+    # Neither has a mask in a batch without padding and shorter than the window.
+    settings = {**families.SETTINGS["qwen2"], "num_hidden_layers": 4}
+    config = Qwen2Config(**settings, use_sliding_window=True, sliding_window=8, max_window_layers=2)
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(config).eval()
+    given = [{"input_ids": torch.randint(5, 23, (2, length))} for length in (6, 20)]
+    names = [f"model.layers.{number}.self_attn.o_proj" for number in range(4)]
+    expected = throughout(model, given, names, Gram)
+    for found in walk(Anatomy(model), lambda: given, names, Gram):
+        for name, statistic in found.items():
+            torch.testing.assert_close(statistic.value, expected[name].value)
+
+
+@pytest.mark.parametrize("family", families.ENCODER_DECODER)
+@pytest.mark.parametrize("tokens", [4, 6])
+def test_second_factors_get_the_tokens_of_the_first(family, tokens):
+    # Those of cross attention read the text; texts and answers of one length cannot be told by it.
+    model = AutoModelForSeq2SeqLM.from_config(families.made(family).config).eval()
+    model = cook.apply(model, {"version": 1, "passes": [{"lowrank.linear": {"method": "svd"}}]}).model
+    batch = {
+        "input_ids": torch.randint(5, 23, (3, 6)),
+        "attention_mask": (torch.arange(6) < torch.tensor([[6], [4], [6]])).long(),
+        "labels": torch.randint(5, 23, (3, tokens)).masked_fill(torch.arange(tokens) >= 3, -100),
+    }
+    inside = [
+        name for name, module in model.named_modules() if is_linear(module) and not is_composite(module)
+    ]
+    crossing = [
+        name for name in inside if re.search(r"(EncDecAttention\.[kv]|encoder_attn\.[kv]_proj)\.", name)
+    ]
+    assert {name.rpartition(".")[2] for name in crossing} == {"up", "down"}
+    for found in walk(Anatomy(model), lambda: [batch], inside, Gram):
+        for name, statistic in found.items():
+            of_text = name in crossing or ".encoder." in f".{name}"
+            assert statistic.tokens == (16 if of_text else 9), name
+
+
+def test_a_decoder_of_an_unknown_kind_reads_its_encoders_tokens():
+    settings = families.SETTINGS["bert"]
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(
+        BertConfig(**settings), BertConfig(**settings, is_decoder=True, add_cross_attention=True)
+    )
+    model = EncoderDecoderModel(config=config).eval()
+    model.config.decoder_start_token_id, model.config.pad_token_id = 1, 0
+    assert Anatomy(model).family is None  # and not one of its encoder alone
+    layer = "decoder.bert.encoder.layer.0"
+    names = [f"{layer}.crossattention.self.key", f"{layer}.crossattention.self.query"]
+    batch = {
+        "input_ids": torch.randint(5, 23, (2, 6)),
+        "attention_mask": (torch.arange(6) < torch.tensor([[6], [4]])).long(),
+        "labels": torch.randint(5, 23, (2, 4)),
+    }
+    found = throughout(model, [batch], names, Gram)
+    assert [found[name].tokens for name in names] == [10, 8]

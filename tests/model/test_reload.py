@@ -10,13 +10,21 @@ import torch
 import transformers
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForSequenceClassification, Trainer, TrainingArguments
+from transformers import (
+    AutoModel,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.pytorch_utils import Conv1D
 
+import cook
 from cook.errors import CookError
 from cook.model.integer import IntLinear
 from cook.model.quantizer import attach_quantizer, blueprint_of
 from tests import tiny
+from tests.model import families
 from tests.model.reshaped import FFN, auto_class, inputs, logits, make, narrow
 
 KINDS = ("narrow", "integers", "both")
@@ -224,3 +232,18 @@ def test_a_changed_blueprint_is_refused(tmp_path):
     file.write_text(json.dumps(config))
     with pytest.raises(CookError, match="upgrade cook"):
         AutoModelForSequenceClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["BartForCausalLM", "BartModel", "BartForConditionalGeneration"])
+def test_a_part_loads_without_the_lock_of_another(name, tmp_path):
+    model = AutoModelForSeq2SeqLM.from_config(families.made("bart").config).eval()
+    passes = [{"prune.heads": {"sparsity": 0.25, "importance": "magnitude"}}]
+    made = cook.apply(model, {"version": 1, "passes": passes}).model
+    assert made.hf_quantizer.blueprint.lock.startswith("model.encoder.")
+    made.save_pretrained(tmp_path)
+    part = getattr(transformers, name).from_pretrained(tmp_path)
+    theirs = dict(part.named_parameters())
+    ours = {f"{prefix}{key}": each for key, each in made.named_parameters() for prefix in ("", "model.")}
+    ours |= {key.removeprefix("model."): each for key, each in made.named_parameters()}
+    assert all(torch.equal(each, ours[key]) for key, each in theirs.items() if key in ours)
+    assert len([key for key in theirs if key in ours]) > 10

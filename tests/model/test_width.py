@@ -14,6 +14,7 @@ from transformers import AutoConfig
 from cook.errors import CookError
 from cook.model import plain, units, width
 from cook.model.anatomy import Anatomy
+from cook.model.blueprint import Blueprint
 from cook.model.hooks import Hooks
 from cook.model.quantizer import attach_quantizer, blueprint_of
 from cook.model.verify import Case, verify_all
@@ -196,3 +197,14 @@ def test_what_is_not_accounted_for_is_named():
     model.bert.embeddings.LayerNorm = nn.RMSNorm(16)
     with pytest.raises(CookError, match="whose statistics cook does not know"):
         width.stream(Anatomy(model))
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "BertForTokenClassification", "BertForMultipleChoice"])
+def test_a_head_for_another_width_is_refused(name, tmp_path):
+    _, cut, _, edits = narrowed(headed("BertForSequenceClassification"))
+    attach_quantizer(cut, Blueprint(edits=edits))
+    cut.save_pretrained(tmp_path)
+    with pytest.raises(CookError, match=f"is 12 wide, and .* of a {name} 16") as caught:
+        getattr(transformers, name).from_pretrained(tmp_path)
+    assert "BertForSequenceClassification" in str(caught.value.hint)
+    assert transformers.AutoModel.from_pretrained(tmp_path).embeddings.word_embeddings.embedding_dim == 12

@@ -10,13 +10,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+)
 
 import cook
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
 from cook.model.blueprint import Blueprint
-from cook.model.depth import compact, skips
+from cook.model.depth import compact, left_out, skips
 from cook.model.edit import Edit
 from cook.pipeline.plan import plan_passes
 from cook.prune.layers import block_influence, chosen
@@ -250,3 +255,59 @@ def test_a_folder_cannot_bring_a_layer_that_is_left_out():
     edits = [edit.to_dict() for edit in skips(Anatomy(tiny.model()), ["bert.encoder.layer.1"])]
     with pytest.raises(CookError, match="'skip' cannot stand in a folder"):
         Blueprint.from_dict({**Blueprint().to_dict(), "edits": edits})
+
+
+def test_a_convolution_behind_the_first_layer_would_move():
+    config = AutoConfig.for_model("deberta-v2", **families.SETTINGS["deberta-v2"], conv_kernel_size=3)
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    with pytest.raises(CookError, match="a convolution behind its first layer"):
+        plan_passes(model, bound.passes({"prune.layers": {"keep": [1]}}))
+
+
+@pytest.mark.parametrize("kind", ["megatron-bert", "rembert"])
+def test_layers_that_may_give_more_than_states_are_not_left_out(kind):
+    config = AutoConfig.for_model(kind, **families.SETTINGS["bert"])
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    assert len(Anatomy(model).layers) == 2
+    with pytest.raises(CookError, match="give each other perhaps more than their states"):
+        plan_passes(model, bound.passes({"prune.layers": {"keep": [1]}}))
+
+
+@pytest.mark.parametrize("given_out", [None, [1, 3]])
+def test_a_backbone_counts_its_stages_anew(given_out, tmp_path):
+    settings = {**families.SETTINGS["vit"], "num_hidden_layers": 4, "mlp_ratio": 2, "out_indices": given_out}
+    del settings["intermediate_size"]
+    model = AutoModelForImageClassification.from_config(AutoConfig.for_model("dinov2", **settings)).eval()
+    with left_out(Anatomy(model), Anatomy(model).layers[1:2]):
+        expected = model(**families.batch("vit")).logits
+    result = cook.apply(model, {"version": 1, "passes": [{"prune.layers": {"keep": [0, 2, 3]}}]}).model
+    result.save_pretrained(tmp_path)
+    back = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(back(**families.batch("vit")).logits, expected)
+    assert back.config.stage_names == ["stem", "stage1", "stage2", "stage3"]
+    assert list(back.config.out_indices) == ([3] if given_out is None else [1, 2])
+
+
+PADDING = {**tiny.batch(size=2), "attention_mask": torch.zeros(2, 7, dtype=torch.long)}
+
+
+@pytest.mark.parametrize("examples", [[], [PADDING]])
+def test_influence_needs_something_to_look_at(examples):
+    with pytest.raises(CookError, match="no calibration tokens"):
+        cook.apply(
+            tiny.model(), {"version": 1, "passes": [{"prune.layers": {"count": 1}}]}, calibration=examples
+        )
+
+
+def test_influence_of_no_numbers_is_none():
+    model = tiny.model()
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.dense.weight[0, 0] = torch.nan
+    with pytest.raises(CookError, match="no finite number"):
+        cook.apply(
+            model,
+            {"version": 1, "passes": [{"prune.layers": {"count": 1}}]},
+            calibration=[tiny.batch(size=4)],
+        )

@@ -128,6 +128,11 @@ def test_equal_results_are_saved_plain(tmp_path):
             "limit 0.5",
         ),
         ({"prune.heads": {"sparsity": 0.01}}, "0.01 of 8 heads is less than one", "0.125"),
+        (
+            {"prune.heads": {"sparsity": 0.1, "scope": "layer"}},
+            "0.1 of 4 heads of a layer is less than one",
+            "0.25",
+        ),
         ({"prune.neurons": {"sparsity": 0.05}}, "0.05 of 64 neurons is less than one", "0.125"),
         (
             {"prune.heads": {"sparsity": 0.5, "include": ["ffn"]}},
@@ -263,3 +268,19 @@ def test_labels_that_are_not_shifted():
     model = BertForMaskedLM(tiny.model().config)
     labels = torch.tensor([[3, -100, 4], [-100, 5, -100]])
     assert loss_shares(model, {"labels": labels}, 2).tolist() == pytest.approx([2 / 3, 1 / 3])
+
+
+def test_importance_needs_something_to_look_at():
+    with pytest.raises(CookError, match="no calibration examples to look at"):
+        cook.apply(
+            tiny.model(), {"version": 1, "passes": [{"prune.heads": {"sparsity": 0.5}}]}, calibration=[]
+        )
+
+
+def test_a_layer_that_cannot_spare_its_share_is_named():
+    half = {"sparsity": 0.5, "importance": "magnitude", "include": ["layers[0]"]}
+    model = cook.apply(tiny.model(), {"version": 1, "passes": [{"prune.heads": half}]}).model
+    third = {"sparsity": 0.34, "importance": "magnitude", "scope": "layer", "minimum": 2}
+    with pytest.raises(CookError, match=r"1 of 2 heads of .*layer\.0.* would go, it can spare 0") as told:
+        cook.apply(model, {"version": 1, "passes": [{"prune.heads": third}]})
+    assert "scope: global" in told.value.hint

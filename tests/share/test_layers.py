@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MarianConfig, MarianMTModel, OPTConfig, OPTForCausalLM
 
+import cook
 from cook.errors import CookError
 from cook.model import folder
 from cook.model.anatomy import Anatomy
@@ -291,3 +292,24 @@ def test_every_family_shares_and_comes_back(family, residual, tmp_path):
     assert tally(back) == tally(model)
     with torch.no_grad():
         assert torch.equal(back(**batch).logits, expected)
+
+
+def test_a_model_without_norms_of_its_own_has_another_lock(tmp_path):
+    config = OPTConfig(**families.SETTINGS["opt"], do_layer_norm_before=False)
+    model = OPTForCausalLM(config).eval()
+    shared = cook.apply(model, {"version": 1, "passes": [{"share.layers": {"groups": "all"}}]}).model
+    shared.save_pretrained(tmp_path)
+    tokens = torch.arange(5, 11)[None]
+    with torch.no_grad():
+        assert torch.equal(
+            OPTForCausalLM.from_pretrained(tmp_path).eval()(tokens).logits, shared(tokens).logits
+        )
+
+
+def test_nothing_left_to_lock_is_refused_before_training():
+    settings = {**families.SETTINGS["bart"], "max_position_embeddings": 32}
+    model = MarianMTModel(MarianConfig(**settings))
+    before = sum(each.numel() for each in model.parameters())
+    with pytest.raises(CookError, match="every parameter of this MarianMTModel is shared"):
+        cook.attach(model, {"version": 1, "passes": [{"share.layers": {"groups": "all"}}]}, total_steps=10)
+    assert sum(each.numel() for each in model.parameters()) == before
