@@ -2,14 +2,17 @@
 
     python -m benchmarks.lowrank rates --model MODEL --train train.tsv --validation validation.tsv
     python -m benchmarks.lowrank perplexity MODEL STORIES
+    python -m benchmarks.lowrank recover MODEL STORIES
     python -m benchmarks.lowrank time
 
 `rates` factorises the layers of a classifier at once, by each method, to shares of their parameters, the same
 for all or spread, over several samples of examples, and evaluates what is left. `perplexity` does so with a
 causal language model, for one rank after the other, and tells the perplexity a token of the last of STORIES,
-a text with `<|endoftext|>` between them, which no pass has seen. `time` takes the data-aware method through
-an encoder of BERT-base's size and random weights, in a process of its own for each length of the examples and
-each way to find ranks: seconds, what of it goes where, and the peak of memory beside the model's own size.
+a text with `<|endoftext|>` between them, which no pass has seen; `recover` does so for shares of the layers,
+spread and even, and again after training with itself as its teacher. `time` takes the data-aware method
+through an encoder of BERT-base's size and random weights, in a process of its own for each length of the
+examples and each way to find ranks: seconds, what of it goes where, and the peak of memory beside the model's
+own size.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import csv
 import itertools
 import json
 import pstats
+import random
 import resource
 import statistics
 import subprocess
@@ -103,6 +107,67 @@ def sweep(args: argparse.Namespace) -> None:
         print(f"| {rank} | {left:.0%} | {' | '.join(cells)} |", flush=True)
 
 
+def recover(args: argparse.Namespace) -> None:
+    """Perplexity at once and after training, with ranks spread and even."""
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    stories = [story.strip() for story in Path(args.stories).read_text("utf-8").split("<|endoftext|>")]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    held_back = [_on(device, batch) for batch in batches(stories[-HELD_BACK:], tokenizer)]
+    print("| left | ranks | at once | trained |\n| ---: | --- | ---: | ---: |")
+    for share, spread in itertools.product(args.shares, (True, False)):
+        found = []
+        for seed in args.seeds:
+            sampled = batches(stories[seed * args.rows : (seed + 1) * args.rows], tokenizer)
+            model: Any = AutoModelForCausalLM.from_pretrained(args.model)
+            model.to(device).eval()
+            passes: list[Any] = [
+                {"lowrank.linear": {"parameters": share, "rows": args.rows, "spread": spread}},
+                {"distill.logits": {"temperature": 1.0, "task_weight": 0.5, "weight": 0.5}},
+            ]
+            with cook.attach(
+                model,
+                {"version": 1, "passes": passes},
+                total_steps=args.steps,
+                teacher="self",
+                calibration=sampled,
+            ) as session:
+                once = perplexity(model, held_back)
+                _train(session, [story for story in stories[:-HELD_BACK] if story], tokenizer, seed)
+            found.append((once, perplexity(model.eval(), held_back)))
+        cells = [
+            f"{statistics.fmean(each):.2f} ({min(each):.2f} to {max(each):.2f})"
+            for each in zip(*found, strict=True)
+        ]
+        print(f"| {share:.0%} | {'spread' if spread else 'even'} | {' | '.join(cells)} |", flush=True)
+
+
+def _train(session: Session, stories: list[str], tokenizer: Any, seed: int) -> None:
+    """AdamW at 2e-3, warm after 20 steps and then linear to nothing, 32 stories a step."""
+    torch.manual_seed(seed)
+    draw, steps, device = random.Random(seed), session.total_steps, session.model.device
+    session.place(device)
+    session.module.to(device).train()
+    optimizer = torch.optim.AdamW(session.module.parameters(), lr=2e-3)
+    session.bind(optimizer)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1, (step + 1) / 20) * (1 - step / steps)
+    )
+    for step in range(steps):
+        (batch,) = (_on(device, each) for each in batches(draw.sample(stories, 32), tokenizer, 32))
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        session.before_step(step)
+        sum(session.module({**batch, "labels": labels}).values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        session.after_step()
+    session.finish()
+
+
+def _on(device: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.to(device) for name, value in batch.items()}
+
+
 def timed(args: argparse.Namespace) -> None:
     """Each length in a process of its own, so that each has a peak of its own."""
     if args.length is None:
@@ -177,6 +242,14 @@ def main() -> None:
     two.add_argument("--methods", nargs="+", default=list(METHODS))
     two.add_argument("--rows", type=int, default=256)
     two.set_defaults(run=sweep)
+    again = verbs.add_parser("recover")
+    again.add_argument("model")
+    again.add_argument("stories")
+    again.add_argument("--shares", type=float, nargs="+", default=[0.9, 0.7, 0.5, 0.3])
+    again.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    again.add_argument("--rows", type=int, default=128)
+    again.add_argument("--steps", type=int, default=400)
+    again.set_defaults(run=recover)
     three = verbs.add_parser("time")
     three.add_argument("--lengths", type=int, nargs="+", default=[128, 64])
     three.add_argument("--length", type=int)

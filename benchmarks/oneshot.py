@@ -40,12 +40,12 @@ LENGTH, HELD_BACK, BATCH = 512, 200, 16
 SIDES = Path(__file__).with_name("oneshot_sides.py")
 
 
-def batches(stories: list[str], tokenizer: Any) -> list[dict[str, Tensor]]:
+def batches(stories: list[str], tokenizer: Any, size: int = BATCH) -> list[dict[str, Tensor]]:
     """Stories as the model takes them, padded at their end."""
     rows = [torch.tensor(tokenizer(story)["input_ids"][:LENGTH]) for story in stories]
     found = []
-    for start in range(0, len(rows), BATCH):
-        part = rows[start : start + BATCH]
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
         ids = pad_sequence(part, batch_first=True)
         lengths = torch.tensor([len(row) for row in part])
         found.append(
