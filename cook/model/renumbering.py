@@ -15,7 +15,7 @@ from cook.errors import CookError
 
 TOKENS = ("input_ids", "decoder_input_ids")
 """What a batch calls the numbers of tokens."""
-LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
+LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids")
 """What a generation config calls lists of token numbers that do not end in `token_id`."""
 
 
@@ -77,6 +77,7 @@ def named_ids(model: nn.Module) -> set[int]:
     """The tokens that a model names, in its configs and embeddings: padding, ends, where a decoder starts."""
     limit = text_config(model).vocab_size
     lists = [value for config in _configs(model) for value in _numbers(config).values()]
+    lists += [tokens for config in _configs(model) for tokens, _ in _biases(config)]
     embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     lists += [each.padding_idx for each in embeddings if each.num_embeddings == limit]
     flat = {number for value in lists for number in _flat(value)}
@@ -103,6 +104,8 @@ def write(model: nn.Module, renumbering: Renumbering) -> None:
     for config in _configs(model):
         for key, value in _numbers(config).items():
             setattr(config, key, _mapped(value, renumbering))
+        if biases := _biases(config):
+            config.sequence_bias = [[_mapped(list(tokens), renumbering), bias] for tokens, bias in biases]
         if getattr(config, "vocab_size", None) == renumbering.entries:
             config.vocab_size = size
     for module in model.modules():
@@ -140,6 +143,12 @@ def _numbers(config: Any) -> dict[str, Any]:
         for key, value in vars(config).items()
         if value is not None and (key.endswith(("token_id", "token_ids")) or key in LISTS)
     }
+
+
+def _biases(config: Any) -> list[tuple[Any, float]]:
+    """What a generation config adds to sequences of tokens: (their numbers, how much)."""
+    said = getattr(config, "sequence_bias", None) or ()
+    return [(each[0], each[1]) for each in (said.items() if isinstance(said, Mapping) else said)]
 
 
 def _flat(value: Any) -> Iterator[int]:

@@ -12,6 +12,7 @@ from transformers import (
     BertForPreTraining,
     BertForSequenceClassification,
     ElectraForMaskedLM,
+    GPT2Config,
     GPT2LMHeadModel,
     GPT2Model,
     LlamaForCausalLM,
@@ -20,7 +21,7 @@ from transformers import (
 )
 
 from cook.errors import CookError
-from cook.model.renumbering import Renumbering, check_padding, named_ids
+from cook.model.renumbering import Renumbering, check_padding, named_ids, write
 from cook.model.vocabulary import cut, find
 from cook.pipeline.folding import outputs
 from tests import tiny
@@ -144,3 +145,16 @@ def test_what_is_not_understood_is_refused():
     odd.lm_head = nn.AdaptiveLogSoftmaxWithLoss(16, ENTRIES, [10, 20])
     with pytest.raises(CookError, match="AdaptiveLogSoftmaxWithLoss"):
         find(odd)
+
+
+def test_what_a_generation_config_says_of_tokens_is_renumbered():
+    model = GPT2LMHeadModel(
+        GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=12, bos_token_id=0, eos_token_id=0)
+    )
+    model.generation_config.sequence_bias = {(9, 4): 5.0, (7,): -1.0}
+    model.generation_config.force_words_ids = [[9], [[4, 7]]]
+    assert {4, 7, 9} <= named_ids(model)
+    write(model, Renumbering(torch.tensor([0, 4, 7, 9, 11]), 12, 0))
+    assert model.generation_config.sequence_bias == [[[3, 1], 5.0], [[2], -1.0]]
+    assert model.generation_config.force_words_ids == [[3], [[1, 2]]]
+    assert model.config.vocab_size == 5
