@@ -114,8 +114,13 @@ class CookQuantizer(HfQuantizer):
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
         """What `save_pretrained` writes: the state with the lock's extra axis, and a fitting config."""
-        model.config.quantization_config = self.quantization_config
+        from cook.model.plain import current
+
         lock = self.blueprint.lock
+        # Somebody may have given the model more tokens since.
+        self.blueprint = Blueprint(edits=current(model, self.blueprint).edits, lock=lock)
+        self.quantization_config = CookConfig(self.blueprint)
+        model.config.quantization_config = self.quantization_config
         if lock is None:
             return None, {}
         state = model.state_dict()

@@ -208,3 +208,16 @@ def test_a_head_for_another_width_is_refused(name, tmp_path):
         getattr(transformers, name).from_pretrained(tmp_path)
     assert "BertForSequenceClassification" in str(caught.value.hint)
     assert transformers.AutoModel.from_pretrained(tmp_path).embeddings.word_embeddings.embedding_dim == 12
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "LlamaForCausalLM"])
+def test_more_tokens_are_saved_with_a_narrower_model(name, tmp_path):
+    _, cut, _, edits = narrowed(headed(name), left=11)
+    attach_quantizer(cut, Blueprint(edits=edits))
+    cut.resize_token_embeddings(27)
+    cut.save_pretrained(tmp_path)
+    back = getattr(transformers, name).from_pretrained(tmp_path).eval()
+    tokens = torch.tensor([[24, 7, 26]])
+    with torch.no_grad():
+        assert torch.equal(back(tokens).logits, cut(tokens).logits)
+    assert back.get_input_embeddings().weight.shape == (27, 11)
