@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 import cook
 from cook.errors import CookError, nearest
+from cook.model.load import name_labels
 from cook.model.quantizer import blueprint_of
 from cook.pipeline import environment
 from cook.pipeline.inputs import Data, load_student, make_passes, own_teacher, read_data, silent, taught_by
@@ -26,6 +27,7 @@ from cook.teacher import Given
 from cook.train import calibration as examples
 from cook.train.augment import augmented
 from cook.train.corpus import corpus
+from cook.train.data import sample
 from cook.train.seeds import seed_everything
 from cook.train.tasks import TASKS
 
@@ -240,7 +242,8 @@ def _data(recipe: Recipe, model: PreTrainedModel, data: Any) -> Data | None:
         hint = "data={'train': rows, 'validation': rows}"
         raise CookError(f"found a {type(data).__name__}, expected rows by split", where="data", hint=hint)
     value = thaw(recipe.value)
-    value["model"] = {"path": "memory", "task": (value.get("model") or {}).get("task") or _task_of(model)}
+    named = value.get("model") or {}
+    value["model"] = {"path": "memory", "task": named.get("task") or _task_of(model)}
     if data is not None:
         value["data"] = {
             **(value.get("data") or {}),
@@ -255,6 +258,13 @@ def _data(recipe: Recipe, model: PreTrainedModel, data: Any) -> Data | None:
     whole = load_recipe(value, partial=True)
     splits = [split for split in SPLITS if data is None or split in data]
     raw = None if data is None else {split: _dataset(data[split]) for split in splits}
+    if raw is not None and "train" in raw and whole.data is not None:
+        raw["train"] = sample(raw["train"], whole.data.limit)
+    if labels := named.get("labels"):
+        if len(labels) != model.config.num_labels:
+            message = f"{len(labels)} labels are given, the model has {model.config.num_labels}"
+            raise recipe.error("model.labels", message, "name each of its classes, in their order")
+        name_labels(model.config, labels)
     return read_data(whole, silent, splits, raw=raw)
 
 

@@ -28,6 +28,7 @@ from cook.model.anatomy import Anatomy
 from cook.model.blueprint import Blueprint
 from cook.model.depth import STAYS, compact, left_out, missing, unreached
 from cook.model.edit import Edit
+from cook.model.gathering import answered_tokens
 from cook.model.hooks import Hooks
 from cook.model.masks import Masks
 from cook.model.plain import current, settle
@@ -268,21 +269,24 @@ class Session:
         """A watched tensor, of this forward and with its gradient."""
         return self._tensors[name]
 
-    def valid_tokens(self, like: Tensor) -> Tensor:
-        """Which tokens of this batch are not padding: bool [batch, tokens].
+    def valid_tokens(self, like: Tensor, name: str) -> Tensor:
+        """Which tokens of a watched tensor are not padding: bool [batch, tokens].
 
         Args:
             like: [batch, tokens, ...], for batches without padding.
+            name: of the tensor: inside of a decoder after an encoder the answer's tokens count.
         """
-        mask = self.batch.get("attention_mask")
+        decodes = self.anatomy.decodes(name)
+        mask = answered_tokens(self.batch) if decodes else self.batch.get("attention_mask")
         return torch.ones_like(like[..., 0], dtype=torch.bool) if mask is None else mask.bool()
 
-    def attended(self, like: Tensor) -> Tensor:
-        """Which tokens the valid ones may attend to: bool [batch, tokens, tokens]; `like` as above."""
-        valid = self.valid_tokens(like)
+    def attended(self, like: Tensor, name: str) -> Tensor:
+        """Which tokens the valid ones may attend to: bool [batch, tokens, tokens]; arguments as above."""
+        valid = self.valid_tokens(like, name)
         allowed = valid[:, :, None] & valid[:, None, :]
         reach = self.anatomy.window or valid.shape[-1]
-        return allowed.tril().triu(1 - reach) if self.anatomy.causal else allowed
+        causal = self.anatomy.causal or self.anatomy.decodes(name)
+        return allowed.tril().triu(1 - reach) if causal else allowed
 
     def edit(self, edit: Edit) -> None:
         """Enter a structural edit, already made, into the blueprint."""

@@ -135,6 +135,10 @@ def named(given: Given) -> list[Named]:
     if given is None:
         return []
     several: list[Any] = given if isinstance(given, list) else [given]
+    for each in several:
+        if isinstance(each, tuple) and len(each) > 1 and not isinstance(each[1], (int, float)):
+            message = f"a teacher's weight must be a number above 0, found a {type(each[1]).__name__}"
+            raise CookError(message, where="teacher", hint="several teachers go into a list")
     return [Named(*each) if isinstance(each, tuple) else Named(each) for each in several]
 
 

@@ -178,3 +178,43 @@ def test_one_batch_in_the_place_of_several_is_told() -> None:
     with pytest.raises(CookError, match="expected mappings of tensors") as caught:
         cook.apply(tiny.model(), config, calibration=tiny.batch())
     assert "[batch]" in str(caught.value.hint)
+
+
+def test_a_limit_is_kept_in_memory_too() -> None:
+    rows = [{"sentence": "good film", "label": 1}, {"sentence": "bad plot", "label": 0}] * 32
+    config = {"version": 1, "data": {"limit": 8}, "train": {"epochs": 1, "batch_size": 8}}
+    result = cook.apply(tiny.model(), config, data={"train": rows}, tokenizer=tiny.tokenizer())
+    assert result.report.train is not None
+    assert result.report.train["steps"] == 1
+
+
+def test_labels_are_named_in_memory_too() -> None:
+    rows = [{"sentence": "good film", "label": "yes"}, {"sentence": "bad plot", "label": "no"}] * 4
+    model = tiny.model()
+    model.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
+    model.config.label2id = {"LABEL_0": 0, "LABEL_1": 1}
+    section = {"path": "x", "task": "text-classification", "labels": ["no", "yes"]}
+    config = {"version": 1, "model": section, "train": {"steps": 1, "batch_size": 8}}
+    result = cook.apply(model, config, data={"train": rows}, tokenizer=tiny.tokenizer())
+    assert result.model.config.id2label == {0: "no", 1: "yes"}
+    section["labels"] = ["no", "yes", "perhaps"]
+    with pytest.raises(CookError, match="3 labels are given, the model has 2"):
+        cook.apply(tiny.model(), config, data={"train": rows}, tokenizer=tiny.tokenizer())
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"prune.weights": {"sparsity": 0.5, "start": 2, "end": 2}},
+        {"prune.heads": {"sparsity": 0.5, "importance": "magnitude", "start": 2, "end": 2}},
+    ],
+)
+def test_an_empty_window_acts_in_its_place(item: Any) -> None:
+    with cook.attach(tiny.model(), {"version": 1, "passes": [item]}, total_steps=4) as session:
+        zeros = []
+        for step in range(4):
+            session.before_step(step)
+            session.masks.apply()
+            zeros.append(sum(int((each == 0).sum()) for each in session.model.parameters()))
+            session.after_step()
+    assert zeros[0] == zeros[1] < zeros[2] == zeros[3]

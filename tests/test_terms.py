@@ -1,13 +1,22 @@
 """The loss terms of a session: their names and weights, the teacher, and modules that passes train."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+)
 
+import cook
+from cook.errors import CookError
 from cook.passes import Pass, Term
 from tests import bound, tiny
+from tests.model import families
 from tests.probe import Probe, session
 
 # Terms
@@ -139,3 +148,63 @@ def test_a_pass_has_one_trained_module():
     bound_to = session(projecting)
     with pytest.raises(ValueError, match="trains a module already"):
         bound_to.train_also(projecting, nn.Linear(1, 1))
+
+
+INSIDE = [
+    {"distill.hidden": {"map": {"layers[3].output": "layers[3].output"}}},
+    {"distill.tinybert": {"layers": {"3": 3}, "parts": ["hidden"]}},
+    {"distill.patient": {"layers": {"2": 2}, "tokens": "all"}},
+]
+
+
+@pytest.mark.parametrize("item", INSIDE)
+@pytest.mark.parametrize("length", [5, 7])
+def test_what_a_decoder_is_padded_with_is_not_learned(item: Any, length: int) -> None:
+    """Texts have seven tokens: answers of as many, and of others."""
+
+    def terms(garbage: int) -> dict[str, float]:
+        torch.manual_seed(0)
+        config = families.made("bart").config
+        student, teacher = (AutoModelForSeq2SeqLM.from_config(config).eval() for _ in range(2))
+        labels = torch.randint(5, 23, (4, length))
+        labels[1, 3:] = -100
+        answers = torch.randint(5, 23, (4, length))
+        answers[1, 3:] = garbage
+        batch = tiny.batch() | {"labels": labels, "decoder_input_ids": answers}
+        batch["decoder_attention_mask"] = (labels != -100).long()
+        config = {"version": 1, "passes": [item]}
+        with cook.attach(student, config, total_steps=2, teacher=teacher) as session:
+            session.before_step(0)
+            found = session.module(batch)
+            return {name: value.item() for name, value in found.items() if name != "task"}
+
+    assert terms(7) == pytest.approx(terms(9), rel=1e-5)
+    assert terms(7)
+
+
+@pytest.mark.parametrize(
+    ("problem", "labels"), [("regression", 1), ("multi_label_classification", 3), (None, 1)]
+)
+def test_outputs_that_are_no_distribution_are_not_learned_as_one(problem: str | None, labels: int) -> None:
+    config = copy.deepcopy(tiny.model().config)
+    config.num_labels, config.problem_type = labels, problem
+    model = AutoModelForSequenceClassification.from_config(config)
+    with pytest.raises(CookError, match="are no distribution") as caught:
+        cook.attach(model, {"version": 1, "passes": ["distill.logits"]}, total_steps=2, teacher="self")
+    assert "mse" in str(caught.value.hint)
+    learned = {"version": 1, "passes": [{"distill.logits": {"loss": "mse"}}]}
+    cook.attach(model, learned, total_steps=2, teacher="self").close()
+
+
+def test_starts_and_ends_are_no_logits() -> None:
+    model = AutoModelForQuestionAnswering.from_config(tiny.model().config)
+    with pytest.raises(CookError, match="starts and ends"):
+        cook.attach(model, {"version": 1, "passes": ["distill.logits"]}, total_steps=2, teacher="self")
+
+
+def test_two_teachers_are_a_list() -> None:
+    pair = (tiny.model(seed=1), tiny.model(seed=2))
+    with pytest.raises(CookError, match="found a BertForSequenceClassification") as caught:
+        cook.attach(tiny.model(), {"version": 1, "passes": ["distill.logits"]}, total_steps=2, teacher=pair)
+    assert "list" in str(caught.value.hint)
+    assert len(str(caught.value)) < 300

@@ -112,11 +112,11 @@ class DistillHidden(Intermediate):
             distance = DISTANCES[self.given["distance"]]
             if _scores(pair.student):
                 distances = distance(mine[..., None], theirs[..., None])
-                values.append(attended_mean(distances, session.attended(mine[:, 0])))
+                values.append(attended_mean(distances, session.attended(mine[:, 0], pair.student)))
                 continue
             if self.given["normalize"]:
                 mine, theirs = functional.normalize(mine, dim=-1), functional.normalize(theirs, dim=-1)
-            values.append(valid_mean(distance(mine, theirs), session.valid_tokens(mine)))
+            values.append(valid_mean(distance(mine, theirs), session.valid_tokens(mine, pair.student)))
         return {"hidden": Term(torch.stack(values).mean(), float(self.given["weight"]))}
 
 

@@ -83,6 +83,16 @@ class DistillLogits(Taught):
     examples = ({"temperature": 2}, {"loss": "mse", "weight": 0.5})
 
     def plan(self, anatomy: Anatomy) -> Effect:
+        model: Any = anatomy.model
+        kind, config = type(model).__name__, model.config
+        if kind.endswith("ForQuestionAnswering"):
+            hint = "distill.hidden learns tensors inside of it"
+            raise self.error(f"a {kind} gives starts and ends, no logits of one distribution", hint=hint)
+        alone = kind.endswith("ForSequenceClassification") and config.num_labels == 1
+        problem = "regression" if alone else getattr(config, "problem_type", None)
+        if self.given["loss"] == "ce" and problem in ("regression", "multi_label_classification"):
+            message = f"outputs of a model for {problem.replace('_', ' ')} are no distribution"
+            raise self.error(message, option="loss", hint="loss: mse")
         return Effect(note=f"{self.given['loss']}, temperature {self.given['temperature']:g}")
 
     def attach(self, session: Session) -> None:

@@ -94,7 +94,7 @@ class DistillPatient(Intermediate):
         values = []
         for pair in self.watched:
             mine, theirs = self.compared(session, pair)
-            valid = session.valid_tokens(mine)
+            valid = session.valid_tokens(mine, pair.student)
             if self.given["tokens"] == "first":
                 values.append(direction_distance(first_token(mine, valid), first_token(theirs, valid)).mean())
             else:

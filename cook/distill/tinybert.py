@@ -111,9 +111,11 @@ class DistillTinyBERT(Intermediate):
             for pair in pairs:
                 mine, theirs = self.compared(session, pair)
                 if part == "attention":
-                    values.append(score_distance(mine, theirs, session.attended(mine[:, 0])))
+                    attended = session.attended(mine[:, 0], pair.student)
+                    values.append(score_distance(mine, theirs, attended))
                 else:
-                    values.append(state_distance(mine, theirs, session.valid_tokens(mine)))
+                    valid = session.valid_tokens(mine, pair.student)
+                    values.append(state_distance(mine, theirs, valid))
             weight = float(self.given["weight"]) * float(self.given[part])
             terms[TERMS[part]] = Term(torch.stack(values).mean(), weight)
         return terms

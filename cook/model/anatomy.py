@@ -159,6 +159,19 @@ class Anatomy:
         base = self.prefix.removesuffix(".")
         return [name for name, _ in self.model.named_children() if base and name != base]
 
+    def decodes(self, name: str) -> bool:
+        """Whether a tensor, by its name, is inside of a decoder after an encoder, or comes out of it."""
+        both = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
+        if not both or self.family is None:
+            return False
+        if name == "logits":
+            return True
+        if numbered := re.match(r"layers\[(-?\d+)\]", name):
+            name = self.layers[int(numbered[1])]
+        first = self.stacks[self.layers[0]]
+        inside = [layer for layer in self.layers if f"{name}.".startswith(f"{layer}.")]
+        return any(self.stacks[layer] is not first for layer in inside)
+
     def _known(self) -> Family:
         if self.family is None:
             raise CookError(

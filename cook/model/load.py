@@ -160,7 +160,7 @@ def _load(
     if path is None:
         config = _new_config(section, error)
         _refuse_quantised(config, "config", error)
-        _name_labels(config, named or labels)
+        name_labels(config, named or labels)
         return _described(_from_config(auto, config, options, meta), Origin(new_head=True))
     path = str(path)
     allow_pickle = bool(_option(section, "allow_pickle"))
@@ -174,12 +174,12 @@ def _load(
     fresh = source.class_name(auto, config) not in (config.architectures or [])
     origin = Origin(dtype=config.dtype if isinstance(config.dtype, torch.dtype) else None, new_head=fresh)
     if fresh:
-        _name_labels(config, named or labels)
+        name_labels(config, named or labels)
     elif named:
         if len(named) != config.num_labels:
             message = f"{len(named)} labels are given, the model in {path} has {config.num_labels}"
             raise error("labels", message, f"its labels are {', '.join(map(str, config.id2label.values()))}")
-        _name_labels(config, named)
+        name_labels(config, named)
     if meta:
         model = _from_config(auto, config, options, meta)
         attach_quantizer(model, blueprint.without("integer").apply(model))
@@ -224,7 +224,7 @@ def _new_config(section: Any, error: Refuse) -> PreTrainedConfig:
     return AutoConfig.for_model(model_type, **given)
 
 
-def _name_labels(config: Any, labels: Sequence[str] | None) -> None:
+def name_labels(config: Any, labels: Sequence[str] | None) -> None:
     if labels:
         config.id2label = {index: str(label) for index, label in enumerate(labels)}
         config.label2id = {str(label): index for index, label in enumerate(labels)}

@@ -35,7 +35,9 @@ def ablate(
         name = None if left_out is None else recipe.passes[left_out].id
         say(f"without {name}" if name else "with every pass")
         report = None if force else finished(one)
-        after = (report or run(one, force=force, say=say, progress=progress)).model.after
+        if report is None:
+            report = run(one, resume=not force, force=force, say=say, progress=progress)
+        after = report.model.after
         row = {"left_out": name, "metrics": after.metrics, "bytes": after.bytes}
         rows.append({**row, "zeros": after.zeros, "sparsity": after.sparsity})
     return rows

@@ -99,8 +99,13 @@ def _made(report: Report) -> float:
 
 def _inputs(recipe: Recipe) -> Iterator[Path]:
     """The local files that a recipe reads."""
+    made = Path(recipe.output.path).resolve()
     for path in _named(recipe):
-        yield from (path.rglob("*") if path.is_dir() else (path,))
+        for each in path.rglob("*") if path.is_dir() else (path,):
+            # What runs leave beside the data is none of it.
+            hidden = path.is_dir() and any(part.startswith(".") for part in each.relative_to(path).parts)
+            if not hidden and not each.resolve().is_relative_to(made):
+                yield each
 
 
 def _named(recipe: Recipe) -> Iterator[Path]:

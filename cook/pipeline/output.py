@@ -41,6 +41,12 @@ def finished(recipe: Recipe) -> Report | None:
     return report if report.recipe.get("digest") == recipe.digest else None
 
 
+def waits(recipe: Recipe) -> bool:
+    """Whether an interrupted run left checkpoints."""
+    folder = work_folder(Path(recipe.output.path)) / "checkpoints"
+    return folder.is_dir() and any(folder.iterdir())
+
+
 @contextmanager
 def guard(recipe: Recipe, *, resume: bool, force: bool, say: Say) -> Iterator[Path]:
     """Refuse to write over anything without being told to; gives the folder for checkpoints.

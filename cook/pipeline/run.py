@@ -63,10 +63,12 @@ def run(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
     _check_sections(recipe)
-    if resume and (report := output.finished(recipe)) is not None:
+    begun = resume and output.waits(recipe)
+    if resume and not begun and (report := output.finished(recipe)) is not None:
         say(f"{recipe.output.path} is finished already")
         return report
     depend.protect(recipe)
+    force = force or begun  # what waits was allowed to replace the output when it began
     with output.guard(recipe, resume=resume, force=force, say=say) as folder:
         return _cook(recipe, folder, resume=resume, force=force, say=say, progress=progress)
 

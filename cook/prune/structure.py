@@ -117,7 +117,8 @@ class Structure(Pass):
             self._prune(session, sparsity_at(progress, self.share, self.given["schedule"]))
 
     def after_step(self, session: Session) -> None:
-        if session.step == self.window.end - 1:
+        # An empty window is yet to come then.
+        if self.window.start <= session.step == self.window.end - 1:
             self._complete(session)
 
     def finish(self, session: Session) -> None:

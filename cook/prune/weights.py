@@ -120,7 +120,8 @@ class PruneWeights(Pass):
         return {"penalty": Term(soft_movement_penalty([mask.scores for mask in self.scored]), weight)}
 
     def after_step(self, session: Session) -> None:
-        if session.step == self.window.end - 1:
+        # An empty window is yet to come then.
+        if self.window.start <= session.step == self.window.end - 1:
             self._complete(session)
 
     def finish(self, session: Session) -> None:

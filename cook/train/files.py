@@ -48,9 +48,10 @@ def read(paths: Sequence[Path], image: str | None = None) -> Dataset:
         tables.append(_absolute(table, image, path.parent) if image in table.column_names else table)
     first = tables[0]
     for path, table in zip(paths, tables, strict=True):
-        if table.column_names != first.column_names:
+        if sorted(table.column_names) != sorted(first.column_names):
             raise ValueError(f"{path} has the columns {table.column_names}, {paths[0]} {first.column_names}")
-    table = pa.concat_tables(tables, promote_options="permissive")
+    ordered = [table.select(first.column_names) for table in tables]
+    table = pa.concat_tables(ordered, promote_options="permissive")
     if all(path.suffix.lower() in (".csv", ".tsv") for path in paths):
         table = pa.table({name: _numbers(table[name]) for name in table.column_names})
     return Dataset(InMemoryTable(table))

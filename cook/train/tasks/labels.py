@@ -30,9 +30,10 @@ def names(datasets: Iterable[Dataset], column: str, error: ErrorAt) -> list[str]
         CookError: the column is missing, holds no labels, or has gaps.
     """
     found: set[str] = set()
-    for dataset in datasets:
-        if not len(dataset):
-            raise error("data", "the data has no rows")
+    several = list(datasets)
+    if not all(map(len, several)):
+        raise error("data", "the data has no rows")
+    for dataset in several:
         feature = feature_of(dataset, column, error)
         if isinstance(feature, ClassLabel):
             return list(feature.names)
