@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -149,7 +150,7 @@ def apply(
         environment=environment.describe(
             model.device,
             seed=train.seed if train else None,
-            precision=train.precision if train else str(model.dtype).removeprefix("torch."),
+            precision=_precision(model, train),
         ),
     )
     return Result(model.eval(), report, outcome.processor)
@@ -203,6 +204,13 @@ def attach(
         tokenizer=tokenizer,
         corpus=corpus(),
     )
+
+
+def _precision(model: PreTrainedModel, train: Any) -> str:
+    """What was computed in: a model in memory trains in the type that it has."""
+    own = str(model.dtype).removeprefix("torch.")
+    half = model.dtype in (torch.float16, torch.bfloat16)
+    return train.precision if train is not None and not half else own
 
 
 def _check(model: object) -> None:

@@ -234,3 +234,13 @@ def test_nan_in_a_loss_term_stops_the_run(bench: Bench, term: str, broken: str) 
     strange = [key for key, value in module.items() if not value.isfinite().all()]
     assert strange == (["model.bert.embeddings.word_embeddings.weight"] if broken == "model" else [])
     assert not (bench.root / name).exists()
+
+
+def test_a_rerun_that_was_interrupted_goes_on(bench: Bench, whole: str) -> None:
+    assert bench.run("again").code == 0
+    assert bench.run("again", "--force", fault=Fault("term", STEPS - 4)).code == 1
+    done = bench.run("again", "--resume")
+    assert done.code == 0, done.output
+    assert "resuming after step" in done.output
+    bench.same("again", whole)
+    assert "finished already" in bench.run("again", "--resume").output

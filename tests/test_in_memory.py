@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import dispatch_model
+from PIL import Image
+from transformers import BertForSequenceClassification
 
 import cook
 from cook.errors import CookError
@@ -218,3 +221,80 @@ def test_an_empty_window_acts_in_its_place(item: Any) -> None:
             zeros.append(sum(int((each == 0).sum()) for each in session.model.parameters()))
             session.after_step()
     assert zeros[0] == zeros[1] < zeros[2] == zeros[3]
+
+
+class Watch:
+    """A hook's owner that cannot be copied."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.seen = 0
+
+    def see(self, *_: Any) -> None:
+        self.seen += 1
+
+
+def watched(model: Any) -> None:
+    model.bert.register_forward_hook(Watch().see)
+    model.bert.register_full_backward_hook(Watch().see)
+
+
+def keeping(model: Any) -> None:
+    model.bert.last = model.classifier.weight * 2
+
+
+def wrapped(model: Any) -> None:
+    whole = model.forward
+    model.forward = lambda *args, **named: whole(*args, **named)
+
+
+def locked(model: Any) -> None:
+    model.bert.lock = threading.Lock()
+
+
+@pytest.mark.parametrize("change", [watched, keeping, wrapped, locked])
+def test_what_somebody_did_to_a_model_is_no_obstacle(change: Any) -> None:
+    model, teacher = tiny.model(), tiny.model(seed=1)
+    change(model)
+    change(teacher)
+    passes = [
+        {"distill.hidden": {"map": {"layers[1].output": "layers[1].output"}}},
+        {"prune.weights": {"sparsity": 0.5}},
+    ]
+    with cook.attach(model, {"version": 1, "passes": passes}, total_steps=2, teacher=teacher) as session:
+        session.before_step(0)
+        assert set(session.module(tiny.batch())) == {"task", "hidden"}
+
+
+class Stubborn(BertForSequenceClassification):
+    """Looks at what a copy without values cannot tell."""
+
+    def forward(self, input_ids: Any, attention_mask: Any = None, **named: Any) -> Any:
+        examples, tokens = attention_mask.shape
+        assert bool((input_ids >= 0).all())
+        assert (examples, tokens) == tuple(input_ids.shape)
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, **named)
+
+
+def test_a_forward_that_needs_values_is_measured_when_attached() -> None:
+    model = Stubborn(tiny.model().config)
+    hidden = {"distill.hidden": {"map": {"embeddings.output": "embeddings.output"}}}
+    config = {"version": 1, "passes": [hidden]}
+    with cook.attach(model, config, total_steps=2, teacher="self") as session:
+        session.before_step(0)
+        assert "hidden" in session.module(tiny.batch())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_is_folded_and_reported_as_such(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = tiny.model("vit", layers=3, width=32).to(dtype)
+    rows = [{"image": Image.new("L", (8, 8), 30 * n), "label": n % 2} for n in range(8)]
+    config = {
+        "version": 1,
+        "data": {"image": "image"},
+        "train": {"steps": 4, "batch_size": 4, "learning_rate": 1e-4},
+        "passes": ["quant.qat"],
+    }
+    result = cook.apply(model, config, data={"train": rows})
+    assert result.report.environment["precision"] == str(dtype).removeprefix("torch.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -294,3 +295,27 @@ def test_ablation(kitchen: Path) -> None:
     assert not any("written" in line for line in said)
     with pytest.raises(CookError, match="no pass to leave out"):
         ablate(load_recipe(kitchen / "ablated.yaml", ["passes=[]"]), say=silent)
+
+
+def test_outputs_beside_the_data_are_none_of_it(tmp_path: Path) -> None:
+    tiny.folder(tmp_path / "bert")
+    (tmp_path / "data").mkdir()
+    tiny.table(tmp_path / "data" / "train.tsv", 16)
+    tiny.table(tmp_path / "data" / "validation.tsv", 16, seed=1)
+    recipe = load_recipe(
+        write(
+            tmp_path / "here.yaml",
+            data={"path": "./data", "text": "sentence"},
+            train={"steps": 1, "batch_size": 8},
+            eval={"latency": False},
+            output={"path": "data/made"},
+            passes=[PASSES[1]],
+        )
+    )
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (1e9, 1e9))  # a report tells whole seconds
+    run(recipe, say=silent, progress=False)
+    (tmp_path / "data" / "made" / "later.txt").write_text("newer than the report")
+    assert depend.stale(recipe) is None
+    tiny.table(tmp_path / "data" / "train.tsv", 24)
+    assert depend.stale(recipe) is not None

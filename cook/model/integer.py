@@ -217,7 +217,8 @@ class IntLinear(nn.Module):
     def dequantise(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight [out, in] as floats."""
         values = unpack(self.weight, self.bits, self.in_features)
-        return values.to(dtype).mul_(self.scale.to(dtype).unsqueeze(1))
+        # As the fake quantiser has it: multiplied in float32, and rounded to the type once.
+        return values.float().mul_(self.scale.float().unsqueeze(1)).to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.activation:

@@ -62,6 +62,7 @@ class CookQuantizer(HfQuantizer):
     def __init__(self, quantization_config: CookConfig, **kwargs: Any):
         super().__init__(quantization_config, **kwargs)
         self.blueprint = Blueprint.from_dict(quantization_config.blueprint)
+        self._integers: set[str] = set()
         self.integers = any(edit.op == "integer" for edit in self.blueprint.edits)
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
@@ -75,8 +76,9 @@ class CookQuantizer(HfQuantizer):
                 raise CookError(f"the lock {self.blueprint.lock} is shared", where="blueprint")
             module, name = _owner(model, self.blueprint.lock)
             _set(module, name, getattr(module, name).unsqueeze(0))
-        for module in model.modules():
+        for name, module in model.named_modules():
             if isinstance(module, IntLinear):
+                self._integers.add(f"{name}.weight")
                 # What is loaded or missing gets a new Parameter; what is offloaded stays this one, and
                 # GPT-2 would draw its integers from a normal distribution.
                 for parameter in module.parameters():
@@ -103,7 +105,9 @@ class CookQuantizer(HfQuantizer):
         """
         kind = param.get_dtype() if hasattr(param, "get_dtype") else str(param.dtype)
         stored_float = "F" in kind or "float" in kind
-        if dtype is not None and stored_float != dtype.is_floating_point:
+        # A model that keeps some layers in float32 asks for that of their integers too.
+        integers = self._integers.intersection(getattr(converter, "target_patterns", None) or ())
+        if dtype is not None and stored_float != (dtype.is_floating_point and not integers):
             names = ", ".join(getattr(converter, "source_patterns", [])) or "a weight"
             raise CookError(
                 f"{names} is stored as {kind}, the blueprint needs {dtype}",

@@ -14,6 +14,13 @@ from cook.model.hooks import Hooks
 from cook.model.measure import evaluating
 from cook.model.tensors import Tensors
 
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
+"""What a forward without values may end with."""
+
+
+class Unmeasured(CookError):
+    """The forward did not come there on the meta device; with weights it may."""
+
 
 @torch.no_grad()
 def shapes(anatomy: Anatomy, names: Iterable[str], tokens: int = 3) -> dict[str, tuple[int, ...]]:
@@ -24,8 +31,8 @@ def shapes(anatomy: Anatomy, names: Iterable[str], tokens: int = 3) -> dict[str,
         tokens: of the example, where the model reads tokens.
 
     Raises:
-        CookError: a name means nothing in this model, the forward never comes there, or comes with whole
-            numbers.
+        CookError: a name means nothing in this model, the forward never comes there (`Unmeasured` on the
+            meta device), or comes with whole numbers.
     """
     model: Any = anatomy.model
     hooks = Hooks()
@@ -33,22 +40,44 @@ def shapes(anatomy: Anatomy, names: Iterable[str], tokens: int = 3) -> dict[str,
     for name in names:
         tensors.watch(name)
     tensors.open()
+    found: dict[str, Tensor] = {}
     try:
-        with evaluating(model), tensors.recording():
-            model(**small_example(model, tokens))
-    except RuntimeError:
-        # A head can ask for values, which meta tensors do not have; what was reached before counts.
-        if model.device.type != "meta":
-            raise
+        for example in _examples(model, tokens):
+            try:
+                with evaluating(model), tensors.recording():
+                    model(**example)
+            except FAILURES as error:
+                # A head can ask for values, which meta tensors do not have; what was reached before counts.
+                if model.device.type != "meta":
+                    last: Exception = error
+                    continue
+            try:
+                found = {name: tensors[name] for name in names}
+                break
+            except CookError as error:
+                told = Unmeasured(error.message, hint=error.hint)
+                last = told if model.device.type == "meta" else error
+        else:
+            raise last
     finally:
         hooks.close()
-    found = {name: tensors[name] for name in names}
     if whole := [name for name, tensor in found.items() if not tensor.is_floating_point()]:
         raise CookError(
             f"{whole[0]} holds whole numbers, as of tokens: nothing is learned from them",
             hint="name what comes out of the embeddings, or later",
         )
     return {name: tuple(tensor.shape) for name, tensor in found.items()}
+
+
+def _examples(model: Any, tokens: int) -> list[dict[str, Tensor]]:
+    """What a forward may get through with: models differ in the masks that they take, or need."""
+    example = small_example(model, tokens)
+    words = [name for name in example if name.endswith("input_ids")]
+    if not words:
+        return [example]
+    bare = {name: example[name] for name in words}
+    flat = {name.replace("input_ids", "attention_mask"): torch.ones_like(bare[name]) for name in words}
+    return [example, *([bare] if len(example) > len(bare) else []), {**bare, **flat}]
 
 
 def small_example(model: Any, tokens: int = 3) -> dict[str, Tensor]:

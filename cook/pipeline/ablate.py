@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cook.errors import CookError
-from cook.pipeline.output import finished
+from cook.pipeline.output import finished, waits
 from cook.pipeline.run import run
 from cook.recipe import Recipe, load_recipe
 
@@ -36,7 +36,7 @@ def ablate(
         say(f"without {name}" if name else "with every pass")
         report = None if force else finished(one)
         if report is None:
-            report = run(one, resume=not force, force=force, say=say, progress=progress)
+            report = run(one, resume=not force and waits(one), force=force, say=say, progress=progress)
         after = report.model.after
         row = {"left_out": name, "metrics": after.metrics, "bytes": after.bytes}
         rows.append({**row, "zeros": after.zeros, "sparsity": after.sparsity})

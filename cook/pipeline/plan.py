@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from cook.model.linear import is_linear, weight_count
 from cook.model.measure import tally
 from cook.model.plain import settle
 from cook.model.quantizer import attach_quantizer, blueprint_of, lock_of
+from cook.model.shapes import Unmeasured
 from cook.passes import PHASES, Effect, Pass
 from cook.pipeline import depend
 from cook.pipeline.inputs import (
@@ -146,31 +148,42 @@ def plan_in_memory(
         model: stays as it is.
         teacher: as `cook.apply` takes it.
         source: what `"self"` means; None means the model.
+
+    Raises:
+        CookError: as in `plan_passes`.
     """
     own = model if source is None else source
     several = [own if each.model == "self" else each.model for each in named(teacher)]
-    known = [bare(each) for each in several if isinstance(each, PreTrainedModel)]
-    plan_passes(bare(model), passes, known)
+    copies = [bare(each) for each in (model, *several) if isinstance(each, PreTrainedModel)]
+    known = [each for each in copies if each is not None]
+    if len(known) < len(copies):
+        return  # nothing to plan on: passes see the model itself when they are attached
+    with suppress(Unmeasured):  # as above: its tensors are measured then
+        plan_passes(known[0], passes, known[1:])
 
 
-def bare(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a model on the meta device, with nobody's hooks."""
+def bare(model: PreTrainedModel) -> PreTrainedModel | None:
+    """A copy of a model on the meta device, with nobody's hooks; None where it has what cannot be copied."""
     copies: dict[int, Any] = {}
     for each in [*model.parameters(), *model.buffers()]:
         empty = torch.empty_like(each, device="meta")
         learns = isinstance(each, nn.Parameter)
         copies[id(each)] = nn.Parameter(empty, requires_grad=each.requires_grad) if learns else empty
     for module in model.modules():
-        if "_hf_hook" in vars(module):  # it knows where weights are that lie on a disk: they stay there
-            copies[id(vars(module)["_hf_hook"])] = vars(module)["_hf_hook"]
-    found = copy.deepcopy(model, copies)
+        for name, value in vars(module).items():
+            if "_hooks" in name and isinstance(value, dict):
+                copies[id(value)] = type(value)()
+            elif isinstance(value, Tensor):
+                copies.setdefault(id(value), torch.empty_like(value, device="meta"))
+            elif name in ("_hf_hook", "_old_forward", "forward"):
+                copies[id(value)] = value  # an offloaded model's weights stay where they are
+    try:
+        found = copy.deepcopy(model, copies)
+    except (TypeError, RuntimeError, AttributeError, NotImplementedError):
+        return None
     for module in found.modules():
-        own = vars(module)
-        own.pop("_hf_hook", None)
-        if own.pop("_old_forward", None) is not None:
-            own.pop("forward", None)
-        for name in ("_forward_hooks", "_forward_pre_hooks"):
-            own[name].clear()
+        for name in ("_hf_hook", "_old_forward", "forward"):
+            vars(module).pop(name, None)
     return found
 
 

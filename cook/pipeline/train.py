@@ -133,7 +133,8 @@ def carry_out(work: Work) -> Outcome:
         session.finish()
     round_to(work.model, work.dtype)
     if sample and trained is not None:
-        check_folded(trained, outputs(work.model, numbers(sample) if numbers else sample), work.dtype)
+        given = outputs(work.model, numbers(sample) if numbers else sample)
+        check_folded(trained, given, work.dtype or work.model.dtype)
     if numbers:
         _read_again(work, session.tokenizer)
     after = accounting.finished(total)

@@ -134,6 +134,13 @@ class QuantAwareTraining(Pass):
             assert isinstance(layer, TransformedLinear)
             edit = self._edit(name, layer)
             moving = layer.input_transform(self.id) if self.given["activations"] else None
+            if isinstance(moving, FakeQuantMoving) and not moving.observed:
+                raise self.error(
+                    f"{name} never ran in training mode inside of the window, so nobody knows its inputs",
+                    option="observer",
+                    hint="call session.module.train() before the loop; exclude what does not run; or"
+                    " observer: token",
+                )
             integer = IntLinear.from_linear(
                 layer,
                 self.bits,

@@ -145,7 +145,7 @@ OUTPUT = section(
         "path": {**TEXT, "x-path": True, "x-path-kind": "output", "description": "the folder to write"},
         "dtype": choice(None, "of stored floats; null: the source's", *DTYPES, None),
         "shard_size": option(
-            "string", "5GB", "largest weight file", pattern=r"^[0-9]+(\.[0-9]+)? ?([KMGT]i?)?B$"
+            "string", "5GB", "largest weight file", pattern=r"^(?!0+(\.0+)?[KMGT])[0-9]+(\.[0-9]+)?[KMGT]B$"
         ),
     },
     required=("path",),

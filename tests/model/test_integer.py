@@ -23,6 +23,7 @@ from cook.model.integer import (
     row_scale,
     unpack,
 )
+from cook.quant.fake import FakeQuantWeight
 
 TOKEN = {"bits": 8, "kind": "token"}
 
@@ -151,3 +152,17 @@ def test_one_view_over_linear_layers():
     for ask in (linear.shape, linear.matrix):
         with pytest.raises(TypeError, match="LayerNorm"):
             ask(nn.LayerNorm(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_half_precision_is_rounded_once(dtype, bits):
+    torch.manual_seed(0)
+    weight = (torch.randn(16, 32) * 3e-5).to(dtype)
+    rounded = FakeQuantWeight(bits)
+    rounded.enabled = True
+    linear = nn.Linear(32, 16, bias=False).to(dtype)
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+    integer = IntLinear.from_linear(linear, bits, None)
+    assert torch.equal(integer.dequantise(dtype), rounded(weight))

@@ -115,3 +115,10 @@ def test_a_fault_of_the_model_is_not_swallowed():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         shapes(Anatomy(model), ["layers[0].output"])
     assert hooks(model) == {}
+
+
+@pytest.mark.parametrize("family", [name for name in families.ALL if name not in ("albert", "t5", "bart")])
+def test_every_family_is_measured_without_weights(family):
+    model = families.made(family, families.ATTENTION.get(family, "sdpa"), device="meta")
+    found = shapes(Anatomy(model), ["layers[0].output", "layers[1].output", "embeddings.output"])
+    assert found["layers[1].output"][-1] == 16

@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+import cook
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
 from cook.model.integer import IntLinear, unpack
 from cook.model.masks import fold, soften
 from cook.model.transformed import TransformedLinear
 from tests import bound, tiny
+from tests.model import families
 from tests.tiny import FAMILIES
 
 CONFIGURATIONS = [
@@ -208,3 +210,25 @@ def test_the_plan_makes_integers_on_the_meta_device():
         edit.check()
         assert edit.options["activation"] == {"bits": 8, "kind": "static"}
     assert (effect.edits[0].options["out"], effect.edits[0].options["in"]) == (48, 16)
+
+
+def test_a_scale_that_nobody_observed_is_refused():
+    model = tiny.model().eval()
+    session = bound.session(model, {"quant.qat": {"observer": "moving"}}, steps=4)
+    list(bound.steps(session, 4))  # in eval mode, as a loaded model is
+    with pytest.raises(CookError, match="never ran in training mode") as caught:
+        session.finish()
+    assert "train()" in str(caught.value.hint)
+
+
+def test_integers_load_where_a_model_keeps_layers_in_float32(tmp_path):
+    model = families.made("t5")
+    made = cook.apply(model, {"version": 1, "passes": ["quant.qat"]}).model
+    made.save_pretrained(tmp_path)
+    back = type(made).from_pretrained(tmp_path, dtype=torch.float16).eval()
+    ours, theirs = dict(made.named_parameters()), dict(back.named_parameters())
+    integers = [name for name, each in ours.items() if each.dtype == torch.int8]
+    assert any(name.endswith(".wo.weight") for name in integers)
+    assert all(torch.equal(theirs[name], ours[name]) for name in integers)
+    with torch.no_grad():
+        assert back(**families.batch("t5")).logits.isfinite().all()

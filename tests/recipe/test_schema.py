@@ -85,6 +85,8 @@ def test_every_key_says_what_it_is():
         ("output: {path: out}", "output: out", "write {path: out}"),
         ("output: {path: out}", "output:", "output: missing; expected a mapping"),
         ("{path: out}", "{path: out, shard_size: big}", "expected a text like '5GB'"),
+        ("{path: out}", "{path: out, shard_size: 5GiB}", "expected a text like '5GB'"),
+        ("{path: out}", "{path: out, shard_size: 0KB}", "expected a text like '5GB'"),
         ("- test.listen\n", "- test.lisen\n", "r.yaml:7:5: passes[0]: there is no pass 'test.lisen'\n  did"),
         ("- test.listen\n", "- 3\n", "passes[0]: found 3, expected"),
         ("- test.listen\n", "- {}\n", "passes[0]: found 0 keys"),
