@@ -180,7 +180,8 @@ def _resolved(model: PreTrainedModel, teacher: Any, source: PreTrainedModel | No
     made = copy.deepcopy(model) if teacher is model else teacher
     if not isinstance(made, PreTrainedModel):
         hint = "load the teacher and give the model itself, or 'self' for a copy of the student"
-        raise CookError(f"found {teacher!r} for a teacher, expected a model or 'self'", hint=hint)
+        what = repr(teacher) if isinstance(teacher, str) else f"a {type(teacher).__name__}"
+        raise CookError(f"found {what} for a teacher, expected a model or 'self'", hint=hint)
     theirs, ours = (getattr(each.config, "label2id", None) or {} for each in (made, model))
     if theirs.keys() == ours.keys() and theirs != ours:
         # Other names may mean the same; the same names in another order never do.

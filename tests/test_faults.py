@@ -244,3 +244,18 @@ def test_a_rerun_that_was_interrupted_goes_on(bench: Bench, whole: str) -> None:
     assert "resuming after step" in done.output
     bench.same("again", whole)
     assert "finished already" in bench.run("again", "--resume").output
+
+
+def test_other_rows_are_not_gone_on_with(tmp_path: Path, bench: Bench) -> None:
+    """The recipe is the same, and what it names is not."""
+    assert bench.run("rows", fault=Fault("term", STEPS - 4)).code == 1
+    table = bench.root / "train.tsv"
+    before = table.read_text()
+    try:
+        tiny.table(table, 24, seed=5)
+        done = bench.run("rows", "--resume")
+    finally:
+        table.write_text(before)
+    assert done.code == 2
+    assert "the training rows are others than at that checkpoint" in done.output
+    assert bench.run("rows", "--resume").code == 0

@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -117,11 +117,17 @@ def _alone(work: Path, recipe: Recipe) -> Iterator[None]:
                 work.rmdir()
 
 
-def restore(folder: Path, recipe: Recipe, processes: int, say: Say) -> dict[str, Any] | None:
+def restore(
+    folder: Path, recipe: Recipe, processes: int, say: Say, inputs: Mapping[str, str] | None = None
+) -> dict[str, Any] | None:
     """The newest whole checkpoint of this recipe; None, and said, when there is none.
 
+    Args:
+        inputs: as in `identity`.
+
     Raises:
-        CookError: it belongs to another recipe, or to another number of processes; says the difference.
+        CookError: it belongs to another recipe, other inputs or another number of processes; says the
+            difference.
     """
     path = checkpoint.newest(folder, say)
     if path is None:
@@ -144,10 +150,22 @@ def restore(folder: Path, recipe: Recipe, processes: int, say: Say) -> dict[str,
             where=str(path),
             hint="start as many as before: seeds and shares of the data depend on it",
         )
+    was = before.get("inputs", {})
+    if changed := [name for name, found in (inputs or {}).items() if was.get(name, found) != found]:
+        raise CookError(
+            f"{' and '.join(changed)} are others than at that checkpoint",
+            where=str(path),
+            hint="put them back, or give --force without --resume to start afresh",
+        )
     say(f"resuming after step {state['run']['done']}")
     return state
 
 
-def identity(recipe: Recipe, processes: int) -> dict[str, Any]:
-    """What a checkpoint must agree with to be resumed."""
-    return {"digest": recipe.digest, "recipe": json.dumps(thaw(recipe.value)), "processes": processes}
+def identity(recipe: Recipe, processes: int, inputs: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What a checkpoint must agree with to be resumed.
+
+    Args:
+        inputs: hashes of what the recipe names and does not hold, by what it is called in words.
+    """
+    told = {"digest": recipe.digest, "recipe": json.dumps(thaw(recipe.value)), "processes": processes}
+    return {**told, "inputs": dict(inputs or {})}

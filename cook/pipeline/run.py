@@ -32,8 +32,12 @@ from cook.pipeline.rows import pass_rows, state, student
 from cook.pipeline.train import Outcome, Work, carry_out
 from cook.recipe import Recipe, load_recipe
 from cook.report import Model, Report
+from cook.train import cache
 from cook.train.augment import augmented
 from cook.train.seeds import seed_everything
+
+SOME = 1000
+"""Numbers of each tensor that are looked at to tell models apart."""
 
 
 def run(
@@ -108,11 +112,18 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
         accelerator=accelerator,
     )
 
+    inputs = {
+        "the training rows": cache.of_rows(data.raw["train"], data.raw["train"].column_names),
+        "the model's weights": cache.of_tensors(
+            {name: value.flatten()[:SOME] for name, value in source.state_dict().items()}
+        ),
+    }
+
     def state() -> dict[str, Any] | None:
         if not resume:
             return None
         with accelerator.main_process_first():  # it moves damaged checkpoints aside
-            return output.restore(folder, asked, processes, say)
+            return output.restore(folder, asked, processes, say, inputs)
 
     outcome = carry_out(
         Work(
@@ -129,7 +140,7 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
             teacher=teacher,
             folder=folder,
             dtype=dtype,
-            identity=output.identity(asked, processes),
+            identity=output.identity(asked, processes, inputs),
             state=state(),
             progress=progress,
         )
