@@ -103,6 +103,7 @@ class QuantAwareTraining(Pass):
                 f"freezes at step {self.frozen_from}, before anything was observed: the window starts at "
                 f"step {self.window.start}",
                 option="freeze",
+                hint="freeze later, or start earlier",
             )
         for name in self.layers:
             layer = transform(session.model, name)

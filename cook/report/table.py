@@ -124,7 +124,7 @@ def summary_rows(report: Report) -> list[list[str]]:
     rows = [
         ["model", "before", "after", "change"],
         _measure("parameters", before.parameters, after.parameters, units.count, COUNT),
-        ["removed (gone)", units.count(before.removed), units.count(after.removed), ""],
+        _removed_row(before.removed, after.removed),
         ["zeros (stored)", units.count(before.zeros), units.count(after.zeros), ""],
         ["sparsity", units.percent(before.sparsity), units.percent(after.sparsity), ""],
         *_size_rows(model),
@@ -139,6 +139,12 @@ def summary_rows(report: Report) -> list[list[str]]:
         if latency.get("spread") is not None:
             rows[-1][3] += f" (± {100 * latency['spread']:.1f} %)"
     return rows
+
+
+def _removed_row(before: int, after: int) -> list[str]:
+    """A student can be larger than its source."""
+    name, sign = ("removed (gone)", 1) if after >= 0 else ("added", -1)
+    return [name, units.count(sign * before), units.count(sign * after), ""]
 
 
 def pass_rows(report: Report) -> list[list[str]]:

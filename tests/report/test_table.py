@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cook.report import Report, ablation_table, markdown, plan_table, terminal
@@ -32,6 +34,12 @@ def test_terminal_shows_the_model_before_and_after() -> None:
     assert line(text, "latency") == "latency, batch 1 1.21 ms 1.37 ms 1.13x slower (± 3.1 %)"
     assert "900 steps (20 epochs) in 1 min 11 s, last checkpoint, cpu, fp32, 2 threads, seed 0" in text
     assert "outputs differ by at most 2.1e-06; loading it needs `import cook`" in " ".join(text.split())
+
+
+def test_a_larger_student_has_added_parameters() -> None:
+    built = report()
+    built.model.after = replace(built.model.after, removed=-44_100)
+    assert line(terminal(built), "added") == "added 0 44.1 k"
 
 
 def test_the_title_names_student_and_teachers() -> None:
