@@ -11,7 +11,11 @@ import pytest
 import torch
 from accelerate import dispatch_model
 from PIL import Image
-from transformers import BertForSequenceClassification
+from transformers import (
+    BertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 import cook
 from cook.errors import CookError
@@ -298,3 +302,17 @@ def test_a_model_in_half_precision_is_folded_and_reported_as_such(dtype: torch.d
     }
     result = cook.apply(model, config, data={"train": rows})
     assert result.report.environment["precision"] == str(dtype).removeprefix("torch.")
+
+
+@pytest.mark.parametrize("asked", [None, 32])
+def test_positions_behind_the_padding_are_fewer(asked: int | None) -> None:
+    settings = {**tiny.model().config.to_dict(), "max_position_embeddings": 34, "pad_token_id": 1}
+    model = RobertaForSequenceClassification(RobertaConfig(**{**settings, "model_type": "roberta"}))
+    rows = [{"sentence": "film " * 60, "label": n % 2} for n in range(4)]
+    reader = tiny.tokenizer()
+    reader.model_max_length = int(1e30)
+    config = {"version": 1, "data": {"max_length": asked}, "train": {"steps": 1, "batch_size": 4}}
+    cook.apply(model, config, data={"train": rows}, tokenizer=reader)
+    config["data"] = {"max_length": 33}
+    with pytest.raises(CookError, match="33 is more than the model's 32 positions"):
+        cook.apply(model, config, data={"train": rows}, tokenizer=reader)

@@ -261,7 +261,7 @@ def _same_tokens(recipe: Recipe, who: str, section: Any, mine: Any, source: Any,
 
 def _same_length(task: Task, config: Any, processor: Any, who: str) -> None:
     """Examples are cut to what the student reads; `who`, of that config, has to read them as well."""
-    known = getattr(config, "max_position_embeddings", None)
+    known = text.positions(config)
     if known is None or not hasattr(processor, "model_max_length"):
         return
     longest = text.max_length(processor, task.config, task.data, task.error)

@@ -16,7 +16,7 @@ from cook.errors import CookError
 from cook.model import load
 from cook.train import cache
 from cook.train.tasks import Task
-from cook.train.tasks.text import attention, pad
+from cook.train.tasks.text import attention, pad, positions
 from cook.train.words import Flags, Ids, Words, flat
 
 TOKENS = 2048
@@ -140,11 +140,11 @@ class MaskedWords:
         return tokenizer.mask_token_id, tokenizer.pad_token_id or 0
 
     def _check_lengths(self, longest: int) -> None:
-        positions = getattr(self.model.config, "max_position_embeddings", None)
-        if positions is not None and longest > positions:
+        most = positions(self.model.config)
+        if most is not None and longest > most:
             raise self._error(
-                f"an example has {longest} tokens, the language model takes {positions}",
-                f"set data.max_length to {positions}, or use method: neighbours",
+                f"an example has {longest} tokens, the language model takes {most}",
+                f"set data.max_length to {most}, or use method: neighbours",
             )
 
     def _error(self, message: str, hint: str | None = None) -> CookError:

@@ -12,6 +12,11 @@ from datasets import Dataset
 
 from cook.train.data import ErrorAt
 
+BEHIND_PADDING = frozenset(
+    {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "xmod", "data2vec-text"}
+    | {"ibert", "esm", "mpnet", "longformer", "luke", "mluke", "lilt", "layoutlmv3", "markuplm"}
+)
+"""The model types that count positions from behind the padding token's number."""
 LONGEST = 512
 """The cap on a model's own maximum length; `data.max_length` may go beyond."""
 ROWS = 1000
@@ -45,17 +50,25 @@ def _is_text(feature: Any) -> bool:
     return getattr(feature, "dtype", None) in ("string", "large_string")
 
 
+def positions(config: Any) -> int | None:
+    """How many tokens a model can tell the places of; None where there is no limit."""
+    found: int | None = getattr(config, "max_position_embeddings", None)
+    if found is not None and config.model_type in BEHIND_PADDING:
+        return found - (config.pad_token_id or 0) - 1
+    return found
+
+
 def max_length(tokenizer: Any, config: Any, data: Any, error: ErrorAt) -> int:
     """Tokens of an example at most: `data.max_length`, else what model and tokenizer can, up to 512.
 
     Raises:
         CookError: the recipe asks for more than the model has positions.
     """
-    positions = getattr(config, "max_position_embeddings", None) or LONGEST
+    most = positions(config) or LONGEST
     if data.max_length is None:
-        return min(LONGEST, positions, tokenizer.model_max_length)
-    if data.max_length > positions:
-        raise error("data.max_length", f"{data.max_length} is more than the model's {positions} positions")
+        return min(LONGEST, most, tokenizer.model_max_length)
+    if data.max_length > most:
+        raise error("data.max_length", f"{data.max_length} is more than the model's {most} positions")
     return data.max_length
 
 
