@@ -9,10 +9,13 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 from datasets import Dataset
@@ -78,15 +81,29 @@ def _separated(path: Path, delimiter: str) -> pa.Table:
         raise ValueError("the file is empty; its first line must name the columns")
     if len(set(names)) < len(names):
         raise ValueError(f"two columns have the same name in {names}")
-    return pyarrow.csv.read_csv(
+    parsed = partial(
+        pyarrow.csv.read_csv,
         path,
         # One row must fit into one block: 16 MiB is more than any text that a model reads.
         read_options=pyarrow.csv.ReadOptions(block_size=1 << 24),
-        parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
         convert_options=pyarrow.csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
         ),
     )
+    quoted = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    if delimiter != "\t":
+        return parsed(parse_options=quoted)
+    # Tables like GLUE's know no quotes: there one at the start of a text would swallow rows until the next.
+    # Where quotes hold tabs or ends of lines, and each line has all columns without them, they mean nothing.
+    unquoted = pyarrow.csv.ParseOptions(delimiter=delimiter, quote_char=False)
+    try:
+        table = parsed(parse_options=quoted)
+    except pa.ArrowInvalid:
+        return parsed(parse_options=unquoted)
+    if any(pc.any(pc.match_substring_regex(column, r"[\t\n]")).as_py() for column in table.columns):
+        with suppress(pa.ArrowInvalid):
+            return parsed(parse_options=unquoted)
+    return table
 
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:

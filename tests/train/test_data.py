@@ -36,6 +36,20 @@ def test_csv_follows_the_quoting_standard(tmp_path):
     assert rows[:] == {"text": ['a "b", c', "two\nlines"], "label": ["x", "y"]}
 
 
+def test_quotes_that_would_swallow_rows_are_only_characters(tmp_path):
+    told = 'text\tlabel\n"good" film\t1\n"lovely cast\t1\nbad plot\t0\nawful" story\t0\nfine\t1\n'
+    rows = read(tmp_path / "a.tsv", told)
+    assert rows["text"] == ['"good" film', '"lovely cast', "bad plot", 'awful" story', "fine"]
+    assert rows["label"] == [1, 1, 0, 0, 1]
+    unclosed = read(tmp_path / "b.tsv", 'text\tlabel\nfine\t1\n"lovely\t1\nbad\t0\n')
+    assert unclosed["text"] == ["fine", '"lovely', "bad"]
+
+
+def test_tsv_may_be_quoted_all_the_same(tmp_path):
+    rows = read(tmp_path / "a.tsv", 'text\tlabel\n"a ""b"", c"\tx\n"two\nlines"\ty\n"a\ttab"\tz\n')
+    assert rows[:] == {"text": ['a "b", c', "two\nlines", "a\ttab"], "label": ["x", "y", "z"]}
+
+
 def test_words_that_other_readers_take_for_gaps_stay_words(tmp_path):
     rows = read(tmp_path / "a.tsv", "text\tlabel\nNA\tnone\nnull\tNaN\n\tx\n")
     assert rows[:] == {"text": ["NA", "null", ""], "label": ["none", "NaN", "x"]}
