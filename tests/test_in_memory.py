@@ -172,12 +172,17 @@ def test_a_dispatched_model_is_planned_where_it_is(tmp_path: Path) -> None:
     model = tiny.model().eval()
     batch = tiny.batch(size=2)
     expected = model(**batch).logits
-    where = {"bert.embeddings": "cpu", "bert.encoder": "disk", "bert.pooler": "cpu", "classifier": "cpu"}
+    where = {"bert.embeddings": "disk", "bert.encoder": "disk", "bert.pooler": "cpu", "classifier": "cpu"}
     dispatch_model(model, where, main_device="cpu", offload_dir=str(tmp_path))
     copied = bare(model)
     assert {each.device.type for each in copied.state_dict().values()} == {"meta"}
     assert not any("_hf_hook" in vars(module) for module in copied.modules())
     torch.testing.assert_close(model(**batch).logits, expected)
+    hidden = {"distill.hidden": {"map": {"layers[1].output": "layers[1].output"}}}
+    config = {"version": 1, "passes": [hidden]}
+    with cook.attach(tiny.model(seed=1), config, total_steps=2, teacher=model) as session:
+        session.before_step(0)
+        assert float(session.module(batch)["hidden"].detach()) > 0
 
 
 def test_one_batch_in_the_place_of_several_is_told() -> None:

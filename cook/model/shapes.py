@@ -48,7 +48,7 @@ def shapes(anatomy: Anatomy, names: Iterable[str], tokens: int = 3) -> dict[str,
                     model(**example)
             except FAILURES as error:
                 # A head can ask for values, which meta tensors do not have; what was reached before counts.
-                if model.device.type != "meta":
+                if _device(model).type != "meta":
                     last: Exception = error
                     continue
             try:
@@ -56,7 +56,7 @@ def shapes(anatomy: Anatomy, names: Iterable[str], tokens: int = 3) -> dict[str,
                 break
             except CookError as error:
                 told = Unmeasured(error.message, hint=error.hint)
-                last = told if model.device.type == "meta" else error
+                last = told if _device(model).type == "meta" else error
         else:
             raise last
     finally:
@@ -80,18 +80,24 @@ def _examples(model: Any, tokens: int) -> list[dict[str, Tensor]]:
     return [example, *([bare] if len(example) > len(bare) else []), {**bare, **flat}]
 
 
+def _device(model: Any) -> torch.device:
+    """Where a model takes its inputs: hooks bring weights that lie elsewhere."""
+    offloaded = model.device.type == "meta" and "_hf_hook" in vars(model)
+    return torch.device("cpu") if offloaded else model.device
+
+
 def small_example(model: Any, tokens: int = 3) -> dict[str, Tensor]:
     """Inputs that a model takes without complaint: an image of zeros, or the same token so many times."""
     config = model.config
     if model.main_input_name == "pixel_values":
         size = config.image_size
         height, width = (size, size) if isinstance(size, int) else size
-        image = torch.zeros(1, config.num_channels, height, width, device=model.device, dtype=model.dtype)
+        image = torch.zeros(1, config.num_channels, height, width, device=_device(model), dtype=model.dtype)
         return {"pixel_values": image}
     parts = ("", "decoder_") if config.is_encoder_decoder else ("",)
-    words = torch.ones(1, tokens, dtype=torch.long, device=model.device)
+    words = torch.ones(1, tokens, dtype=torch.long, device=_device(model))
     example = {f"{part}input_ids": words for part in parts}
-    if model.device.type == "meta":
+    if _device(model).type == "meta":
         # Without a mask, or with one that is yet to be made, some models look at values.
         mask = torch.zeros(1, 1, tokens, tokens, device="meta", dtype=model.dtype)
         example.update({f"{part}attention_mask": mask for part in parts})
