@@ -61,10 +61,18 @@ def given(batches: Iterable[Batch]) -> Examples:
 
     def some(count: int) -> Iterator[Batch]:
         for batch in kept:
-            size = len(next(iter(batch.values())))
+            # Positions may be told once for all examples.
+            size = max(len(value) for value in batch.values() if value.ndim)
             if count <= 0:
                 return
-            yield batch if size <= count else {name: value[:count] for name, value in batch.items()}
+            yield (
+                batch
+                if size <= count
+                else {
+                    name: value[:count] if value.ndim and len(value) == size else value
+                    for name, value in batch.items()
+                }
+            )
             count -= size
 
     return some

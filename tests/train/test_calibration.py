@@ -42,3 +42,10 @@ def test_given_batches_are_cut_where_they_are_too_many():
     assert [batch["a"].tolist() for batch in some(2)] == [[0, 1]]
     assert next(iter(some(2)))["b"].shape == (2, 2)
     assert len(list(some(100))) == 2
+
+
+def test_what_is_told_once_for_all_examples_is_not_cut():
+    batch = {"position_ids": torch.arange(3)[None], "input_ids": torch.ones(4, 3, dtype=torch.long)}
+    (cut,) = calibration.given([batch])(2)
+    assert cut["input_ids"].shape == (2, 3)
+    assert torch.equal(cut["position_ids"], batch["position_ids"])
