@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cook.distill.taught import LESSON, Taught
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
-from cook.model.shapes import Unmeasured, shapes
+from cook.model.shapes import shapes
 from cook.model.tensors import find, modules_of
 from cook.passes import Effect
 
@@ -246,10 +246,8 @@ class Intermediate(Taught):
         try:
             return shapes(anatomy, [getattr(pair, who) for pair in pairs])
         except CookError as error:
-            told = self.error(f"in the {who}, {error.message}", hint=error.hint)
-            if isinstance(error, Unmeasured):
-                raise Unmeasured(told.message, where=told.where, hint=told.hint) from error
-            raise told from error
+            # Of the same kind: who plans without weights asks whether it is `Unmeasured`.
+            raise type(error)(f"in the {who}, {error.message}", where=self.where, hint=error.hint) from error
 
     def _project(self, sizes: Mapping[Pair, tuple[Shape, Shape]]) -> dict[Pair, nn.Module]:
         """A matrix for each pair, without bias (Jiao et al. 2020, equation 8), as the options have it."""

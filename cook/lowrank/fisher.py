@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cook.errors import CookError
 from cook.lowrank.slopes import slopes
+from cook.model.batch import examples_in, take
 from cook.model.linear import matrix, shape
 from cook.model.statistics import loss_shares
 
@@ -53,8 +54,7 @@ def row_information(
     uses: dict[str, _Uses] = {}
 
     def add(batch: Mapping[str, Tensor]) -> None:
-        size = _size(batch)
-        share = loss_shares(model, batch, size)
+        share = loss_shares(model, batch, examples_in(batch))
         # Only when all is well: what one layer cannot tell apart is asked for again.
         uses.update({name: _Uses(torch.zeros_like(total), share) for name, total in found.items()})
         outputs: Any = model(**batch)
@@ -67,9 +67,9 @@ def row_information(
             try:
                 add(batch)
             except _AlikeError:
-                for row in range(_size(batch)):
-                    add({name: value[row : row + 1] for name, value in batch.items()})
-            examples += _size(batch)
+                for row in range(examples_in(batch)):
+                    add(take(batch, slice(row, row + 1)))
+            examples += examples_in(batch)
     if not examples:
         raise CookError("there are no calibration examples to look at", hint="give some batches")
     return {name: total / examples for name, total in found.items()}
@@ -77,10 +77,6 @@ def row_information(
 
 class _AlikeError(Exception):
     """A layer gets something that all examples of a batch share: their gradients cannot be told apart."""
-
-
-def _size(batch: Mapping[str, Tensor]) -> int:
-    return len(next(iter(batch.values())))
 
 
 @dataclass

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cook.errors import CookError
 from cook.lowrank.slopes import slopes
+from cook.model.batch import examples_in, take
 from cook.model.gathering import output_tokens, valid_tokens
 
 AT_ONCE = 256
@@ -79,13 +80,9 @@ def until(
 
 
 def _parts(batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    size = len(batch["input_ids"]) if "input_ids" in batch else len(next(iter(batch.values())))
-    some = max(1, AT_ONCE * size // batch["input_ids"].numel()) if "input_ids" in batch else 1
-    return [
-        # Positions may be told once for all examples.
-        {name: value[start : start + some] if len(value) == size else value for name, value in batch.items()}
-        for start in range(0, size, some)
-    ]
+    count = examples_in(batch)
+    some = max(1, AT_ONCE * count // batch["input_ids"].numel()) if "input_ids" in batch else 1
+    return [take(batch, slice(start, start + some)) for start in range(0, count, some)]
 
 
 def _given(model: nn.Module, batch: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -83,8 +83,7 @@ def valid_tokens(batch: Mapping[str, Tensor]) -> Tensor | None:
 
 def output_tokens(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor | None:
     """The same of what comes out of a model: of the answer's tokens after an encoder, else of the text's."""
-    decodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    return answered_tokens(batch) if decodes else valid_tokens(batch)
+    return answered_tokens(batch) if _decodes(model) else valid_tokens(batch)
 
 
 def source_tokens(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[int, Tensor | None]:
@@ -92,16 +91,10 @@ def source_tokens(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[int, T
 
     0 where all of a model gets the same tokens, or the numbers do not tell.
     """
-    decodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    answer = batch.get("decoder_input_ids", batch.get("labels"))
-    if (
-        not decodes
-        or "input_ids" not in batch
-        or answer is None
-        or answer.numel() == batch["input_ids"].numel()
-    ):
+    text, answer = batch.get("input_ids"), batch.get("decoder_input_ids", batch.get("labels"))
+    if not _decodes(model) or text is None or answer is None or answer.numel() == text.numel():
         return 0, None
-    return batch["input_ids"].numel(), valid_tokens(batch)
+    return text.numel(), valid_tokens(batch)
 
 
 def answered_tokens(batch: Mapping[str, Tensor]) -> Tensor | None:
@@ -118,6 +111,11 @@ def answered_tokens(batch: Mapping[str, Tensor]) -> Tensor | None:
     if labels is not None and labels.ndim == 2 and not labels.is_floating_point():
         return None if bool((labels != -100).all()) else labels != -100
     return None if "decoder_input_ids" in batch else valid_tokens(batch)
+
+
+def _decodes(model: nn.Module) -> bool:
+    """Whether it has a decoder after an encoder."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
 def _told(batch: Mapping[str, Tensor], name: str) -> Tensor | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cook.errors import CookError
+from cook.model.batch import examples_in, take
 from cook.model.integer import IntLinear, packed_columns, unpack
 from cook.model.masks import Masks
 from cook.model.memory import kept
@@ -181,10 +182,10 @@ def longest(model: Any, batches: Iterable[Mapping[str, Tensor]], count: int = 1)
     if not several:
         raise CookError("there are no examples to count or time", hint="give calibration batches, or data")
     batch = max(several, key=lambda each: next(iter(each.values()))[0].numel())
-    rows = torch.arange(count) % len(next(iter(batch.values())))
+    rows = torch.arange(count) % examples_in(batch)
     # A decoder's inputs may have to be made from its labels.
     left = set() if getattr(model.config, "is_encoder_decoder", False) else {"labels"}
-    return {name: value[rows.to(value.device)] for name, value in batch.items() if name not in left}
+    return take({name: value for name, value in batch.items() if name not in left}, rows)
 
 
 ROUNDS = 15

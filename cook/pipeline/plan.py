@@ -18,9 +18,10 @@ from cook.model.anatomy import Anatomy
 from cook.model.blueprint import Blueprint
 from cook.model.depth import STAYS, compact, missing
 from cook.model.linear import is_linear, weight_count
+from cook.model.lock import lock_of
 from cook.model.measure import tally
 from cook.model.plain import settle
-from cook.model.quantizer import attach_quantizer, blueprint_of, lock_of
+from cook.model.quantizer import attach_quantizer, blueprint_of
 from cook.model.shapes import Unmeasured
 from cook.passes import PHASES, Effect, Pass
 from cook.pipeline import depend

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cook.model.batch import examples_in
 from cook.model.hooks import Hooks
 from cook.model.measure import evaluating
 from cook.model.statistics import loss_shares
@@ -34,8 +35,8 @@ def gradient_importance(
     found = [torch.zeros(each.count, device=_device(model)) for each in units]
     examples = 0
     for batch in batches:
-        size = len(next(iter(batch.values())))
-        gates = [torch.ones(size, len(total), device=total.device, requires_grad=True) for total in found]
+        count = examples_in(batch)
+        gates = [torch.ones(count, len(total), device=total.device, requires_grad=True) for total in found]
         hooks = Hooks()
         for each, gate in zip(units, gates, strict=True):
             for part in each.outputs:
@@ -46,10 +47,10 @@ def gradient_importance(
                 slopes = torch.autograd.grad(outputs.loss, gates)
         finally:
             hooks.close()
-        share = loss_shares(model, batch, size).to(slopes[0].device)
+        share = loss_shares(model, batch, count).to(slopes[0].device)
         for total, slope in zip(found, slopes, strict=True):
             total += (slope.float() / share[:, None]).abs().pow(power).sum(0)
-        examples += size
+        examples += count
     return [total / max(1, examples) for total in found]
 
 

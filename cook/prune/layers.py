@@ -73,13 +73,11 @@ def block_influence(
             valid = mask.bool()
         sums += torch.stack([(1 - cosines[n])[valid].double().sum().cpu() for n in range(len(names))])
         tokens += int(valid.sum())
-    if not tokens or not bool(sums.isfinite().all()):
-        raise CookError(
-            "there are no calibration tokens to look at"
-            if not tokens
-            else "what the layers give is no finite number, which says nothing of their influence",
-            hint="give some examples" if not tokens else "look at the weights; or name layers by keep",
-        )
+    if not tokens:
+        raise CookError("there are no calibration tokens to look at", hint="give some examples")
+    if not bool(sums.isfinite().all()):
+        message = "what the layers give is no finite number, which says nothing of their influence"
+        raise CookError(message, hint="look at the weights; or name layers by keep")
     return (sums / tokens).tolist()
 
 

@@ -14,6 +14,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from cook.errors import CookError
+from cook.model.batch import examples_in, take
 from cook.train.batches import fetch, lengths
 from cook.train.tasks.task import Task
 
@@ -52,27 +53,16 @@ def given(batches: Iterable[Batch]) -> Examples:
     kept: list[Any] = list(batches)
     for batch in kept:
         if not isinstance(batch, Mapping):
-            message = (
-                f"found a {type(batch).__name__} among the calibration batches, expected mappings of tensors"
-            )
-            raise CookError(
-                message, where="calibration", hint="one batch goes into a list: calibration=[batch]"
-            )
+            found = f"found a {type(batch).__name__} among the calibration batches"
+            hint = "one batch goes into a list: calibration=[batch]"
+            raise CookError(f"{found}, expected mappings of tensors", where="calibration", hint=hint)
 
     def some(count: int) -> Iterator[Batch]:
         for batch in kept:
-            # Positions may be told once for all examples.
-            size = max(len(value) for value in batch.values() if value.ndim)
             if count <= 0:
                 return
-            yield (
-                batch
-                if size <= count
-                else {
-                    name: value[:count] if value.ndim and len(value) == size else value
-                    for name, value in batch.items()
-                }
-            )
-            count -= size
+            there = examples_in(batch)
+            yield batch if there <= count else take(batch, slice(count))
+            count -= there
 
     return some
