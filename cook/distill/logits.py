@@ -10,7 +10,7 @@ from torch import Tensor
 from cook.distill.chunked import mean_square, soft_cross_entropy
 from cook.distill.taught import LESSON, Taught
 from cook.distill.truncated import truncated_cross_entropy
-from cook.model.anatomy import predicts_next
+from cook.model.alignment import predicts_next
 from cook.passes import Effect, Term, register
 
 if TYPE_CHECKING:
@@ -104,14 +104,10 @@ class DistillLogits(Taught):
                 teacher.watch("logits")
 
     def losses(self, session: Session) -> dict[str, Term]:
-        student = session.outputs.logits
+        student, labels = session.outputs.logits, session.batch.get("labels")
         tokens = None if session.model.config.is_encoder_decoder else session.batch.get("attention_mask")
-        rows = labelled(
-            student,
-            session.batch.get("labels"),
-            None if tokens is None else tokens.bool(),
-            causal=predicts_next(session.model),
-        )
+        causal = predicts_next(session.model, session.outputs, labels)
+        rows = labelled(student, labels, None if tokens is None else tokens.bool(), causal=causal)
         distance = self._distance(session, student, rows)
         return {"logits": Term(distance, float(self.given["weight"]))}
 

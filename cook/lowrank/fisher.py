@@ -54,10 +54,13 @@ def row_information(
     uses: dict[str, _Uses] = {}
 
     def add(batch: Mapping[str, Tensor]) -> None:
-        share = loss_shares(model, batch, examples_in(batch))
+        size = examples_in(batch)
         # Only when all is well: what one layer cannot tell apart is asked for again.
-        uses.update({name: _Uses(torch.zeros_like(total), share) for name, total in found.items()})
+        uses.update({name: _Uses(torch.zeros_like(total), size) for name, total in found.items()})
         outputs: Any = model(**batch)
+        share = loss_shares(model, batch, size, outputs)
+        for each in uses.values():
+            each.share = share
         back(outputs.loss)
         for name, each in uses.items():
             found[name] += each.total
@@ -85,16 +88,18 @@ class _Uses:
 
     Attributes:
         total: [out], what is added to.
-        share: [examples], what each example's own loss counts in the batch's.
+        size: examples of the batch.
+        share: [examples], what each example's own loss counts in the batch's; set after the forward.
     """
 
     total: Tensor
-    share: Tensor
+    size: int
+    share: Tensor = field(default_factory=lambda: torch.empty(0))
     inputs: list[Tensor] = field(default_factory=list)
     slopes: dict[int, Tensor] = field(default_factory=dict)
 
     def met(self, given: Tensor, output: Tensor) -> None:
-        number, size = len(self.inputs), len(self.share)
+        number, size = len(self.inputs), self.size
         # Some FFNs lay all tokens in a row, and a head gets one token of each example. What is alone has all.
         if size > 1 and len(given) != size and (given.ndim > 2 or len(given) % size):
             raise _AlikeError
@@ -110,7 +115,7 @@ class _Uses:
         return hook
 
     def _add(self) -> None:
-        size = len(self.share)
+        size = self.size
         inputs = torch.cat([each.reshape(size, -1, each.shape[-1]) for each in self.inputs], 1).float()
         numbers = range(len(self.inputs))
         slopes = torch.cat(

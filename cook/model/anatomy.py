@@ -258,10 +258,3 @@ def _layers(model: nn.Module, prefix: str, path: str) -> Iterator[str]:
             yield from _layers(model, f"{prefix}{before}.{number}.", after.removeprefix("."))
         else:
             yield f"{prefix}{before}.{number}"
-
-
-def predicts_next(model: object) -> bool:
-    """Whether a model's logits of a token are about the next one: the decoders that model language."""
-    name = type(model).__name__
-    # XLNet's and XLM's labels are about the token itself, although their names end alike.
-    return name.endswith(("ForCausalLM", "LMHeadModel")) and not name.startswith(("XLNet", "XLM", "Flaubert"))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cook.model.anatomy import predicts_next
+from cook.model.alignment import IGNORED, predicts_next
 from cook.model.linear import matrix
 
 
@@ -99,17 +99,18 @@ class OutputGram(Statistic):
         self.squares += inputs.square().sum()
 
 
-def loss_shares(model: Any, batch: Mapping[str, Tensor], size: int) -> Tensor:
+def loss_shares(model: Any, batch: Mapping[str, Tensor], size: int, outputs: Any) -> Tensor:
     """What each example's own mean loss counts in a batch's: [size], with a sum of 1.
 
     Args:
         batch: with labels.
         size: its examples.
+        outputs: what the model gave for the batch.
     """
     labels = batch["labels"]
     if labels.ndim == 1:
         return torch.full((size,), 1 / size)
     # A decoder's label is the token after; what is left out counts nothing.
-    shifted = labels[:, 1:] if predicts_next(model) else labels
-    counts = (shifted != -100).sum(1).float()
+    shifted = labels[:, 1:] if predicts_next(model, outputs, labels) else labels
+    counts = (shifted != IGNORED).sum(1).float()
     return counts.clamp_min(1) / counts.sum().clamp_min(1)

@@ -44,10 +44,11 @@ def gradient_importance(
         try:
             with evaluating(model), torch.enable_grad():
                 outputs: Any = model(**batch)
+                share = loss_shares(model, batch, count, outputs)
                 slopes = torch.autograd.grad(outputs.loss, gates)
         finally:
             hooks.close()
-        share = loss_shares(model, batch, count).to(slopes[0].device)
+        share = share.to(slopes[0].device)
         for total, slope in zip(found, slopes, strict=True):
             total += (slope.float() / share[:, None]).abs().pow(power).sum(0)
         examples += count

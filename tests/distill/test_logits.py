@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, XLNetConfig, XLNetLMHeadMo
 
 from cook.distill.logits import LOSSES, labelled, mean_square, soft_cross_entropy
 from cook.errors import CookError
-from cook.model.anatomy import predicts_next
+from cook.model.alignment import predicts_next
 from tests import bound, tiny
 
 
@@ -152,11 +152,14 @@ def test_labels_of_examples_are_not_taken_for_labels_of_tokens():
 
 def test_only_models_of_the_next_token_are_causal():
     config = GPT2Config(vocab_size=23, n_embd=16, n_layer=1, n_head=4, n_positions=32)
-    assert predicts_next(GPT2LMHeadModel(config))
-    assert not predicts_next(tiny.model("gpt2"))
-    assert not predicts_next(
-        XLNetLMHeadModel(XLNetConfig(vocab_size=23, d_model=16, n_layer=1, n_head=4, d_inner=8))
-    )
+    tokens = torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]])
+
+    def found(model, labels=tokens):
+        return predicts_next(model, model.eval()(input_ids=tokens, labels=labels), labels)
+
+    assert found(GPT2LMHeadModel(config))
+    assert not found(tiny.model("gpt2"), torch.tensor([0, 1]))
+    assert not found(XLNetLMHeadModel(XLNetConfig(vocab_size=23, d_model=16, n_layer=1, n_head=4, d_inner=8)))
 
 
 @pytest.mark.parametrize("loss", sorted(SLOW))

@@ -267,7 +267,8 @@ def test_labels_that_are_not_shifted():
 
     model = BertForMaskedLM(tiny.model().config)
     labels = torch.tensor([[3, -100, 4], [-100, 5, -100]])
-    assert loss_shares(model, {"labels": labels}, 2).tolist() == pytest.approx([2 / 3, 1 / 3])
+    outputs = model.eval()(input_ids=torch.tensor([[5, 6, 7], [8, 9, 8]]), labels=labels)
+    assert loss_shares(model, {"labels": labels}, 2, outputs).tolist() == pytest.approx([2 / 3, 1 / 3])
 
 
 def test_importance_needs_something_to_look_at():

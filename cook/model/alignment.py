@@ -1,0 +1,96 @@
+"""Which token each row of a language model's logits is about, as the model's own loss has it.
+
+Some classes compare the logits of a token with the next token's label, others with the label of the token
+itself, and their names do not tell: `MBartForCausalLM` does not shift its labels, `XLMRobertaForCausalLM` and
+`Gemma3ForConditionalGeneration` do. So the loss of a real forward decides.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from cook.errors import CookError
+
+IGNORED = -100
+"""The label of a token that no loss counts."""
+
+_known: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def predicts_next(model: nn.Module, outputs: Any, labels: Tensor | None) -> bool:
+    """Whether the logits of a token are about the next token. Found out once for each model.
+
+    Args:
+        model: that gave the outputs.
+        outputs: of one forward with labels: `loss`, a scalar, and `logits`, [batch, tokens, classes].
+        labels: [batch, tokens], with -100 where nothing is to be learned.
+
+    Returns:
+        False where logits or labels are not by token, and where nothing is labelled.
+
+    Raises:
+        CookError: the loss fits neither alignment.
+    """
+    if model in _known:
+        return _known[model]
+    logits = outputs.logits
+    by_token = labels is not None and logits.ndim == 3 and labels.shape == logits.shape[:2]
+    if labels is None or not by_token or not (labels[:, 1:] != IGNORED).any():
+        return False
+    found = by_value(outputs.loss, logits, labels)
+    if found is None:
+        found = by_gradient(outputs.loss, logits, labels)
+    if found is None:
+        raise CookError(
+            f"the loss of this {type(model).__name__} fits neither the label of each token nor that of the next",
+            hint="distill.hidden learns tensors inside of the model; prune.heads and prune.neurons take"
+            " `importance: magnitude`, lowrank.linear `method: data`",
+        )
+    _known[model] = found
+    return found
+
+
+@torch.no_grad()
+def by_value(loss: Tensor, logits: Tensor, labels: Tensor) -> bool | None:
+    """Compare the loss with the mean cross-entropy of both alignments; None when that does not decide it.
+
+    One example at a time: a copy of all logits over a large vocabulary would not fit everywhere.
+    """
+    totals = {True: 0.0, False: 0.0}
+    counts = {True: 0, False: 0}
+    for rows, own in zip(logits, labels.to(logits.device), strict=True):
+        normalizers = rows.float().logsumexp(-1)
+        for shift in (True, False):
+            about, given, mass = (own[1:], rows[:-1], normalizers[:-1]) if shift else (own, rows, normalizers)
+            labelled = about != IGNORED
+            picked = given.gather(-1, about.where(labelled, 0)[:, None])[:, 0].float()
+            totals[shift] += float((mass - picked)[labelled].double().sum())
+            counts[shift] += int(labelled.sum())
+    means = {shift: totals[shift] / max(1, counts[shift]) for shift in totals}
+    apart = abs(means[True] - means[False])
+    off = {shift: abs(float(loss) - mean) for shift, mean in means.items()}
+    nearest = off[True] <= off[False]
+    decided = apart > 1e-4 * max(1.0, abs(float(loss))) and off[nearest] < 0.02 * apart
+    return nearest if decided else None
+
+
+def by_gradient(loss: Tensor, logits: Tensor, labels: Tensor) -> bool | None:
+    """Compare the rows of logits that the loss depends on with both alignments; None when neither fits.
+
+    For losses that are not a plain mean: smoothed labels, further terms. The graph of the forward stays.
+    """
+    if not (loss.requires_grad and logits.requires_grad):
+        return None
+    (slope,) = torch.autograd.grad(loss, logits, retain_graph=True, allow_unused=True)
+    if slope is None:
+        return None
+    labelled = (labels != IGNORED).to(slope.device)
+    shifted = torch.zeros_like(labelled)
+    shifted[:, :-1] = labelled[:, 1:]
+    read = slope.abs().amax(-1) > 0
+    fits = {True: torch.equal(read, shifted), False: torch.equal(read, labelled)}
+    return None if fits[True] == fits[False] else fits[True]
