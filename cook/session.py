@@ -28,6 +28,8 @@ from cook.model.anatomy import Anatomy
 from cook.model.blueprint import Blueprint
 from cook.model.depth import STAYS, compact, left_out, missing, unreached
 from cook.model.edit import Edit
+from cook.model.example import FAILURES, small_example
+from cook.model.folding import check_folded, outputs, outputs_to_be
 from cook.model.gathering import answered_tokens
 from cook.model.hooks import Hooks
 from cook.model.masks import Masks
@@ -304,11 +306,16 @@ class Session:
         """Let every pass leave plain modules behind, by phase; afterwards the session is closed.
 
         `facts` holds what each pass reached, by its id.
+
+        Raises:
+            CookError: a pass cannot finish.
+            RunError: the finished model gives something else for a small example than before.
         """
         try:
             if self.step < self.total_steps - 1:
                 # The loop ended early: what is due is done before any shape changes.
                 self.before_step(self.total_steps)
+            expected = self._probed()
             for phase in PHASES:
                 for each in self.passes:
                     if each.phase == phase:
@@ -317,8 +324,25 @@ class Session:
             sharing.check(self.model, self.blueprint.shared)
             self.blueprint = settle(self.model, current(self.model, compact(self.model, self.blueprint)))
             attach_quantizer(self.model, self.blueprint)
+            if expected is not None:
+                probe, before = expected
+                after = outputs(self.model, self.renumbering(probe) if self.renumbering else probe)
+                check_folded(before, after, self.model.dtype)
         finally:
             self.close()
+
+    def _probed(self) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
+        """A small example, and what the finished model has to give for it; None where it does not run.
+
+        What leaves is held at zero by now, so a model without it must give the same.
+        """
+        if not self.passes:
+            return None
+        try:
+            probe = small_example(self.model)
+            return probe, outputs_to_be(self.model, probe, self.renumbering)
+        except FAILURES:
+            return None
 
     def close(self) -> None:
         """Remove all hooks; the model keeps whatever state it is in."""

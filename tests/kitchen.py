@@ -23,9 +23,9 @@ from transformers import PreTrainedModel
 
 from cook.errors import Interrupted
 from cook.model import folder
+from cook.model.folding import outputs
 from cook.passes import Effect, Pass, registered
 from cook.pipeline import output
-from cook.pipeline.folding import outputs
 from cook.pipeline.inputs import load_model, load_teacher, make_passes, read_data
 from cook.pipeline.plan import plan_passes
 from cook.pipeline.train import Outcome, Work, carry_out

@@ -19,8 +19,8 @@ from transformers import (
 
 import cook
 from cook.errors import CookError
+from cook.model.folding import outputs
 from cook.passes import registered
-from cook.pipeline.folding import outputs
 from cook.pipeline.plan import bare
 from tests import kitchen, tiny
 from tests.kitchen import Case, serves

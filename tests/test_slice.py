@@ -25,9 +25,9 @@ from cook.cli import main
 from cook.errors import CookError
 from cook.model import folder as folders
 from cook.model.anatomy import Anatomy
+from cook.model.folding import outputs
 from cook.model.verify import verify
 from cook.pipeline import evaluate, slice_folder
-from cook.pipeline.folding import outputs
 from cook.prune.layers import chosen
 from cook.report import Report
 from tests import tiny

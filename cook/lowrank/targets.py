@@ -50,7 +50,7 @@ def targets(owner: Pass, anatomy: Anatomy) -> tuple[list[Edit], list[Target]]:
         CookError: nothing matches, all that does is low rank already, or a matrix is tied to another one.
     """
     given, model = owner.given, anatomy.model
-    named = select(anatomy, given["include"], given["exclude"])
+    named = select(anatomy, given["include"], given["exclude"], replaced=True)
     names = [name for name in named if whole(model, name) == name]
     if not names:
         message = f"all {len(named)} linear layers that are selected are factors of a low rank already"

@@ -46,7 +46,7 @@ def predicts_next(model: nn.Module, outputs: Any, labels: Tensor | None) -> bool
         found = by_gradient(outputs.loss, logits, labels)
     if found is None:
         raise CookError(
-            f"the loss of this {type(model).__name__} fits neither the label of each token nor that of the next",
+            f"the loss of a {type(model).__name__} fits neither the label of each token nor the next one's",
             hint="distill.hidden learns tensors inside of the model; prune.heads and prune.neurons take"
             " `importance: magnitude`, lowrank.linear `method: data`",
         )

@@ -120,8 +120,7 @@ class Anatomy:
         if word == "head":
             return self._head()
         if word == "embeddings":
-            names = [self.prefix + name for name in self._known().embeddings]
-            return [name for name in names if surgery.has(self.model, name)]
+            return self._embeddings()
         if word in ("attention", "ffn"):
             return self._parts(self.live, word)
         if not (match := _LAYERS.match(word)):
@@ -154,6 +153,26 @@ class Anatomy:
                 f"a layer has no part {part!r}", hint="the parts of a layer are attention and ffn"
             )
         return [f"{layer}.{name}" for layer in layers for name in getattr(self.stacks[layer], part)]
+
+    def _embeddings(self) -> list[str]:
+        """Where the family's entry has them, and every module that the forward embeds tokens with.
+
+        An encoder's and a decoder's may be modules of their own beside the one of the entry, tied to it or
+        not. In a family without an entry they are the tables of the base model outside of its layers.
+        """
+        model: Any = self.model
+        entry = () if self.family is None else self.family.embeddings
+        found = [name for name in (self.prefix + each for each in entry) if surgery.has(model, name)]
+        known = {id(each) for name in found for each in model.get_submodule(name).parameters()}
+        repeated = [name for name, each in model.named_modules() if isinstance(each, nn.ModuleList)]
+        for name, module in model.named_modules():
+            above = any(name.startswith(f"{each}.") for each in (*found, *repeated))
+            if isinstance(module, nn.Embedding) and not above and id(module.weight) not in known:
+                known.add(id(module.weight))
+                found.append(name)
+        if not found:
+            self._known()
+        return found
 
     def _head(self) -> list[str]:
         base = self.prefix.removesuffix(".")
@@ -216,6 +235,10 @@ def _built_like(layer: nn.Module, stack: Stack) -> bool:
     wanted = {name for each in stack.attentions for name in (*each.projections, each.output)}
     wanted |= {*stack.feed_forward.up, stack.feed_forward.down}
     if wanted != set(linears(layer)):
+        return False
+    # Tables of positions, routers, stacks of experts: a matrix in none of these modules.
+    known = {id(number) for name in wanted for number in layer.get_submodule(name).parameters()}
+    if any(number.ndim > 1 and id(number) not in known for number in layer.parameters()):
         return False
     # A norm over all heads, or a number for each, would have to lose some too.
     for each in stack.attentions:

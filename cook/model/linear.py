@@ -2,14 +2,22 @@
 
 `nn.Linear` keeps its weight as [out, in], GPT-2's `Conv1D` as [in, out], and the linears that cook
 puts in their place have scales or packed integers. Passes ask here and never look at a class.
+
+A subclass of `nn.Linear` counts when its forward computes what that of `nn.Linear` does (Falcon's does).
+Routers that return scores and indices, and layers that normalise their weights, are no linear layers.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+_proved: dict[tuple[Any, ...], bool] = {}
+"""For subclasses of nn.Linear with a forward of their own: whether it is that of nn.Linear."""
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -21,8 +29,39 @@ def is_conv1d(module: nn.Module) -> bool:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """True for nn.Linear, Conv1D, and the linears of cook (class attribute `cook_linear`)."""
-    return isinstance(module, nn.Linear) or getattr(module, "cook_linear", False) or is_conv1d(module)
+    """True for nn.Linear, Conv1D, and the linears of cook (class attribute `cook_linear`).
+
+    A subclass of nn.Linear with a forward of its own has to compute the same.
+    """
+    if type(module) is nn.Linear or getattr(module, "cook_linear", False) or is_conv1d(module):
+        return True
+    if not isinstance(module, nn.Linear):
+        return False
+    return type(module).forward is nn.Linear.forward or _computes_linear(module)
+
+
+def _computes_linear(module: nn.Linear) -> bool:
+    """Compare the forward of a subclass with nn.Linear's, on random weights and inputs."""
+    own = {name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float, str))}
+    own.pop("training", None)
+    key = (type(module), module.bias is not None, *sorted(own.items()))
+    if key not in _proved:
+        generator = torch.Generator().manual_seed(0)
+        replica = copy.copy(module)  # a module's __dict__ is copied, so its parameters can be others
+        replica._parameters = {
+            name: None if each is None else nn.Parameter(torch.randn(each.shape, generator=generator))
+            for name, each in module._parameters.items()
+        }
+        inputs = torch.randn(2, 3, module.in_features, generator=generator)
+        expected = functional.linear(inputs, replica.weight, replica.bias)
+        try:
+            with torch.no_grad():
+                found = type(module).forward(replica, inputs)
+            same = isinstance(found, Tensor) and torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
+        except Exception:  # whatever a forward of others raises: it is not that of nn.Linear
+            same = False
+        _proved[key] = same
+    return _proved[key]
 
 
 def is_composite(module: nn.Module) -> bool:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
 
 from torch import nn
 
 from cook.errors import CookError, nearest
 from cook.model.anatomy import WORDS, Anatomy
 from cook.model.linear import is_linear, stands_for
+from cook.model.usage import read_elsewhere
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Layers that no pass acts on by design, and that no plan lists as left out."""
 
 
 def matching(anatomy: Anatomy, pattern: str) -> list[str]:
@@ -56,14 +62,18 @@ def select(
     *,
     kind: Callable[[nn.Module], bool] = is_linear,
     what: str = "linear layer",
+    replaced: bool = False,
 ) -> list[str]:
     """The modules of a `kind` that are matched, or lie inside of a match, by `include` and not `exclude`.
 
     Args:
-        include: patterns; None stands for the layers of a known family, else for the base model.
+        include: patterns; None stands for the layers of a known family, else for the base model without its
+            embeddings and its output head.
         exclude: patterns; each must match something in the model.
         kind: which modules count; linear layers by default.
         what: its name in errors.
+        replaced: whether the pass puts something else in the place of each module. A layer whose weight
+            other code reads is left out then, and refused where a pattern matches such layers only.
 
     Returns:
         Full module names, in the model's order, each once.
@@ -72,12 +82,16 @@ def select(
         CookError: when a pattern matches nothing, or nothing of that kind, or nothing is left.
     """
     of_kind = [name for name, module in anatomy.model.named_modules() if name and kind(module)]
+    fixed = read_elsewhere(anatomy.model) if replaced else set()
     chosen: set[str] = set()
     for pattern in include or default(anatomy):
-        inside = within(of_kind, matching(anatomy, pattern))
+        matched = within(of_kind, matching(anatomy, pattern))
+        inside = [name for name in matched if name not in fixed]
         if not inside:
-            raise CookError(f"{pattern!r} matches no {what}", hint="what it matches is of another kind")
+            raise _nothing(anatomy, pattern, matched, what)
         chosen.update(inside)
+    if include is None:
+        chosen.difference_update(_outside(anatomy))
     for pattern in exclude or ():
         chosen.difference_update(within(of_kind, matching(anatomy, pattern)))
     if not chosen:
@@ -85,11 +99,78 @@ def select(
     return [name for name in of_kind if name in chosen]
 
 
+def left_out(
+    anatomy: Anatomy,
+    include: Sequence[str] | None,
+    exclude: Sequence[str] | None,
+    chosen: Sequence[str],
+) -> str:
+    """What the patterns match and a pass does not act on although it holds matrices, in words for a plan.
+
+    Args:
+        include, exclude: patterns, as for `select`.
+        chosen: what `select` gave.
+
+    Returns:
+        Nothing where all matrices are acted on.
+    """
+    model = anatomy.model
+    roots = [name for pattern in include or default(anatomy) for name in matching(anatomy, pattern)]
+    gone = [name for pattern in exclude or () for name in matching(anatomy, pattern)]
+    holders = [
+        name
+        for name, module in model.named_modules()
+        if name and any(each.ndim > 1 for each in module.parameters(recurse=False))
+    ]
+    inside = set(within(holders, roots)) - set(within(holders, [*gone, *chosen]))
+    if include is None:
+        inside -= _outside(anatomy)
+    inside -= {
+        name for name in inside if isinstance(model.get_submodule(name), (nn.Embedding, *CONVOLUTIONS))
+    }
+    if not inside:
+        return ""
+    kinds = sorted({type(model.get_submodule(name)).__name__ for name in inside})
+    count = sum(
+        each.numel() for name in inside for each in model.get_submodule(name).parameters(recurse=False)
+    )
+    whole = sum(each.numel() for each in model.parameters())
+    return f"left out: {', '.join(kinds)} with {count / whole:.0%} of the model's parameters"
+
+
 def default(anatomy: Anatomy) -> list[str]:
-    """What a pass acts on when not told: the layers; in an unknown family all of the base model."""
+    """What a pass acts on without `include`: the layers; in an unknown family the base model."""
     if anatomy.family is not None:
         return ["layers"]
     return [f"{anatomy.prefix}*"]
+
+
+def _outside(anatomy: Anatomy) -> set[str]:
+    """The embeddings and the output head, which no pass acts on unless they are named."""
+    model: Any = anatomy.model
+    found = {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    head = None
+    with suppress(NotImplementedError, AttributeError):
+        head = model.get_output_embeddings()
+    return found | {name for name, module in model.named_modules() if module is head}
+
+
+def _nothing(anatomy: Anatomy, pattern: str, matched: Sequence[str], what: str) -> CookError:
+    """The error for a pattern that gives a pass nothing to act on."""
+    if matched:
+        message = f"the weight of {matched[0]} is read by other code than its own forward"
+        return CookError(message, hint="it cannot be replaced: leave it out of `include`")
+    model = anatomy.model
+    subclasses = [
+        name
+        for name, module in model.named_modules()
+        if name and isinstance(module, nn.Linear) and not is_linear(module)
+    ]
+    if found := within(subclasses, matching(anatomy, pattern)):
+        kind = type(model.get_submodule(found[0])).__name__
+        message = f"{found[0]} is a {kind}, whose forward is not that of a linear layer"
+        return CookError(message, hint="it cannot be replaced: leave it out of `include`")
+    return CookError(f"{pattern!r} matches no {what}", hint="what it matches is of another kind")
 
 
 def within(names: Iterable[str], roots: Iterable[str]) -> list[str]:

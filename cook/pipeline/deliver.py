@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 
 from cook.errors import RunError
 from cook.model import folder, measure
+from cook.model.folding import outputs
 from cook.model.integer import IntLinear
 from cook.model.quiet import quiet
 from cook.model.verify import verify
-from cook.pipeline.folding import outputs
 from cook.pipeline.output import LOGS, work_folder
 from cook.recipe import Recipe
 from cook.report import Reload, Report, card

@@ -15,14 +15,15 @@ from transformers import PreTrainedModel
 from cook.errors import CookError
 from cook.model import sharing
 from cook.model.anatomy import Anatomy
+from cook.model.bare import bare
 from cook.model.blueprint import Blueprint
 from cook.model.depth import STAYS, compact, missing
+from cook.model.example import Unmeasured
 from cook.model.linear import is_linear, weight_count
 from cook.model.lock import lock_of
 from cook.model.measure import tally
 from cook.model.plain import settle
 from cook.model.quantizer import attach_quantizer, blueprint_of
-from cook.model.shapes import Unmeasured
 from cook.passes import PHASES, Effect, Pass
 from cook.pipeline import depend
 from cook.pipeline.inputs import (
@@ -163,31 +164,6 @@ def plan_in_memory(
         plan_passes(known[0], passes, known[1:])
 
 
-def bare(model: PreTrainedModel) -> PreTrainedModel | None:
-    """A copy of a model on the meta device, with nobody's hooks; None where it has what cannot be copied."""
-    copies: dict[int, Any] = {}
-    for each in [*model.parameters(), *model.buffers()]:
-        empty = torch.empty_like(each, device="meta")
-        learns = isinstance(each, nn.Parameter)
-        copies[id(each)] = nn.Parameter(empty, requires_grad=each.requires_grad) if learns else empty
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if "_hooks" in name and isinstance(value, dict):
-                copies[id(value)] = type(value)()
-            elif isinstance(value, Tensor):
-                copies.setdefault(id(value), torch.empty_like(value, device="meta"))
-            elif name in ("_hf_hook", "_old_forward", "forward"):
-                copies[id(value)] = value  # an offloaded model's weights stay where they are
-    try:
-        found = copy.deepcopy(model, copies)
-    except (TypeError, RuntimeError, AttributeError, NotImplementedError):
-        return None
-    for module in found.modules():
-        for name in ("_hf_hook", "_old_forward", "forward"):
-            vars(module).pop(name, None)
-    return found
-
-
 def _shared(planned: Sequence[tuple[Pass, Effect]]) -> list[tuple[str, str]]:
     return Blueprint(edits=[edit for _, effect in planned for edit in effect.edits]).shared
 
@@ -272,15 +248,17 @@ def _sizes(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Any]:
 
 
 def _weights(model: nn.Module) -> dict[str, tuple[Tensor, int]]:
-    """The matrix of each module that has one, and how many numbers that is: edits change modules in place."""
-    return {
-        name: (module.weight, weight_count(module))
-        for name, module in model.named_modules()
-        if is_linear(module) or isinstance(module, nn.Embedding)
+    """Each parameter by name, and how many numbers it stands for: edits change modules in place."""
+    found: dict[str, tuple[Tensor, int]] = {
+        name: (each, each.numel()) for name, each in model.named_parameters(remove_duplicate=False)
     }
+    for name, module in model.named_modules():
+        if is_linear(module) or isinstance(module, nn.Embedding):
+            found[f"{name}.weight"] = module.weight, weight_count(module)
+    return found
 
 
 def _count(weights: Mapping[str, tuple[Tensor, int]], effect: Effect) -> int:
     """How many weights a pass touches; what is shared counts once."""
-    named = [weights[name.rpartition(".")[0]] for name in effect.parameters]
+    named = [weights[name] for name in effect.parameters]
     return sum({id(weight): count for weight, count in named}.values())

@@ -16,8 +16,8 @@ import cook
 from cook.errors import CookError
 from cook.model import load
 from cook.model.anatomy import Anatomy
+from cook.model.example import small_example
 from cook.model.folder import check_free, read_blueprint
-from cook.model.shapes import small_example
 from cook.model.source import check
 from cook.passes import Pass
 from cook.pipeline import environment, output

@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 
 from cook.errors import nearest
 from cook.model import measure
+from cook.model.folding import check_folded, outputs, outputs_to_be, round_to
 from cook.model.masks import Masks
 from cook.model.renumbering import Renumbering
 from cook.passes import Pass
-from cook.pipeline.folding import check_folded, outputs, outputs_to_be, round_to
 from cook.session import Session
 from cook.teacher import Given, read_alike
 from cook.train import calibration

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from cook.errors import CookError
+from cook.model.proof import prove
 from cook.model.targets import select
 from cook.model.units import Units, remove, weights
 from cook.passes import Effect, Pass
@@ -61,6 +63,7 @@ class Structure(Pass):
 
     def plan(self, anatomy: Anatomy) -> Effect:
         units = self._chosen(anatomy)
+        self._prove(anatomy, units)
         if self.given["budget"] is not None:
             self.cost = goals.planned(anatomy.model, units, self.given["budget"])
         if self.cost is None or self.cost.goal == "parameters":
@@ -193,6 +196,12 @@ class Structure(Pass):
         if not found:
             raise self.error("no layer that is selected has any", option="include")
         return found
+
+    def _prove(self, anatomy: Anatomy, units: list[Units]) -> None:
+        try:
+            prove(anatomy, units)
+        except CookError as error:
+            raise self.error(error.message, hint=error.hint) from error
 
     def _check(self, units: list[Units]) -> None:
         """Raise CookError for a goal that cannot be reached, or that takes nothing away."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cook.errors import CookError
 from cook.model.depth import droppable
+from cook.model.proof import prove
 from cook.model.tensors import refuse_reentrant
 from cook.model.units import Units, owned, units
 from cook.model.width import stream
@@ -110,6 +111,7 @@ class PruneStructured(Pass):
 
     def plan(self, anatomy: Anatomy) -> Effect:
         self._find(anatomy)
+        prove(anatomy, self._gated())
         if self.goal == "parameters":
             self._check_budget(self._shares(cost.parameters(anatomy.model, self.units, self.stream)))
         gated = list(self.units if self.layers else self._gated())

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cook.model.anatomy import Anatomy
-from cook.model.linear import is_linear, matrix
+from cook.model.linear import is_linear, is_transposed, matrix
 from cook.model.targets import select, within
 from cook.passes import Pass
 from cook.prune.block import block_sizes
@@ -25,35 +25,88 @@ def has_matrix(module: nn.Module) -> bool:
     return is_linear(module) or isinstance(module, nn.Embedding)
 
 
-def rows(module: Any) -> Tensor:
-    """The weight [out, in] of a linear layer, or of an embedding, whose rows feed what comes after."""
-    weight: Tensor = matrix(module) if is_linear(module) else module.weight
-    return weight
+def stacks(anatomy: Anatomy, module: nn.Module) -> list[str]:
+    """The parameters of a module that hold a matrix for each expert of a mixture: [experts, ., .].
+
+    The config says how many experts there are; other tensors of three dimensions are none.
+    """
+    counts = _expert_counts(getattr(anatomy.model, "config", None))
+    own = module.named_parameters(recurse=False)
+    return [name for name, each in own if each.ndim == 3 and each.shape[0] in counts]
+
+
+def _expert_counts(config: Any) -> set[int]:
+    values = config.to_dict() if hasattr(config, "to_dict") else {}
+    parts = [values, *(part for part in values.values() if isinstance(part, dict))]
+    return {
+        value
+        for part in parts
+        for key, value in part.items()
+        if "expert" in str(key) and type(value) is int and value > 1
+    }
+
+
+def rows(model: nn.Module, parameter: str) -> Tensor:
+    """The weight [out, in] of a linear layer, of an embedding, or of all experts one after the other.
+
+    Args:
+        parameter: its full name. Experts [n, a, b] are given as [n * a, b].
+    """
+    module, _, name = parameter.rpartition(".")
+    owner: Any = model.get_submodule(module)
+    if name == "weight" and is_linear(owner):
+        return matrix(owner)
+    value: Tensor = getattr(owner, name)
+    return value.flatten(0, -2)
+
+
+def own_shape(model: nn.Module, parameter: str, keep: Tensor) -> Tensor:
+    """A mask over `rows` in the shape of the parameter itself."""
+    owner = model.get_submodule(parameter.rpartition(".")[0])
+    if has_matrix(owner):
+        return keep.t().contiguous() if is_transposed(owner) else keep
+    return keep.view(model.get_parameter(parameter).shape)
 
 
 def targets(owner: Pass, anatomy: Anatomy, *, inside: bool = False, alone: bool = False) -> list[str]:
-    """The modules to prune; a matrix that is tied under two names is there once.
+    """The parameters to prune; a matrix that is tied under two names is there once.
 
     Args:
-        owner: whose options count, and whom errors point at.
+        owner: the pass, for its options and its errors.
         inside: whether all have to lie inside of the model's layers.
-        alone: whether no matrix may be tied to another module's.
+        alone: whether no matrix may be tied to another module's, since a soft mask will stand in for each.
+
+    Returns:
+        Full names of parameters. Experts are among them where their orientation does not matter: by
+        magnitude, without a pattern and without blocks.
 
     Raises:
         CookError: nothing matches, or a matrix does not fit the options.
     """
-    given = owner.given
+    given, model = owner.given, anatomy.model
     embedded = given["method"] in EMBEDDED
-    kind, what = (has_matrix, "linear layer or embedding") if embedded else (is_linear, "linear layer")
+    stacked = embedded and not given["pattern"] and not given["block"]
+
+    def kind(module: nn.Module) -> bool:
+        if stacked and stacks(anatomy, module):
+            return True
+        return has_matrix(module) if embedded else is_linear(module)
+
+    what = "linear layer or embedding" if embedded else "linear layer"
     named: dict[int, str] = {}
-    for name in select(anatomy, given["include"], given["exclude"], kind=kind, what=what):
-        named.setdefault(id(anatomy.model.get_submodule(name).weight), name)
+    for name in select(
+        anatomy, given["include"], given["exclude"], kind=kind, what=what, replaced=not embedded
+    ):
+        module = model.get_submodule(name)
+        for key in ["weight"] if has_matrix(module) else stacks(anatomy, module):
+            named.setdefault(id(getattr(module, key)), f"{name}.{key}")
     found = list(named.values())
+    modules = [name.rpartition(".")[0] for name in found]
     if inside:
-        _check_inside(owner, anatomy, found)
+        _check_inside(owner, anatomy, modules)
     if inside or alone:
-        _check_alone(owner, anatomy, found)
-    shapes = {name: tuple(rows(anatomy.model.get_submodule(name)).shape) for name in found}
+        _check_alone(owner, anatomy, modules)
+    shapes = {module: tuple(rows(model, name).shape) for module, name in zip(modules, found, strict=True)}
     if given["pattern"]:
         _check_sizes(owner, "pattern", shapes, (1, pattern_sizes(given["pattern"])[1]))
     if given["block"]:

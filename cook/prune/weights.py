@@ -7,7 +7,6 @@ calibration examples (`oneshot.py`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from cook.errors import CookError
 from cook.model import surgery
 from cook.model.linear import is_transposed
 from cook.model.masks import fold, soften
+from cook.model.targets import left_out
 from cook.passes import Effect, Pass, Term, register
 from cook.prune import oneshot
 from cook.prune.block import block_means, block_sizes, over_blocks
@@ -23,7 +23,7 @@ from cook.prune.movement import MovementMask, soft_movement_mask, soft_movement_
 from cook.prune.options import OPTIONS, final_sparsity, mistakes, zeros_at_end
 from cook.prune.pattern import pattern_mask, pattern_sizes
 from cook.prune.schedule import sparsity_at
-from cook.prune.targets import MOVING, rows, targets
+from cook.prune.targets import MOVING, own_shape, rows, targets
 from cook.prune.threshold import among, threshold_masks
 
 if TYPE_CHECKING:
@@ -58,6 +58,11 @@ class PruneWeights(Pass):
     def method(self) -> str:
         return str(self.given["method"])
 
+    @property
+    def targets(self) -> list[str]:
+        """The modules that hold the parameters to prune."""
+        return [_module(name) for name in self.parameters]
+
     def wants(self) -> frozenset[str]:
         if self.method in MOVING:
             return frozenset({"training"})
@@ -69,23 +74,26 @@ class PruneWeights(Pass):
 
     def plan(self, anatomy: Anatomy) -> Effect:
         names = self._targets(anatomy)
-        out_in = [rows(anatomy.model.get_submodule(name)).shape for name in names]
+        modules = [name.rpartition(".")[0] for name in names]
+        out_in = [rows(anatomy.model, name).shape for name in names]
         whole, final = sum(out * width for out, width in out_in), final_sparsity(self.given)
         of, pattern = f"of {whole:,} weights in {len(names)} matrices", self.given["pattern"]
         if final is None:
             note = f"as many {of} to zero as the penalty brings below the threshold"
         else:
             note = f"{pattern} {of} kept" if pattern else f"{final:.1%} {of} to zero"
+        if missed := left_out(anatomy, self.given["include"], self.given["exclude"], modules):
+            note += f"; {missed}"
         return Effect(
-            parameters=[f"{name}.weight" for name in names],
-            groups={(name, axis): size for name in names for axis, size in self._groups().items()},
+            parameters=names,
+            groups={(name, axis): size for name in modules for axis, size in self._groups().items()},
             zeros=zeros_at_end(self.given, [(out, width) for out, width in out_in]),
             note=note,
         )
 
     def attach(self, session: Session) -> None:
-        self.targets = self._targets(session.anatomy)
-        self.parameters = [f"{name}.weight" for name in self.targets]
+        self.parameters = self._targets(session.anatomy)
+        self.size = sum(each.numel() for each in session.model.parameters())
         width = self.window.end - self.window.start
         every = self.given["every"]
         told = session.trains and every is not None
@@ -127,10 +135,9 @@ class PruneWeights(Pass):
     def finish(self, session: Session) -> None:
         self._complete(session)
         # Layers that another pass took out are gone with what was done to them.
-        self.targets = [name for name in self.targets if surgery.has(session.model, name)]
-        self.parameters = [f"{name}.weight" for name in self.targets]
-        for name in self.targets if self.scored else ():
-            fold(session.model, name, self.id)
+        self.parameters = [name for name in self.parameters if surgery.has(session.model, _module(name))]
+        for name in self.parameters if self.scored else ():
+            fold(session.model, _module(name), self.id)
         session.masks.drop(self.id)
 
     def facts(self, session: Session) -> dict[str, Any]:
@@ -138,6 +145,7 @@ class PruneWeights(Pass):
         zeros = sum(int((weight == 0).sum()) for weight in weights)
         whole = sum(weight.numel() for weight in weights)
         found = {"method": self.method, "zeros": zeros, "of": whole, "sparsity": zeros / whole, **self.seen}
+        found["share_of_model"] = min(1.0, whole / self.size)
         if (final := final_sparsity(self.given)) is not None:
             found["asked"] = final
         return {**found, "pattern": self.given["pattern"]} if self.given["pattern"] else found
@@ -193,9 +201,9 @@ class PruneWeights(Pass):
             held = session.trains or session.passes[-1] is not self
             for name, keep in self._masks(session, sparsity):
                 if held:
-                    session.masks.set(self.id, f"{name}.weight", keep)
+                    session.masks.set(self.id, name, keep)
                 else:
-                    session.model.get_parameter(f"{name}.weight").detach().mul_(keep)
+                    session.model.get_parameter(name).detach().mul_(keep)
         if sparsity is None:
             kept = [mask.keep for mask in self.scored]
             sparsity = 1 - sum(int(keep.sum()) for keep in kept) / sum(keep.numel() for keep in kept)
@@ -205,23 +213,22 @@ class PruneWeights(Pass):
         scores = [mask.scores.detach() for mask in self.scored]
         if sparsity is None:
             return [soft_movement_mask(each, self.given["threshold"]) for each in scores]
-        modules = [session.model.get_submodule(name) for name in self.targets]
-        return self._chosen(scores, sparsity, [_leaving(session, module) for module in modules])
+        return self._chosen(scores, sparsity, [_leaving(session, name) for name in self.parameters])
 
     def _masks(self, session: Session, sparsity: float | None) -> Iterator[tuple[str, Tensor]]:
-        """The targets, each with what its weight keeps, in its own shape."""
+        """The parameters to prune, each with a mask in its own shape."""
         assert sparsity is not None
         if self.method in oneshot.METHODS:
-            yield from self._looked_at(session, sparsity)
+            for name, keep in self._looked_at(session, sparsity):
+                yield f"{name}.weight", keep
             return
-        modules = [session.model.get_submodule(name) for name in self.targets]
-        scores = [rows(module).detach().abs() for module in modules]
+        scores = [rows(session.model, name).detach().abs() for name in self.parameters]
         if self.given["pattern"]:
             keeps = [pattern_mask(each, *pattern_sizes(self.given["pattern"])) for each in scores]
         else:
-            keeps = self._chosen(scores, sparsity, [_leaving(session, module) for module in modules])
-        for name, module, keep in zip(self.targets, modules, keeps, strict=True):
-            yield name, keep.t().contiguous() if is_transposed(module) else keep
+            keeps = self._chosen(scores, sparsity, [_leaving(session, name) for name in self.parameters])
+        for name, keep in zip(self.parameters, keeps, strict=True):
+            yield name, own_shape(session.model, name, keep)
 
     def _chosen(
         self, scores: list[Tensor], sparsity: float, leaving: Sequence[Tensor | None] = ()
@@ -243,7 +250,11 @@ class PruneWeights(Pass):
     def _looked_at(self, session: Session, sparsity: float) -> Iterator[tuple[str, Tensor]]:
         pattern = pattern_sizes(self.given["pattern"]) if self.given["pattern"] else None
         shot = oneshot.OneShot(self.method, sparsity, pattern)
-        examples, leaving = session.examples(self.given["rows"]), partial(_leaving, session)
+        examples = session.examples(self.given["rows"])
+
+        def leaving(module: nn.Module) -> Tensor | None:
+            return _leaving_of(session, module.weight, is_transposed(module))
+
         try:
             yield from shot.masks(session.anatomy, self.targets, examples, leaving)
         except CookError as error:
@@ -254,7 +265,16 @@ class PruneWeights(Pass):
             self.seen["damping"] = shot.damping
 
 
-def _leaving(session: Session, module: Any) -> Tensor | None:
-    """What of a weight [out, in] will leave the model."""
-    gone = session.masks.leaving(module.weight)
-    return gone.t() if gone is not None and is_transposed(module) else gone
+def _module(parameter: str) -> str:
+    return parameter.rpartition(".")[0]
+
+
+def _leaving(session: Session, parameter: str) -> Tensor | None:
+    """What of a weight, as `rows` gives it, will leave the model."""
+    owner: Any = session.model.get_submodule(_module(parameter))
+    return _leaving_of(session, getattr(owner, parameter.rpartition(".")[2]), is_transposed(owner))
+
+
+def _leaving_of(session: Session, weight: Any, transposed: bool) -> Tensor | None:
+    gone = session.masks.leaving(weight)
+    return gone.t() if gone is not None and transposed else gone

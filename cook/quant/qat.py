@@ -16,7 +16,7 @@ from cook.model.blueprint import Blueprint
 from cook.model.edit import Edit
 from cook.model.integer import IntLinear
 from cook.model.linear import shape
-from cook.model.targets import select
+from cook.model.targets import left_out, select
 from cook.model.transformed import TransformedLinear, restore, transform
 from cook.passes import MOMENT, SELECTION, WINDOW, Effect, Pass, register
 from cook.quant.fake import FakeQuantMoving, FakeQuantToken, FakeQuantWeight
@@ -77,6 +77,8 @@ class QuantAwareTraining(Pass):
         note = f"{len(layers)} linear layers, weights {self.given['weights']}"
         if self.given["activations"]:
             note += f", inputs {self.given['activations']} ({self.given['observer']})"
+        if missed := left_out(anatomy, self.given["include"], self.given["exclude"], layers):
+            note += f"; {missed}"
         return Effect(
             parameters=[f"{name}.weight" for name in layers],
             edits=edits + _shared(anatomy.model, layers),
@@ -170,7 +172,7 @@ class QuantAwareTraining(Pass):
         self._enable(state["enabled"])
 
     def _layers(self, anatomy: Anatomy) -> list[str]:
-        layers = select(anatomy, self.given["include"], self.given["exclude"])
+        layers = select(anatomy, self.given["include"], self.given["exclude"], replaced=True)
         for name in layers:
             layer = anatomy.model.get_submodule(name)
             claimed = isinstance(layer, TransformedLinear) and layer.quantised

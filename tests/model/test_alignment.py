@@ -92,7 +92,7 @@ def test_a_loss_that_is_no_plain_mean_is_judged_by_its_gradient(shift):
 def test_a_loss_that_fits_neither_is_refused():
     logits = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0), requires_grad=True)
     outputs = SimpleNamespace(loss=logits[:, 1].square().sum(), logits=logits)
-    with pytest.raises(CookError, match="neither the label of each token nor that of the next"):
+    with pytest.raises(CookError, match="neither the label of each token nor the next"):
         predicts_next(torch.nn.Linear(1, 1), outputs, torch.ones(2, 5, dtype=torch.long))
 
 

@@ -21,9 +21,9 @@ from transformers import (
 )
 
 from cook.errors import CookError
+from cook.model.folding import outputs
 from cook.model.renumbering import Renumbering, check_padding, named_ids, write
 from cook.model.vocabulary import cut, find
-from cook.pipeline.folding import outputs
 from tests import tiny
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}

@@ -1,0 +1,77 @@
+"""Small examples: inputs that a model runs on before there is data, also without weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cook.errors import CookError
+
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
+"""What a forward without values may end with."""
+
+SAMPLES = 4000
+"""Of an example of sound: a quarter of a second."""
+
+
+class Unmeasured(CookError):
+    """The forward did not come there on the meta device; with weights it may."""
+
+
+def examples(model: Any, tokens: int = 3) -> list[dict[str, Tensor]]:
+    """What a forward may get through with: models differ in the masks that they take, or need."""
+    example = small_example(model, tokens)
+    words = [name for name in example if name.endswith("input_ids")]
+    if not words:
+        return [example]
+    bare = {name: example[name] for name in words}
+    flat = {name.replace("input_ids", "attention_mask"): torch.ones_like(bare[name]) for name in words}
+    return [example, *([bare] if len(example) > len(bare) else []), {**bare, **flat}]
+
+
+def device_of(model: Any) -> torch.device:
+    """Where a model takes its inputs: hooks bring weights that lie elsewhere."""
+    offloaded = model.device.type == "meta" and "_hf_hook" in vars(model)
+    return torch.device("cpu") if offloaded else model.device
+
+
+def small_example(model: Any, tokens: int = 3) -> dict[str, Tensor]:
+    """Inputs for one forward: an image or sound of zeros, or the same token several times.
+
+    Args:
+        model: whose `main_input_name` says what it reads.
+        tokens: of the example, where the model reads tokens.
+
+    Raises:
+        Unmeasured: the model reads something else, or its config does not say how large an image is.
+    """
+    config, device = model.config, device_of(model)
+    if model.main_input_name == "pixel_values":
+        size, channels = _said(config, "image_size"), _said(config, "num_channels")
+        if size is None:
+            raise Unmeasured(f"the config of a {type(model).__name__} has no image_size")
+        height, width = (size, size) if isinstance(size, int) else size
+        image = torch.zeros(1, channels or 3, height, width, device=device, dtype=model.dtype)
+        return {"pixel_values": image}
+    if model.main_input_name == "input_values":
+        return {"input_values": torch.zeros(1, SAMPLES, device=device, dtype=model.dtype)}
+    if model.main_input_name != "input_ids":
+        raise Unmeasured(f"a {type(model).__name__} reads {model.main_input_name}, of which cook makes none")
+    parts = ("", "decoder_") if config.is_encoder_decoder else ("",)
+    words = torch.ones(1, tokens, dtype=torch.long, device=device)
+    if type(model).__name__.endswith("ForMultipleChoice"):
+        words = words[:, None]
+    example = {f"{part}input_ids": words for part in parts}
+    if device.type == "meta":
+        # Without a mask, or with one that is yet to be made, some models look at values.
+        mask = torch.zeros(1, 1, tokens, tokens, device="meta", dtype=model.dtype)
+        example.update({f"{part}attention_mask": mask for part in parts})
+    return example
+
+
+def _said(config: Any, name: str) -> Any:
+    """A value of a config, or of the part of it that is about images."""
+    found = getattr(config, name, None)
+    return getattr(getattr(config, "vision_config", None), name, None) if found is None else found
