@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 import cook
 from cook.errors import CookError, nearest
+from cook.model.adapters import refuse_adapters
 from cook.model.load import name_labels
 from cook.model.quantizer import blueprint_of
 from cook.pipeline import environment
@@ -214,6 +215,7 @@ def _precision(model: PreTrainedModel, train: Any) -> str:
 
 
 def _check(model: object) -> None:
+    refuse_adapters(model)
     if not isinstance(model, PreTrainedModel):
         raise CookError(
             f"found a {type(model).__name__}, expected a model of transformers",

@@ -16,6 +16,7 @@ import torch
 from cook._hook import METHOD
 from cook.errors import CookError
 from cook.model import folder, source
+from cook.model.adapters import refuse_adapters
 from cook.model.blueprint import Blueprint
 from cook.model.quantizer import CookConfig, attach_quantizer, blueprint_of
 from cook.model.quiet import quiet
@@ -188,6 +189,7 @@ def _load(
     model, info = auto.from_pretrained(
         name, config=config, output_loading_info=True, **{**options, **hub, **more}
     )
+    refuse_adapters(model, lambda message, hint: error("path", f"{path}: {message}", hint))
     _check_keys(model, info, path, fresh, origin, error)
     if not integers and any(edit.op == "integer" for edit in blueprint_of(model).edits):
         model = model.dequantize(dtype)

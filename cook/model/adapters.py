@@ -1,0 +1,40 @@
+"""Adapters of PEFT inside of a model: saving such a model writes the adapter alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cook.errors import CookError
+
+
+def refuse_adapters(
+    model: object, error: Callable[[str, str], CookError] = lambda message, hint: CookError(message, hint=hint)
+) -> None:
+    """Refuse a model with injected adapters.
+
+    `save_pretrained` of such a model writes the adapter without the model, so that what a pass did to the
+    model would be lost. Classes are told by their module, so that peft need not be installed.
+
+    Args:
+        model: of transformers, or a PeftModel.
+        error: makes the error of a message and a hint.
+
+    Raises:
+        CookError: with the way to merge them.
+    """
+    if type(model).__module__.startswith("peft."):
+        message = f"found a {type(model).__name__}, whose adapters are not part of the model yet"
+        raise error(message, "merge them first: model = model.merge_and_unload()")
+    modules = getattr(model, "modules", None)
+    loaded = bool(getattr(model, "_hf_peft_config_loaded", False))
+    if modules is None or not (loaded or any(_is_adapter(type(each)) for each in modules())):
+        return
+    raise error(
+        f"the {type(model).__name__} has adapters injected, and saving it would write them alone",
+        "merge them first: model.save_pretrained(folder) writes the adapter, and"
+        " peft.PeftModel.from_pretrained(base_model, folder).merge_and_unload() gives a plain model",
+    )
+
+
+def _is_adapter(kind: type) -> bool:
+    return any(cls.__module__.startswith("peft.tuners") for cls in kind.__mro__)
