@@ -8,7 +8,8 @@ from cook.errors import CookError
 
 
 def refuse_adapters(
-    model: object, error: Callable[[str, str], CookError] = lambda message, hint: CookError(message, hint=hint)
+    model: object,
+    error: Callable[[str, str], CookError] = lambda message, hint: CookError(message, hint=hint),
 ) -> None:
     """Refuse a model with injected adapters.
 
