@@ -282,13 +282,21 @@ class Session:
         mask = answered_tokens(self.batch) if decodes else self.batch.get("attention_mask")
         return torch.ones_like(like[..., 0], dtype=torch.bool) if mask is None else mask.bool()
 
-    def attended(self, like: Tensor, name: str) -> Tensor:
-        """Which tokens the valid ones may attend to: bool [batch, tokens, tokens]; arguments as above."""
+    def attended(self, like: Tensor, name: str, other: tuple[Anatomy, str] | None = None) -> Tensor:
+        """Which tokens the valid ones may attend to in the layer of a tensor: bool [batch, tokens, tokens].
+
+        Args:
+            like: [batch, tokens, ...], for batches without padding.
+            name: of the tensor. Layers of one model may differ in how far they look.
+            other: the model and the name of a tensor that it is compared with: what only one of the two
+                attends to does not count.
+        """
         valid = self.valid_tokens(like, name)
-        allowed = valid[:, :, None] & valid[:, None, :]
-        reach = self.anatomy.window or valid.shape[-1]
-        causal = self.anatomy.causal or self.anatomy.decodes(name)
-        return allowed.tril().triu(1 - reach) if causal else allowed
+        allowed = self.anatomy.attends(name, valid.shape[-1])
+        if other is not None:
+            anatomy, theirs = other
+            allowed &= anatomy.attends(theirs, valid.shape[-1])
+        return valid[:, :, None] & valid[:, None, :] & allowed.to(valid.device)
 
     def edit(self, edit: Edit) -> None:
         """Enter a structural edit, already made, into the blueprint."""
@@ -299,6 +307,14 @@ class Session:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             shared = value.to(self.model.device)
             torch.distributed.broadcast(shared, 0)
+            return shared
+        return value
+
+    def maximum(self, value: Tensor) -> Tensor:
+        """The largest value over all processes, entry by entry."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            shared = value.clone()
+            torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
             return shared
         return value
 

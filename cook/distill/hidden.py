@@ -112,7 +112,7 @@ class DistillHidden(Intermediate):
             distance = DISTANCES[self.given["distance"]]
             if _scores(pair.student):
                 distances = distance(mine[..., None], theirs[..., None])
-                values.append(attended_mean(distances, session.attended(mine[:, 0], pair.student)))
+                values.append(attended_mean(distances, self.attended(session, pair, mine)))
                 continue
             if self.given["normalize"]:
                 mine, theirs = functional.normalize(mine, dim=-1), functional.normalize(theirs, dim=-1)

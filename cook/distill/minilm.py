@@ -148,7 +148,7 @@ class DistillMiniLM(Intermediate):
         terms = {}
         for pair in self.watched:
             mine, theirs = self.compared(session, pair)
-            attended = session.attended(mine[:, 0], pair.student)
+            attended = self.attended(session, pair, mine)
             part = pair.student.rpartition(".")[2]
             if self.given["version"] == 2:
                 heads = self._heads(self.teacher(session).anatomy)

@@ -210,6 +210,15 @@ class Intermediate(Taught):
             mine = self._projections[pair](mine.float())
         return mine.float(), theirs.float()
 
+    def attended(self, session: Session, pair: Pair, scores: Tensor) -> Tensor:
+        """Which positions of a pair of attention tensors both models attend to.
+
+        Args:
+            scores: the student's, [batch, heads, tokens, ...].
+        """
+        theirs = self.teacher(session).anatomy, pair.teacher
+        return session.attended(scores[:, 0], pair.student, theirs)
+
     def note(self, pairs: Sequence[Pair]) -> str:
         """A line for the plan."""
         first = f"{pairs[0].student} from {pairs[0].teacher}"

@@ -111,7 +111,7 @@ class DistillTinyBERT(Intermediate):
             for pair in pairs:
                 mine, theirs = self.compared(session, pair)
                 if part == "attention":
-                    attended = session.attended(mine[:, 0], pair.student)
+                    attended = self.attended(session, pair, mine)
                     values.append(score_distance(mine, theirs, attended))
                 else:
                     valid = session.valid_tokens(mine, pair.student)

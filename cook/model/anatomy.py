@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cook.errors import CookError
@@ -101,12 +102,44 @@ class Anatomy:
         attention = self.model.get_submodule(query.rpartition(".")[0])
         return bool(getattr(attention, "is_causal", False))
 
-    @cached_property
-    def window(self) -> int | None:
-        """How many tokens up to itself a token attends to, in every layer alike; None: to all of them."""
+    def reach(self, name: str) -> int | None:
+        """How many tokens up to itself a token attends to, in the layer of a tensor; None: to all of them.
+
+        Args:
+            name: of a tensor, such as `layers[3].attention.scores`.
+        """
         config = getattr(self.model, "config", None)
-        kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
-        return getattr(config, "sliding_window", None) if kinds == {"sliding_attention"} else None
+        config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        window: int | None = getattr(config, "sliding_window", None)
+        layer = self._layer_of(name)
+        if layer is None or window is None:
+            return window
+        kinds = getattr(config, "layer_types", None)
+        number = self.layers.index(layer)
+        if kinds and number < len(kinds):
+            return window if kinds[number] == "sliding_attention" else None
+        attention = self.model.get_submodule(self.projections(layer)[0].rpartition(".")[0])
+        own: int | None = getattr(attention, "sliding_window", window)
+        return own
+
+    def attends(self, name: str, tokens: int) -> Tensor:
+        """Which tokens each one may attend to in the layer of a tensor, padding aside: bool [tokens, tokens].
+
+        Args:
+            name: of a tensor.
+        """
+        allowed = torch.ones(tokens, tokens, dtype=torch.bool)
+        reach = self.reach(name) or tokens
+        if self.causal or self.decodes(name):
+            return allowed.tril().triu(1 - reach)
+        return allowed.tril(reach - 1).triu(1 - reach)
+
+    def _layer_of(self, name: str) -> str | None:
+        if numbered := re.match(r"layers\[(-?\d+)\]", name):
+            return self.layers[int(numbered[1])]
+        return next(
+            (layer for layer in self.layers if f"{name}.".startswith((f"{layer}.", f"{layer}["))), None
+        )
 
     def roots(self, word: str) -> list[str] | None:
         """The names of the modules that an anatomy word stands for; None when it is no such word.
@@ -185,11 +218,8 @@ class Anatomy:
             return False
         if name == "logits":
             return True
-        if numbered := re.match(r"layers\[(-?\d+)\]", name):
-            name = self.layers[int(numbered[1])]
-        first = self.stacks[self.layers[0]]
-        inside = [layer for layer in self.layers if f"{name}.".startswith(f"{layer}.")]
-        return any(self.stacks[layer] is not first for layer in inside)
+        layer = self._layer_of(name)
+        return layer is not None and self.stacks[layer] is not self.stacks[self.layers[0]]
 
     def _known(self) -> Family:
         if self.family is None:

@@ -5,7 +5,7 @@ The rounding is the one that `IntLinear` does, so that folding changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -83,8 +83,14 @@ def _in_backward() -> bool:
 class FakeQuantMoving(nn.Module):
     """An input transform [..., in]: one scale, from a moving average of the largest magnitude.
 
-    While it observes (in training, enabled, not frozen) the average follows `decay`, from the first
-    magnitude that is not zero; before any observation inputs pass through untouched.
+    In training, while it is enabled and not frozen, it collects the largest magnitude of all forwards of an
+    update; `update` then moves the average once, so that micro-batches and processes change nothing. The
+    average starts with the first magnitude that is not zero. Before the first update inputs pass through
+    unrounded.
+
+    Args:
+        bits: of the integers.
+        decay: of the average, an update.
     """
 
     largest: Tensor
@@ -95,6 +101,8 @@ class FakeQuantMoving(nn.Module):
         self.enabled = self.frozen = False
         # Known on the host, so that no forward waits for the device to say it.
         self.observed = False
+        self.pending: Tensor | None = None
+        """The largest magnitude since the last update; None when no forward was observed."""
         self.register_buffer("largest", torch.zeros((), dtype=torch.float32, device=device))
 
     @property
@@ -103,11 +111,22 @@ class FakeQuantMoving(nn.Module):
         return torch.where(self.largest > 0, self.largest / limit(self.bits), 1.0)
 
     def observe(self, inputs: Tensor) -> None:
-        """Move the average towards the largest magnitude of `inputs`."""
+        """Collect the largest magnitude of `inputs` for the next update."""
         now = inputs.detach().abs().amax().float()
-        average = self.decay * self.largest + (1 - self.decay) * now
-        self.largest.copy_(torch.where(self.largest > 0, average, now))
-        self.observed = True
+        self.pending = now if self.pending is None else torch.maximum(self.pending, now)
+
+    def update(self, now: Tensor | None = None) -> None:
+        """Move the average towards the largest magnitude of an update, if there was a forward.
+
+        Args:
+            now: that of all processes, a scalar; None takes what was collected here.
+        """
+        now = self.pending if now is None else now
+        self.pending = None
+        if now is not None:
+            average = self.decay * self.largest + (1 - self.decay) * now
+            self.largest.copy_(torch.where(self.largest > 0, average, now))
+            self.observed = True
 
     def forward(self, inputs: Tensor) -> Tensor:
         if self.enabled and self.training and not self.frozen and not _in_backward():
@@ -119,3 +138,18 @@ class FakeQuantMoving(nn.Module):
     def _load_from_state_dict(self, state: Mapping[str, Tensor], prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state, prefix, *rest)
         self.observed = bool(self.largest > 0)
+
+
+def update_together(observers: Sequence[FakeQuantMoving], maximum: Callable[[Tensor], Tensor]) -> None:
+    """Move the averages of all observers once, by what all processes have seen in this update.
+
+    Args:
+        observers: of one pass, the same in every process.
+        maximum: the largest value over processes, entry by entry.
+    """
+    if not observers or all(each.frozen or not each.enabled for each in observers):
+        return
+    nothing = torch.full((), -1.0, device=observers[0].largest.device)
+    seen = maximum(torch.stack([nothing if each.pending is None else each.pending for each in observers]))
+    for each, now, ran in zip(observers, seen, (seen >= 0).tolist(), strict=True):
+        each.update(now if ran else None)

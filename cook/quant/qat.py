@@ -19,7 +19,7 @@ from cook.model.linear import shape
 from cook.model.targets import left_out, select
 from cook.model.transformed import TransformedLinear, restore, transform
 from cook.passes import MOMENT, SELECTION, WINDOW, Effect, Pass, register
-from cook.quant.fake import FakeQuantMoving, FakeQuantToken, FakeQuantWeight
+from cook.quant.fake import FakeQuantMoving, FakeQuantToken, FakeQuantWeight, update_together
 
 if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy
@@ -59,7 +59,7 @@ class QuantAwareTraining(Pass):
             "exclusiveMinimum": 0,
             "exclusiveMaximum": 1,
             "default": 0.99,
-            "description": "of the moving average, a forward",
+            "description": "of the moving average, an update",
         },
         "freeze": {
             **MOMENT,
@@ -120,9 +120,15 @@ class QuantAwareTraining(Pass):
     def before_step(self, session: Session) -> None:
         # There is no `end`: a layer that learned to be rounded stays so.
         self._enable(session.step >= self.window.start)
-        for each in self.rounding:
-            if isinstance(each, FakeQuantMoving):
-                each.frozen = session.step >= self.frozen_from
+        for each in self._moving():
+            each.frozen = session.step >= self.frozen_from
+            each.pending = None  # of a step that was skipped, as fp16 does with numbers that are not finite
+
+    def after_step(self, session: Session) -> None:
+        update_together(self._moving(), session.maximum)
+
+    def _moving(self) -> list[FakeQuantMoving]:
+        return [each for each in self.rounding if isinstance(each, FakeQuantMoving)]
 
     def settled(self, done: int) -> bool:
         """There is no end to wait for: one step in the window, and the model is what it will be stored as."""
@@ -139,10 +145,10 @@ class QuantAwareTraining(Pass):
             moving = layer.input_transform(self.id) if self.given["activations"] else None
             if isinstance(moving, FakeQuantMoving) and not moving.observed:
                 raise self.error(
-                    f"{name} never ran in training mode inside of the window, so nobody knows its inputs",
+                    f"{name} never ran in training mode inside of the window: the range of its inputs is unknown",
                     option="observer",
-                    hint="call session.module.train() before the loop; exclude what does not run; or"
-                    " observer: token",
+                    hint="call session.module.train() before the loop and session.after_step() after each"
+                    " optimizer step; exclude what does not run; or observer: token",
                 )
             integer = IntLinear.from_linear(
                 layer,

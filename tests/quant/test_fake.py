@@ -12,7 +12,13 @@ from torch.utils.checkpoint import checkpoint
 
 from cook.model.integer import IntLinear
 from cook.model.transformed import TransformedLinear
-from cook.quant.fake import FakeQuantMoving, FakeQuantToken, FakeQuantWeight, RoundClipped
+from cook.quant.fake import (
+    FakeQuantMoving,
+    FakeQuantToken,
+    FakeQuantWeight,
+    RoundClipped,
+    update_together,
+)
 
 WIDTHS = range(2, 9)
 
@@ -110,14 +116,22 @@ def test_the_moving_average():
     for seed in range(5):
         inputs = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))
         now = max(abs(value) for row in inputs.tolist() for value in row)
+        halves = [moving(half) for half in inputs.split([1, 2])]
+        if average is not None:
+            assert moving.largest.item() == pytest.approx(average, rel=1e-6), "it moves once an update"
+            found = torch.cat(halves)
+            scale = moving.scale.item()
+            bound = scale * 127
+            clipped = [[max(-bound, min(bound, value)) for value in row] for row in inputs.tolist()]
+            assert found.tolist() == [slow_round(row, 8, scale) for row in clipped]
         average = now if average is None else decay * average + (1 - decay) * now
-        found = moving(inputs)
+        moving.update()
         assert moving.largest.item() == pytest.approx(average, rel=1e-6)
-        assert found.tolist() == [slow_round(row, 8, moving.scale.item()) for row in inputs.tolist()]
     large = 100 * torch.randn(3, 4)
     for freeze in (lambda: moving.eval(), lambda: setattr(moving.train(), "frozen", True)):
         freeze()
         found = moving(large)
+        moving.update()
         assert moving.largest.item() == pytest.approx(average, rel=1e-6)
         assert found.abs().max().item() <= average * 1.001
 
@@ -127,10 +141,14 @@ def test_zeros_are_no_observation_to_start_from():
     moving.enabled = True
     zeros = torch.zeros(2, 3)
     assert torch.equal(moving(zeros), zeros), "0 / 0 would be NaN"
+    moving.update()
+    assert torch.equal(moving(zeros), zeros), "0 / 0 would be NaN"
     assert moving.scale == 1
     moving(torch.tensor([[2.0, -6.0]]))
+    moving.update()
     assert moving.largest == 6
     moving(zeros)
+    moving.update()
     assert moving.largest == 3
 
 
@@ -139,12 +157,17 @@ def test_a_forward_that_is_computed_again_is_not_observed_again(again):
     moving = FakeQuantMoving(4, decay=0.5)
     moving.enabled = True
     moving(torch.full((1, 3), 4.0))
-    inputs = torch.tensor([[1.0, -2.0, 8.0]], requires_grad=True)
+    moving.update()
+    inputs = torch.tensor([[1.0, -1.0, 8.0]], requires_grad=True)
     found = checkpoint(moving, inputs, use_reentrant=False) if again else moving(inputs)
+    moving.pending.zero_()  # what is computed again must not be collected again
     found.square().sum().backward()
+    assert moving.pending == 0
+    moving.observe(inputs)
+    moving.update()
     assert moving.largest == 6
-    step = 6 / 7
-    expected = [[2 * round(1 / step) * step, 2 * round(-2 / step) * step, 0.0]]
+    step = 4 / 7
+    expected = [[2 * round(1 / step) * step, 2 * round(-1 / step) * step, 0.0]]
     torch.testing.assert_close(inputs.grad, torch.tensor(expected))
 
 
@@ -152,10 +175,13 @@ def test_state_and_copies_remember_what_was_observed():
     moving, fresh = FakeQuantMoving(8), FakeQuantMoving(8)
     moving.enabled = fresh.enabled = True
     moving(torch.randn(3, 4))
+    moving.update()
     fresh.load_state_dict(moving.state_dict())
     assert fresh.observed
     inputs = torch.randn(3, 4)
     assert torch.equal(fresh(inputs), moving(inputs))
+    for each in (fresh, moving):
+        each.update()
     assert torch.equal(fresh.largest, moving.largest)
     assert torch.equal(copy.deepcopy(moving).eval()(inputs), moving.eval()(inputs))
     empty = FakeQuantMoving(8)
@@ -177,8 +203,24 @@ def test_the_integer_layer_gives_the_same(bits, observer):
         inputs.enabled = True
         stand.add_input_transform("q", inputs)
         stand(torch.randn(6, 7))
+        if observer == "moving":
+            inputs.update()
         options = {"bits": bits, "kind": "token" if observer == "token" else "static"}
         scale = getattr(inputs, "scale", None)
     stand.eval()
     given = 2 * torch.randn(4, 7)
     assert torch.equal(IntLinear.from_linear(stand, bits, options, input_scale=scale)(given), stand(given))
+
+
+def test_an_update_takes_the_largest_of_all_processes_and_skips_what_none_has_run():
+    seen, unseen, frozen = (FakeQuantMoving(8, decay=0.5) for _ in range(3))
+    for each in (seen, unseen, frozen):
+        each.enabled = True
+    frozen.frozen = True
+    seen(torch.tensor([[3.0]]))
+    others = torch.tensor([8.0, -1.0, -1.0])
+    update_together([seen, unseen, frozen], lambda own: torch.maximum(own, others))
+    assert (seen.largest, seen.observed, seen.pending) == (8, True, None)
+    assert (unseen.observed, frozen.observed) == (False, False)
+    update_together([seen, unseen, frozen], lambda own: own)
+    assert seen.largest == 8

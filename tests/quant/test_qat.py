@@ -9,7 +9,8 @@ from cook.model.anatomy import Anatomy
 from cook.model.integer import IntLinear, unpack
 from cook.model.masks import fold, soften
 from cook.model.transformed import TransformedLinear
-from tests import bound, tiny
+from cook.quant.fake import FakeQuantMoving
+from tests import bound, several, tiny
 from tests.model import families
 from tests.tiny import FAMILIES
 
@@ -107,6 +108,7 @@ def test_observers_move_in_the_window_until_they_freeze():
     for step in range(10):
         session.before_step(step)
         session.module(tiny.batch(seed=step))
+        session.after_step()
         seen.append(float(observer.largest))
     assert seen[:2] == [0, 0]
     assert len(set(seen[2:6])) == 4
@@ -232,3 +234,48 @@ def test_integers_load_where_a_model_keeps_layers_in_float32(tmp_path):
     assert all(torch.equal(theirs[name], ours[name]) for name in integers)
     with torch.no_grad():
         assert back(**families.batch("t5")).logits.isfinite().all()
+
+
+def moved(parts: int) -> list[float]:
+    """The averages after four updates of the same eight examples, cut into micro-batches."""
+    model = tiny.model().train()
+    session = bound.session(model, {"quant.qat": {"observer": "moving", "decay": 0.5, "start": 0}}, steps=4)
+    observers = [each for each in session.model.modules() if isinstance(each, FakeQuantMoving)]
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for step in range(4):
+        session.before_step(step)
+        batch = tiny.batch(size=8, seed=step)
+        for part in range(parts):
+            session.module({name: value[part::parts] for name, value in batch.items()})
+        session.after_step()
+    found = [float(each.largest) for each in observers]
+    session.close()
+    return found
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_micro_batches_change_no_scale(parts):
+    assert moved(parts) == pytest.approx(moved(1), rel=1e-5)
+
+
+def test_processes_change_no_scale(tmp_path):
+    several.two("tests.quant.processes", str(tmp_path))
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first == second
+    assert first == pytest.approx(moved(1), rel=1e-5)
+
+
+def test_a_step_that_was_skipped_leaves_no_trace():
+    model = tiny.model().train()
+    session = bound.session(model, {"quant.qat": {"observer": "moving", "start": 0}}, steps=4)
+    observers = [each for each in model.modules() if isinstance(each, FakeQuantMoving)]
+    session.before_step(0)
+    session.module(tiny.batch())
+    observers[0].pending = torch.tensor(torch.inf)  # no after_step: the scaler skipped the step
+    session.before_step(1)
+    session.module(tiny.batch())
+    session.after_step()
+    assert all(each.largest.isfinite() for each in observers)
+    session.close()
