@@ -145,7 +145,7 @@ class QuantAwareTraining(Pass):
             moving = layer.input_transform(self.id) if self.given["activations"] else None
             if isinstance(moving, FakeQuantMoving) and not moving.observed:
                 raise self.error(
-                    f"{name} never ran in training mode inside of the window: the range of its inputs is unknown",
+                    f"{name} never ran in training mode in the window: the range of its inputs is unknown",
                     option="observer",
                     hint="call session.module.train() before the loop and session.after_step() after each"
                     " optimizer step; exclude what does not run; or observer: token",
