@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from cook.errors import CookError
-from cook.passes import Pass
+from cook.passes import Spec
 from cook.recipe.fragments import Schema
 from cook.recipe.moment import Moment
 from cook.recipe.place import Marks, Path, where
@@ -23,7 +23,7 @@ def rules(
     value: dict[str, Any],
     marks: Marks,
     name: str,
-    passes: Mapping[str, type[Pass]],
+    passes: Mapping[str, type[Spec]],
     *,
     wrong: list[Path],
     partial: bool,
@@ -65,8 +65,14 @@ def uses(listed: list[Any]) -> Iterator[tuple[Path, str, str]]:
             yield ("passes", index), name, name if seen[name] == 1 else f"{name}#{seen[name]}"
 
 
+def names(value: Any) -> list[str]:
+    """The names of the passes of a normal value, known or not; none where there is no list of them."""
+    listed = value.get("passes") if isinstance(value, dict) else None
+    return [name for _, name, _ in uses(listed)] if isinstance(listed, list) else []
+
+
 Problem = Callable[..., tuple[Path, CookError]]
-Known = tuple[Path, str, type[Pass]]
+Known = tuple[Path, str, type[Spec]]
 
 
 def _needs(value: dict[str, Any], known: list[Known], right: list[Known], problem: Problem) -> Found:
@@ -99,7 +105,7 @@ def _task(value: dict[str, Any], problem: Problem) -> Found:
         yield problem(("model", "task"), "missing; a model that meets data needs a task", hint)
 
 
-def _once(known: list[tuple[Path, str, type[Pass]]], problem: Problem) -> Found:
+def _once(known: list[tuple[Path, str, type[Spec]]], problem: Problem) -> Found:
     seen: set[str] = set()
     for path, name, cls in known:
         if cls.once and name in seen:
@@ -109,7 +115,7 @@ def _once(known: list[tuple[Path, str, type[Pass]]], problem: Problem) -> Found:
         seen.add(name)
 
 
-def _readers(value: dict[str, Any], known: list[tuple[Path, str, type[Pass]]], problem: Problem) -> Found:
+def _readers(value: dict[str, Any], known: list[tuple[Path, str, type[Spec]]], problem: Problem) -> Found:
     model = value.get("model")
     images = isinstance(model, dict) and model.get("task") == "image-classification"
     for path, name, cls in known:
@@ -134,11 +140,11 @@ def _augment(value: dict[str, Any], problem: Problem) -> Found:
         yield problem(("data", "augment", "model"), "there is no use for a model", hint)
 
 
-def _made(cls: type[Pass], options: dict[str, Any], where: str | None = None) -> Pass:
+def _made(cls: type[Spec], options: dict[str, Any], where: str | None = None) -> Spec:
     return cls(fill({"properties": cls.options}, options), where=where)
 
 
-def _pass(path: Path, cls: type[Pass], options: dict[str, Any], marks: Marks, name: str) -> Found:
+def _pass(path: Path, cls: type[Spec], options: dict[str, Any], marks: Marks, name: str) -> Found:
     """The pass's own check, its error moved to the line of the option that it names."""
     place = where(marks, name, path)
     try:
