@@ -32,7 +32,7 @@ def rules(
 
     Args:
         value: a normal value.
-        wrong: paths with mistakes: a pass that has one is not built.
+        wrong: paths with mistakes: a pass in which there is one is not built.
         partial: whether data, training and teacher may come from elsewhere.
     """
 
@@ -43,15 +43,19 @@ def rules(
     items = list(uses(listed)) if isinstance(listed, list) else []
     known = [(path, pass_name, passes[pass_name]) for path, pass_name, _ in items if pass_name in passes]
     right = [item for item in known if not any(other[:2] == item[0] for other in wrong)]
+    sound = []
+    for path, pass_name, cls in right:
+        found = list(_pass(path, cls, value["passes"][path[1]][pass_name], marks, name))
+        yield from found
+        sound += [] if found else [(path, pass_name, cls)]
     if not partial:
-        yield from _needs(value, known, right, problem)
+        yield from _needs(value, known, sound, problem)
     yield from _task(value, problem)
     yield from _augment(value, problem)
     yield from _once(known, problem)
     yield from _readers(value, known, problem)
     for path, pass_name, cls in right:
         options = value["passes"][path[1]][pass_name]
-        yield from _pass(path, cls, options, marks, name)
         yield from _moments((*path, pass_name), cls.options, options, value.get("train"), problem)
 
 
@@ -75,7 +79,7 @@ Problem = Callable[..., tuple[Path, CookError]]
 Known = tuple[Path, str, type[Spec]]
 
 
-def _needs(value: dict[str, Any], known: list[Known], right: list[Known], problem: Problem) -> Found:
+def _needs(value: dict[str, Any], known: list[Known], sound: list[Known], problem: Problem) -> Found:
     advice = {
         "train": "add 'train: {epochs: 1}'",
         "data": "add the section: 'data: {path: ..., text: ..., label: ...}'",
@@ -83,8 +87,8 @@ def _needs(value: dict[str, Any], known: list[Known], right: list[Known], proble
     }
     wants: dict[str, str] = {"data": "train"} if "train" in value else {}
     wanted = [
-        # What options decide is known of those that are right.
-        (name, _made(cls, value["passes"][path[1]][name]).wants() if item in right else cls.needs)
+        # What options decide is known of those that passed their own check.
+        (name, _made(cls, value["passes"][path[1]][name]).wants() if item in sound else cls.needs)
         for item in known
         for path, name, cls in [item]
     ]

@@ -104,11 +104,13 @@ def problems(
         for problem in _explained(errors, marks, name, whole, meant)
         if not any(problem[0][: len(path)] == path for path, _ in known)
     ]
+    # Mistakes that are not reported, as they lie inside of another one, keep a pass from being built too.
+    unsaid: list[Path] = [tuple(error.absolute_path) for error in errors]
     wrong = [*meant, *(path for path, _ in result)]
     if isinstance(value, dict):
         result += [
             (path, error)
-            for path, error in rules(value, marks, name, passes, wrong=wrong, partial=partial)
+            for path, error in rules(value, marks, name, passes, wrong=wrong + unsaid, partial=partial)
             if not any(path[: len(other)] == other for other in wrong)
         ]
     return _in_order(result, name)
