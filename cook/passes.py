@@ -9,19 +9,23 @@ meet only in the `Session`, which calls them in this order:
     leaves_out, losses                      every forward
     finish, facts                           once, when the last step is done
 
-Registering a class is all it takes: the schema, the validator, `cook passes`, and the shared tests
-find it there. Other packages add passes through the entry point group `cook.passes`.
+A pass is declared apart from what it does: its `Spec` (name, options and which of them fit together) is
+all that reading a recipe needs, and lives in a module that imports nothing heavy. The pass inherits it:
+`class PruneWeights(WeightsSpec, Pass)`. `builtin.py` says where both halves of those shipped here are. Other
+packages register one class, a Pass and its own Spec, through the entry point group `cook.passes`. The
+schema, the validator, `cook passes`, and the shared tests find both kinds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
+from cook.builtin import BUILT_IN
 from cook.errors import CookError, nearest
 
 if TYPE_CHECKING:
@@ -42,27 +46,6 @@ NEEDS = frozenset({"training", "teacher", "calibration", "tokenizer"})
 
 FEATURES = frozenset({"ddp", "checkpointing"})
 """What a run can have that a pass must work with: several processes, gradient checkpointing."""
-
-BUILT_IN = (
-    "cook.distill.logits",
-    "cook.distill.hidden",
-    "cook.distill.patient",
-    "cook.distill.tinybert",
-    "cook.distill.minilm",
-    "cook.lowrank.embedding",
-    "cook.lowrank.linear",
-    "cook.share.layers",
-    "cook.prune.layers",
-    "cook.prune.layerdrop",
-    "cook.prune.heads",
-    "cook.prune.neurons",
-    "cook.prune.units",
-    "cook.prune.structured",
-    "cook.prune.vocabulary",
-    "cook.prune.weights",
-    "cook.quant.qat",
-)
-"""The modules that register the passes shipped here, imported at the first look-up."""
 
 MOMENT: dict[str, Any] = {
     "type": ["string", "integer"],
@@ -149,8 +132,10 @@ class Term(NamedTuple):
     weight: float = 1.0
 
 
-class Pass:
-    """One compression method. Subclasses say what they are in class attributes.
+class Spec:
+    """What a pass declares in class attributes, and what can be said of its options without a model.
+
+    A recipe is checked with it, so its module imports nothing heavy: no torch, no transformers.
 
     Args:
         options: checked against `options` above, defaults filled in.
@@ -188,6 +173,14 @@ class Pass:
 
     def check(self) -> None:
         """Raise CookError for options that the schema lets through and that cannot work together."""
+
+    def error(self, message: str, *, option: str | None = None, hint: str | None = None) -> CookError:
+        """A CookError that points at this pass, or at one of its options, in the recipe."""
+        return CookError(message, where=f"{self.where}.{option}" if option else self.where, hint=hint)
+
+
+class Pass(Spec):
+    """One compression method: the declaration, and what the session calls."""
 
     def plan(self, anatomy: Anatomy) -> Effect:
         """Say what will be touched. `anatomy.model` is on the meta device.
@@ -259,10 +252,6 @@ class Pass:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
 
-    def error(self, message: str, *, option: str | None = None, hint: str | None = None) -> CookError:
-        """A CookError that points at this pass, or at one of its options, in the recipe."""
-        return CookError(message, where=f"{self.where}.{option}" if option else self.where, hint=hint)
-
 
 _registry: dict[str, type[Pass]] = {}
 P = TypeVar("P", bound=type[Pass])
@@ -276,24 +265,62 @@ def register(cls: P) -> P:
         raise ValueError(f"{cls.name}: needs {sorted(unknown)} are none of {sorted(NEEDS)}")
     if any(set(cls.required) - set(example) for example in cls.examples):
         raise ValueError(f"{cls.name}: an example lacks some of the required {sorted(cls.required)}")
-    if _registry.get(cls.name, cls) is not cls:
+    home = BUILT_IN.get(cls.name)
+    taken = home is not None and home.implementation != f"{cls.__module__}:{cls.__qualname__}"
+    if taken or _registry.get(cls.name, cls) is not cls:
         raise ValueError(f"two passes are called {cls.name!r}")
     _registry[cls.name] = cls
     return cls
 
 
+def declared(names: Iterable[str] | None = None) -> dict[str, type[Spec]]:
+    """The declarations of all known passes by name, sorted; imports nothing heavy for those shipped here.
+
+    Args:
+        names: what is asked for. While those are all shipped here, passes of other packages, which can be
+            slow to import, are left out. Default: all passes.
+    """
+    if names is None or not {*BUILT_IN, *_registry}.issuperset(names):
+        _add_other_packages()
+    found: dict[str, type[Spec]] = {name: _imported(home.spec) for name, home in BUILT_IN.items()}
+    return dict(sorted({**_registry, **found}.items()))
+
+
 def registered() -> dict[str, type[Pass]]:
-    """All known passes by name, sorted."""
-    for module in BUILT_IN:
-        import_module(module)
+    """All known passes by name, sorted, ready to be used."""
+    for home in BUILT_IN.values():
+        _imported(home.implementation)
+    _add_other_packages()
+    return dict(sorted(_registry.items()))
+
+
+def _imported(place: str) -> Any:
+    """The class at `module:name`."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _add_other_packages() -> None:
     for cls in _of_other_packages():
         register(cls)
-    return dict(sorted(_registry.items()))
 
 
 @cache  # every look-up of a pass asks, and finding them reads a file of every package that is installed
 def _of_other_packages() -> tuple[type[Pass], ...]:
     return tuple(point.load() for point in entry_points(group="cook.passes"))
+
+
+def spec(name: str, *, where: str | None = None) -> type[Spec]:
+    """The declaration of the pass called `name`.
+
+    Raises:
+        CookError: with the nearest name when there is none.
+    """
+    known = declared([name])
+    if name not in known:
+        hint = nearest(name, known) or f"the passes are {', '.join(known)}"
+        raise CookError(f"there is no pass {name!r}", where=where, hint=hint)
+    return known[name]
 
 
 def find(name: str, *, where: str | None = None) -> type[Pass]:
@@ -302,8 +329,5 @@ def find(name: str, *, where: str | None = None) -> type[Pass]:
     Raises:
         CookError: with the nearest name when there is none.
     """
-    passes = registered()
-    if name not in passes:
-        hint = nearest(name, passes) or f"the passes are {', '.join(passes)}"
-        raise CookError(f"there is no pass {name!r}", where=where, hint=hint)
-    return passes[name]
+    spec(name, where=where)
+    return _imported(BUILT_IN[name].implementation) if name in BUILT_IN else _registry[name]

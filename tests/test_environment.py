@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 from accelerate import DistributedType
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import PartialState
+from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
+from cook.errors import CookError
 from cook.pipeline import environment
 from cook.recipe import load_recipe
 
@@ -43,3 +46,34 @@ def test_processes_without_a_gpu_are_one_run_on_the_cpu(monkeypatch: pytest.Monk
         monkeypatch.setenv("WORLD_SIZE", count)
         environment.accelerator(load_recipe({"version": 1, "train": {"steps": 1}}, partial=True))
     assert asked == [False, True]
+
+
+def launched(*options: str) -> dict[str, str]:
+    """The environment that `accelerate launch` gives to the process that it starts."""
+    given = launch_command_parser().parse_args([*options, "--mixed_precision", "no", "train.py"])
+    args, *_ = _validate_launch_command(given)
+    return prepare_simple_launcher_cmd_env(args)[1]
+
+
+def test_a_launch_that_starts_fewer_processes_than_asked_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MASTER_ADDR", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(CookError, match="several processes and started only one") as caught:
+        environment.check_launch(launched("--cpu", "--num_processes", "2"))
+    assert "torchrun" in str(caught.value.hint)
+    for variables in (
+        launched("--cpu", "--num_processes", "1"),
+        {**launched("--cpu", "--num_processes", "2"), "OMPI_COMM_WORLD_SIZE": "2"},  # by mpirun
+        {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "WORLD_SIZE": "2", "RANK": "0"},  # torchrun
+        {"MASTER_ADDR": "10.0.0.1"},  # a cluster's, without a launcher
+        {},
+    ):
+        environment.check_launch(variables)
+
+
+def test_a_run_looks_at_how_it_was_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "no")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(CookError, match="started only one"):
+        environment.accelerator(load_recipe({"version": 1}, partial=True))

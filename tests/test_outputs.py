@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import operator
+import os
+import signal
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cook.errors import CookError
+from cook.errors import CookError, Interrupted
 from cook.pipeline import output, run
 from cook.pipeline.output import work_folder
 from cook.recipe import load_recipe
@@ -65,3 +70,58 @@ def test_two_runs_do_not_write_one_output(kitchen: Path) -> None:
         (folder / "step-1.tmp").rmdir()
         folder.rmdir()
     assert not work.exists()
+
+
+@pytest.mark.parametrize("stage", ["deliver", "carry_out", "environment.describe"])
+def test_ctrl_c_after_the_last_step_says_how_to_go_on(
+    kitchen: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """While finishing, saving, measuring: a checkpoint of the last step is there."""
+    recipe = write(kitchen / f"stopped-{stage}.yaml")
+    real = operator.attrgetter(stage)(import_module("cook.pipeline.run"))
+
+    def stopped(*args: Any, **named: Any) -> Any:
+        done = real(*args, **named) if stage == "carry_out" else None
+        signal.raise_signal(signal.SIGINT)
+        return done
+
+    with monkeypatch.context() as patch:
+        *home, name = stage.split(".")
+        module = import_module("cook.pipeline.run")
+        patch.setattr(operator.attrgetter(*home)(module) if home else module, name, stopped)
+        with pytest.raises(Interrupted, match=r"the checkpoint of step \d+ is kept") as caught:
+            run(recipe, say=silent, progress=False)
+    assert "--resume" in str(caught.value.hint)
+    assert run(recipe, resume=True, say=silent, progress=False).train is not None
+
+
+def test_ctrl_c_before_the_first_checkpoint_stays_what_it_is(
+    kitchen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write(kitchen / "stopped-early.yaml")
+    monkeypatch.setattr(
+        import_module("cook.pipeline.run"), "read_data", lambda *_: signal.raise_signal(signal.SIGINT)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, say=silent, progress=False)
+
+
+def test_an_output_that_cannot_be_written_names_its_key(
+    kitchen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(write(kitchen / "unwritable.yaml"))
+
+    def refuse(self: Path, *args: Any, **named: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)  # root may write everywhere, but not to such a disk
+    with pytest.raises(CookError, match="Read-only file system") as caught:
+        run(recipe, say=silent, progress=False)
+    assert str(caught.value.where).endswith(": output.path")
+
+
+def test_an_output_whose_name_is_too_long_names_its_key(kitchen: Path) -> None:
+    recipe = write(kitchen / "long.yaml", output={"path": str(kitchen / ("a" * 300))})
+    with pytest.raises(CookError, match="File name too long") as caught:
+        run(recipe, say=silent, progress=False)
+    assert str(caught.value.where).endswith(": output.path")

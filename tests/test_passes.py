@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cook import passes
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
-from cook.passes import NEEDS, PHASES, Pass, Window, find, register, registered
+from cook.passes import BUILT_IN, NEEDS, PHASES, Pass, Window, declared, find, register, registered, spec
 from tests import bound, tiny
 
 ALL = registered()
@@ -32,6 +32,38 @@ def test_what_is_shipped_is_found():
     assert list(ALL) == sorted(ALL)
     assert {"distill.logits", "prune.weights", "quant.qat"} <= set(ALL)
     assert all(find(name) is cls for name, cls in ALL.items())
+
+
+def test_a_pass_is_its_declaration_and_what_it_does():
+    assert list(declared()) == list(ALL)
+    for name, home in BUILT_IN.items():
+        assert issubclass(find(name), spec(name))
+        assert (spec(name).name, find(name).name) == (name, name)
+        for attribute in ("options", "required", "needs", "phase", "check", "wants"):
+            assert getattr(find(name), attribute) is getattr(spec(name), attribute), (name, attribute)
+        assert home.implementation == f"{find(name).__module__}:{find(name).__qualname__}"
+
+
+def test_packages_are_asked_only_for_a_pass_that_is_not_shipped_here(monkeypatch):
+    def asked():
+        raise AssertionError("other packages were asked")
+
+    monkeypatch.setattr(passes, "_of_other_packages", asked)
+    assert {"prune.weights", "quant.qat"} <= set(declared(["prune.weights", "quant.qat"]))
+    with pytest.raises(AssertionError, match="were asked"):
+        declared(["prune.weights", "season.salt"])
+
+
+def test_choices_are_what_the_implementations_have():
+    from cook.distill import hidden, logits, patient, tinybert
+
+    for name, option, choices in (
+        ("distill.logits", "loss", logits.LOSSES),
+        ("distill.hidden", "distance", hidden.DISTANCES),
+    ):
+        assert spec(name).options[option]["enum"] == sorted(choices)
+    for name, choices in (("patient", patient.STRATEGIES), ("tinybert", tinybert.STRATEGIES)):
+        assert spec(f"distill.{name}").options["layers"]["anyOf"][0]["enum"] == sorted(choices)
 
 
 def test_an_unknown_name_is_told_with_the_nearest():

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cook.cli import arguments, screen
-from cook.passes import Pass, find, registered
+from cook.passes import Spec, declared, spec
 from cook.report.draw import grid, wrap
 
 NAME = "passes"
@@ -23,11 +23,11 @@ def add(subparsers: Any) -> None:
 
 def call(args: argparse.Namespace) -> int:
     """Print the list, or the documentation of one pass."""
-    screen.say(listing(registered()) if args.name is None else document(find(args.name)))
+    screen.say(listing(declared()) if args.name is None else document(spec(args.name)))
     return 0
 
 
-def listing(passes: Mapping[str, type[Pass]]) -> str:
+def listing(passes: Mapping[str, type[Spec]]) -> str:
     """A row a pass: its name, phase and needs, and its summary below."""
     rows = [["pass", "phase", "needs"]]
     rows += [[name, found.phase, ", ".join(needs(found)) or "-"] for name, found in passes.items()]
@@ -35,7 +35,7 @@ def listing(passes: Mapping[str, type[Pass]]) -> str:
     return grid(rows, align="<<<", notes=notes) + "\n\n`cook passes NAME` documents one"
 
 
-def document(found: type[Pass]) -> str:
+def document(found: type[Spec]) -> str:
     """One pass: what it does, when it acts, and its options, the required ones first."""
     lines = [found.name, *wrap(found.summary, indent="  "), ""]
     lines.append(f"  phase     {found.phase}")
@@ -53,7 +53,7 @@ def document(found: type[Pass]) -> str:
     return "\n".join(lines)
 
 
-def needs(found: type[Pass]) -> list[str]:
+def needs(found: type[Spec]) -> list[str]:
     """What a pass needs, and in brackets what some of its options ask for besides."""
     from cook.recipe.shape import fill
 

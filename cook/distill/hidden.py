@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cook.distill.pairs import COMMON, PROJECTION, Intermediate, Pair, attended_mean, token_mean
+from cook.distill.pairs import Intermediate, Pair, attended_mean, token_mean
+from cook.distill.specs import HiddenSpec, is_scores
 from cook.passes import Term, register
 
 if TYPE_CHECKING:
@@ -49,68 +50,18 @@ def valid_mean(distances: Tensor, valid: Tensor) -> Tensor:
 
 
 @register
-class DistillHidden(Intermediate):
+class DistillHidden(HiddenSpec, Intermediate):
     """Adds the distance of tensors, pair by pair, to the loss, as a mean over pairs."""
 
-    name = "distill.hidden"
-    summary = "learn any tensor inside of the teacher, by module path or by anatomy word"
-    options: ClassVar[dict[str, Any]] = {
-        "map": {
-            "type": "object",
-            "additionalProperties": {"type": "string"},
-            "minProperties": 1,
-            "description": "{student tensor: teacher tensor}: layers[3].output, embeddings.output, "
-            "layers[0].attention.scores (without projection), logits, or a module's PATH[in] or PATH[out]",
-        },
-        "distance": {
-            "enum": sorted(DISTANCES),
-            "default": "mse",
-            "description": "mean square, mean absolute difference, or 1 minus the cosine",
-        },
-        "normalize": {
-            "type": "boolean",
-            "default": False,
-            "description": "scale vectors to length 1 before they are compared",
-        },
-        "projection": {**PROJECTION, "default": "none"},
-        **COMMON,
-    }
-    required = ("map",)
-    examples = (
-        {"map": {"layers[0].output": "layers[1].output"}},
-        {
-            "map": {"embeddings.output": "embeddings.output", "layers[-1].output": "layers[-1].output"},
-            "distance": "cosine",
-            "projection": "each",
-            "end": "50%",
-        },
-        {"map": {"layers[1].attention.values": "layers[0].attention.values"}, "normalize": True},
-    )
-
-    def check(self) -> None:
-        found = [name for name in self.given["map"] if _scores(name)]
-        if self.given["projection"] != "none" and len(found) == len(self.given["map"]):
-            raise self.error(
-                "scores are compared head by head: there is nothing to project",
-                option="projection",
-                hint="leave it out",
-            )
-        if found and (self.given["distance"] == "cosine" or self.given["normalize"]):
-            raise self.error(
-                f"{found[0]} has no directions to compare: each score counts for itself",
-                option="normalize" if self.given["normalize"] else "distance",
-                hint="give the scores a distill.hidden of their own, with distance mse or l1, not normalized",
-            )
-
     def pairs(self, student: Anatomy, teacher: Anatomy) -> list[Pair]:
-        return [Pair(mine, theirs, not _scores(mine)) for mine, theirs in self.given["map"].items()]
+        return [Pair(mine, theirs, not is_scores(mine)) for mine, theirs in self.given["map"].items()]
 
     def losses(self, session: Session) -> dict[str, Term]:
         values = []
         for pair in self.watched:
             mine, theirs = self.compared(session, pair)
             distance = DISTANCES[self.given["distance"]]
-            if _scores(pair.student):
+            if is_scores(pair.student):
                 distances = distance(mine[..., None], theirs[..., None])
                 values.append(attended_mean(distances, self.attended(session, pair, mine)))
                 continue
@@ -118,7 +69,3 @@ class DistillHidden(Intermediate):
                 mine, theirs = functional.normalize(mine, dim=-1), functional.normalize(theirs, dim=-1)
             values.append(valid_mean(distance(mine, theirs), session.valid_tokens(mine, pair.student)))
         return {"hidden": Term(torch.stack(values).mean(), float(self.given["weight"]))}
-
-
-def _scores(name: str) -> bool:
-    return name.endswith(".attention.scores")

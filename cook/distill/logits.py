@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from cook.distill.chunked import mean_square, soft_cross_entropy
-from cook.distill.taught import LESSON, Taught
+from cook.distill.specs import LogitsSpec
+from cook.distill.taught import Taught
 from cook.distill.truncated import truncated_cross_entropy
 from cook.model.alignment import predicts_next
 from cook.passes import Effect, Term, register
@@ -61,26 +62,8 @@ def labelled(
 
 
 @register
-class DistillLogits(Taught):
+class DistillLogits(LogitsSpec, Taught):
     """Adds the distance between the student's and the teacher's logits to the loss."""
-
-    name = "distill.logits"
-    summary = "learn the teacher's output distribution (cross-entropy with temperature, or squared error)"
-    options: ClassVar[dict[str, Any]] = {
-        "loss": {
-            "enum": sorted(LOSSES),
-            "default": "ce",
-            "description": "soft cross-entropy or squared error",
-        },
-        "temperature": {
-            "type": "number",
-            "exclusiveMinimum": 0,
-            "default": 1.0,
-            "description": "softens both distributions; the loss is scaled by its square (ce)",
-        },
-        **LESSON,
-    }
-    examples = ({"temperature": 2}, {"loss": "mse", "weight": 0.5})
 
     def plan(self, anatomy: Anatomy) -> Effect:
         model: Any = anatomy.model

@@ -6,13 +6,14 @@ into relation heads anew, so they may differ in heads too.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cook.distill.pairs import COMMON, Intermediate, Pair, Shape, token_mean
+from cook.distill.pairs import Intermediate, Pair, Shape, token_mean
+from cook.distill.specs import MiniLMSpec
 from cook.model.tensors import scores
 from cook.passes import Term, register
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
     from cook.model.anatomy import Anatomy
     from cook.session import Session
-
-RELATIONS = ("queries", "keys", "values")
 
 
 def regrouped(tensor: Tensor, heads: int) -> Tensor:
@@ -70,42 +69,8 @@ def relation_divergence(student: Tensor, teacher: Tensor, attended: Tensor) -> T
 
 
 @register
-class DistillMiniLM(Intermediate):
+class DistillMiniLM(MiniLMSpec, Intermediate):
     """Adds the divergence of relations between tokens, in one layer each, to the loss."""
-
-    name = "distill.minilm"
-    summary = "learn how the tokens of one teacher layer relate to each other (MiniLM, v1 and v2)"
-    options: ClassVar[dict[str, Any]] = {
-        "version": {
-            "enum": [1, 2],
-            "default": 2,
-            "description": "1: attention distributions and value relations, head by head; 2: relations of "
-            "queries, keys and values in relation heads",
-        },
-        "relations": {
-            "type": "array",
-            "items": {"enum": list(RELATIONS)},
-            "minItems": 1,
-            "uniqueItems": True,
-            "default": list(RELATIONS),
-            "description": "which relations version 2 learns",
-        },
-        "heads": {
-            "type": ["integer", "null"],
-            "minimum": 1,
-            "default": None,
-            "description": "relation heads of version 2; null: the teacher's attention heads",
-        },
-        "student_layer": {"type": "integer", "default": -1, "description": "which layer learns"},
-        "teacher_layer": {"type": "integer", "default": -1, "description": "from which layer of the teacher"},
-        **COMMON,
-    }
-    examples = ({}, {"version": 1, "weight": 0.5}, {"heads": 2, "relations": ["values"], "teacher_layer": 0})
-
-    def check(self) -> None:
-        for option, default in (("relations", list(RELATIONS)), ("heads", None)):
-            if self.given["version"] == 1 and self.given[option] != default:
-                raise self.error(f"{option} belongs to version 2", option=option, hint="set version: 2")
 
     def pairs(self, student: Anatomy, teacher: Anatomy) -> list[Pair]:
         parts = ("scores", "values") if self.given["version"] == 1 else self.given["relations"]

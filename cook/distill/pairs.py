@@ -9,11 +9,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
-from cook.distill.taught import LESSON, Taught
+from cook.distill.taught import Taught
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
 from cook.model.shapes import shapes
@@ -24,30 +24,7 @@ if TYPE_CHECKING:
     from cook.session import Session
     from cook.teacher import Teacher
 
-COMMON: dict[str, Any] = {
-    **LESSON,
-    "teacher": {
-        "type": "integer",
-        "minimum": 0,
-        "default": 0,
-        "description": "which teacher, counted from 0, where there are several",
-    },
-}
 Shape: TypeAlias = tuple[int, ...]
-LAYERS: dict[str, Any] = {
-    "anyOf": [
-        {"type": "array", "items": {"type": "integer"}, "minItems": 1},
-        {"type": "object", "additionalProperties": {"type": "integer"}, "minProperties": 1},
-    ],
-}
-"""A teacher layer for each student layer from the first on, or pairs `{student: teacher}`, from 0."""
-PROJECTION: dict[str, Any] = {
-    "enum": ["none", "shared", "each"],
-    "description": "a learned matrix from the student's width to the teacher's: none, one for all pairs, "
-    "or one for each",
-}
-
-
 Strategy: TypeAlias = Callable[[int, int], list[int]]
 """(student's layers, teacher's layers) -> a teacher layer for each student layer from the first on."""
 

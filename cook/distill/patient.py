@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cook.distill.pairs import COMMON, LAYERS, Intermediate, Pair, last, token_mean, uniform
+from cook.distill.pairs import Intermediate, Pair, last, token_mean, uniform
+from cook.distill.specs import PatientSpec
 from cook.passes import Term, register
 
 if TYPE_CHECKING:
@@ -56,27 +57,8 @@ STRATEGIES = {"skip": skip, "last": last_but_top}
 
 
 @register
-class DistillPatient(Intermediate):
+class DistillPatient(PatientSpec, Intermediate):
     """Adds the distance between directions of hidden states to the loss, as a mean over layers."""
-
-    name = "distill.patient"
-    summary = "learn the direction of the teacher's hidden states, layer by layer (PKD)"
-    options: ClassVar[dict[str, Any]] = {
-        "layers": {
-            "anyOf": [{"enum": sorted(STRATEGIES)}, *LAYERS["anyOf"]],
-            "default": "skip",
-            "description": "which teacher layers: every k-th (skip), the last ones (last), both without the "
-            "top; or a list, one for each student layer from the first on; or {student: teacher}",
-        },
-        "tokens": {
-            "enum": ["first", "all"],
-            "default": "first",
-            "description": "the first token of an example, which in a decoder sees no other, or all that are "
-            "not padding",
-        },
-        **COMMON,
-    }
-    examples = ({"weight": 10, "layers": [0]}, {"tokens": "all"})
 
     def pairs(self, student: Anatomy, teacher: Anatomy) -> list[Pair]:
         layers = self.layers(STRATEGIES, student, teacher)

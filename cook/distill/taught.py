@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cook.passes import WINDOW, Pass
+from cook.distill.specs import TaughtSpec
+from cook.passes import Pass
 
 if TYPE_CHECKING:
     from cook.session import Session
 
-WEIGHT: dict[str, Any] = {"type": "number", "minimum": 0, "default": 1.0}
-LESSON: dict[str, Any] = {
-    "weight": {**WEIGHT, "description": "weight of this loss"},
-    "task_weight": {**WEIGHT, "description": "weight of the task's own loss while this pass acts"},
-    **WINDOW,
-}
-"""The options that each has."""
 
-
-class Taught(Pass):
+class Taught(TaughtSpec, Pass):
     """A pass that adds a loss to learn from a teacher, and leaves the model as large as it was."""
-
-    phase = "observe"
-    needs = frozenset({"training", "teacher"})
 
     def attach(self, session: Session) -> None:
         if self.window.start == self.window.end:

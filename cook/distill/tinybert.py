@@ -5,15 +5,12 @@ Its two stages are windows of one run: this pass first, with `task_weight: 0`, t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from cook.distill.pairs import (
-    COMMON,
-    LAYERS,
-    PROJECTION,
     Intermediate,
     Pair,
     attended_mean,
@@ -21,7 +18,7 @@ from cook.distill.pairs import (
     token_mean,
     uniform,
 )
-from cook.distill.taught import WEIGHT
+from cook.distill.specs import TERMS, TinyBERTSpec
 from cook.passes import Term, register
 
 if TYPE_CHECKING:
@@ -29,10 +26,6 @@ if TYPE_CHECKING:
 
     from cook.model.anatomy import Anatomy
     from cook.session import Session
-
-PARTS = ("embeddings", "hidden", "attention")
-TERMS = {"embeddings": "embeddings", "hidden": "hidden states", "attention": "attention scores"}
-"""What the log calls each part, apart from what other passes learn."""
 
 STRATEGIES = {"uniform": uniform, "last": last}
 
@@ -64,37 +57,11 @@ def score_distance(student: Tensor, teacher: Tensor, attended: Tensor) -> Tensor
 
 
 @register
-class DistillTinyBERT(Intermediate):
+class DistillTinyBERT(TinyBERTSpec, Intermediate):
     """Adds the squared distances of embeddings, hidden states and attention scores to the loss.
 
     Each is a mean over layers, where the paper has a sum: weights then mean the same at any depth.
     """
-
-    name = "distill.tinybert"
-    summary = "learn the teacher's embeddings, hidden states and attention scores (TinyBERT)"
-    options: ClassVar[dict[str, Any]] = {
-        "parts": {
-            "type": "array",
-            "items": {"enum": list(PARTS)},
-            "minItems": 1,
-            "uniqueItems": True,
-            "default": list(PARTS),
-            "description": "which of them are learned",
-        },
-        "layers": {
-            "anyOf": [{"enum": sorted(STRATEGIES)}, *LAYERS["anyOf"]],
-            "default": "uniform",
-            "description": "which teacher layers: every k-th up to the top (uniform), the last ones (last); "
-            "or a list, one for each student layer from the first on; or {student: teacher}",
-        },
-        "projection": {**PROJECTION, "default": "shared"},
-        **{
-            part: {**WEIGHT, "description": f"weight of the {TERMS[part]} beside the others"}
-            for part in PARTS
-        },
-        **COMMON,
-    }
-    examples = ({}, {"parts": ["hidden"], "projection": "none", "layers": "last"})
 
     def pairs(self, student: Anatomy, teacher: Anatomy) -> list[Pair]:
         return [pair for pairs in self._by_part(student, teacher).values() for pair in pairs]

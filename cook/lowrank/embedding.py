@@ -6,17 +6,18 @@ section 3.1. From a trained model the two factors are the truncated SVD of its e
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from cook.errors import CookError
+from cook.lowrank.specs import EmbeddingSpec
 from cook.lowrank.table import factors
 from cook.model.blueprint import Blueprint
 from cook.model.edit import Edit
 from cook.model.embedding import fill, find, places
 from cook.model.tokenizer import Lexicon, count_tokens
-from cook.passes import CORPORA, Effect, Pass, register
+from cook.passes import Effect, Pass, register
 
 if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy
@@ -24,41 +25,8 @@ if TYPE_CHECKING:
 
 
 @register
-class FactoriseEmbedding(Pass):
+class FactoriseEmbedding(EmbeddingSpec, Pass):
     """Acts when attached: the optimizer and all other passes see the factors."""
-
-    name = "lowrank.embedding"
-    summary = "make the word embedding, and a head tied to it, a product of two factors (ALBERT)"
-    phase = "shape"
-    reads = "text"
-    once = True
-    options: ClassVar[dict[str, Any]] = {
-        "rank": {
-            "type": "integer",
-            "minimum": 1,
-            "default": 128,
-            "description": "the width of the table: E of E x H",
-        },
-        "method": {
-            "enum": ["svd", "frequency"],
-            "default": "svd",
-            "description": "what is nearest to the embedding: all rows alike, or each as often as texts have"
-            " its token, and once more",
-        },
-        "corpora": {
-            **CORPORA,
-            "description": f"files that method frequency counts in: {CORPORA['description']}",
-        },
-    }
-    examples = ({"rank": 4}, {"rank": 4, "method": "frequency"})
-
-    def check(self) -> None:
-        if self.given["corpora"] and self.given["method"] != "frequency":
-            hint = "write method: frequency, or leave corpora out"
-            raise self.error("texts are for method frequency", option="corpora", hint=hint)
-
-    def wants(self) -> frozenset[str]:
-        return frozenset({"tokenizer"} if self.given["method"] == "frequency" else ())
 
     def settled(self, done: int) -> bool:
         """The factors are there from the start."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from torch import Tensor
 from cook.errors import CookError
 from cook.lowrank.asked import Ranks, chosen, costs, guessed, told
 from cook.lowrank.factors import Spectrum
-from cook.lowrank.options import OPTIONS, WAYS
 from cook.lowrank.sensitivity import TOKENS, sensitivities, until
+from cook.lowrank.specs import LinearSpec
 from cook.lowrank.spectra import Examples, Spectra
 from cook.lowrank.targets import Target, named_in_ranks, targets
 from cook.model import surgery
@@ -28,54 +28,11 @@ if TYPE_CHECKING:
 
 
 @register
-class LowRankLinear(Pass):
+class LowRankLinear(LinearSpec, Pass):
     """Factorises linear layers before the optimizer exists, so that the run trains the factors."""
-
-    name = "lowrank.linear"
-    summary = "make two smaller layers of each linear one, which keep best what it gives on examples"
-    phase = "shape"
-    options: ClassVar[dict[str, Any]] = OPTIONS
-    examples = (
-        {"spread": False},
-        {},
-        {"method": "svd", "rank": 3},
-        {"method": "fisher", "parameters": 0.4, "fused": "apart"},
-        {"energy": 0.9, "fused": "apart", "dtype": "float64"},
-        {"budget": {"parameters": 0.8}},
-        {"budget": {"macs": 0.8}, "method": "svd"},
-        {"method": "svd", "parameters": 0.6, "spread": True, "include": ["ffn"]},
-        {"ranks": {"attention": 2, "layers[1]": 3}},
-    )
 
     _recalled: list[int | None] | None = None
     """The ranks of a run that goes on."""
-
-    @property
-    def method(self) -> str:
-        return str(self.given["method"])
-
-    def check(self) -> None:
-        asked = [way for way in WAYS if self.given[way] is not None]
-        if len(asked) > 1:
-            hint = "take one of them: parameters: 0.5 is a share for all"
-            raise self.error(f"found {' and '.join(asked)}, which all say ranks", option=asked[1], hint=hint)
-        way, budget = asked[0] if asked else "parameters", self.given["budget"]
-        if self.given["spread"] and way != "parameters":
-            hint = "leave it out; a budget is always spread"
-            raise self.error(f"means nothing with {way}", option="spread", hint=hint)
-        if self.given["multiple"] > 1 and way in ("rank", "ranks"):
-            message = f"means nothing with {way}, which says the very ranks"
-            raise self.error(message, option="multiple", hint="leave it out")
-        if self.given["dtype"] != "float32" and self.method != "data":
-            message = f"means nothing with {self.method}, which sums no Gram matrices"
-            raise self.error(message, option="dtype", hint="leave it out")
-        if budget is not None and (budget.get("parameters") is None) == (budget.get("macs") is None):
-            hint = "write budget: {parameters: 0.5}"
-            raise self.error("expected either parameters or macs", option="budget", hint=hint)
-
-    def wants(self) -> frozenset[str]:
-        counts = self.given["budget"] is not None and self.given["budget"].get("macs") is not None
-        return frozenset({"calibration"}) if self.method != "svd" or counts else frozenset()
 
     def settled(self, done: int) -> bool:
         """The factors are there from the start."""

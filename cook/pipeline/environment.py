@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ def accelerator(
         device: where a model is already; None takes the recipe's, or the best one there is.
 
     Raises:
-        CookError: the recipe asks for what this machine has not.
+        CookError: the recipe asks for what this machine has not, or fewer processes run than were asked for.
     """
+    check_launch(os.environ)
     # accelerate keeps a process's first precision and device for good; a process may cook several recipes.
     AcceleratorState._reset_state(reset_partial_state=not _one_of_several())
     train, on_cpu = recipe.train, device is not None and device.type == "cpu"
@@ -69,6 +71,32 @@ def accelerator(
         # accelerate would train in float32 and say nothing.
         raise recipe.error("train.precision", "the CPU does not train in fp16", "use bf16 or fp32")
     return made
+
+
+_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Variables that say how many processes there are, by torch's launcher or by one of MPI."""
+
+
+def check_launch(variables: Mapping[str, str]) -> None:
+    """Refuse a launch that asked for several processes and started one.
+
+    `accelerate launch --cpu --num_processes 2` without MPI starts a single process. It then names an address
+    for several processes to meet at (`MASTER_ADDR`), and nothing says how many they are.
+
+    Args:
+        variables: of the environment.
+
+    Raises:
+        CookError: it is such a launch.
+    """
+    launched = "ACCELERATE_USE_CPU" in variables and "ACCELERATE_MIXED_PRECISION" in variables
+    if launched and "MASTER_ADDR" in variables and not any(name in variables for name in _SIZES):
+        raise CookError(
+            "accelerate launch was asked for several processes and started only one",
+            where="accelerate launch",
+            hint="start them with torchrun --nproc_per_node 2 -m cook run RECIPE; for a single process, leave"
+            " out --num_processes and MASTER_ADDR",
+        )
 
 
 def _launched() -> int:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cook.errors import CookError, RunError
+from cook.errors import CookError, Interrupted
 from cook.model.folder import check_free
 from cook.recipe import Recipe, load_recipe, thaw
 from cook.report import Report
@@ -73,6 +73,8 @@ def guard(recipe: Recipe, *, resume: bool, force: bool, say: Say) -> Iterator[Pa
         check_free(output, force=force)
     except CookError as error:
         raise recipe.error("output.path", f"{output}: {error.message}", error.hint) from error
+    except OSError as error:  # such as a name that no disk takes
+        raise recipe.error("output.path", f"{output} cannot be written: {error.strerror}") from error
     above = next(folder for folder in output.parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise recipe.error("output.path", f"no folder can be made in {above}")
@@ -94,6 +96,33 @@ def guard(recipe: Recipe, *, resume: bool, force: bool, say: Say) -> Iterator[Pa
         yield folder
 
 
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Turn Ctrl-C into words on how to go on, where a checkpoint is there to go on from.
+
+    The loop does so itself while it trains; this is for what comes before and after: preparing, finishing,
+    saving, measuring.
+
+    Args:
+        folder: of the checkpoints.
+
+    Raises:
+        Interrupted: in the place of KeyboardInterrupt.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        found = checkpoint.newest(folder, _unsaid)
+        if found is None:
+            raise
+        message = f"stopped; the checkpoint of step {checkpoint.step_of(found)} is kept"
+        raise Interrupted(message, hint="run again with --resume to go on from there") from error
+
+
+def _unsaid(line: str) -> None:
+    """Say nothing."""
+
+
 def _first() -> bool:
     """Whether this is the first of the processes of one run, or its only one."""
     return os.environ.get("RANK", "0") == "0"
@@ -110,7 +139,8 @@ def _alone(work: Path, recipe: Recipe) -> Iterator[None]:
         work.mkdir(parents=True, exist_ok=True)
         opened = lock.open("a")  # never cuts off a file that a link may lead to
     except OSError as error:
-        raise RunError(f"it cannot be written: {error.strerror}", where=str(lock)) from error
+        message = f"{work} cannot be written: {error.strerror}"
+        raise recipe.error("output.path", message, "choose a folder on a disk that can be written") from error
     with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

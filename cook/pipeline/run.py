@@ -73,7 +73,7 @@ def run(
         return report
     depend.protect(recipe)
     force = force or begun  # what waits was allowed to replace the output when it began
-    with output.guard(recipe, resume=resume, force=force, say=say) as folder:
+    with output.guard(recipe, resume=resume, force=force, say=say) as folder, output.resumable(folder):
         return _cook(recipe, folder, resume=resume, force=force, say=say, progress=progress)
 
 

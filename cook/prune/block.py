@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
-
-
-def block_sizes(block: int | Sequence[int]) -> tuple[int, int]:
-    """(rows, columns) of a block; a square one for a number."""
-    rows, columns = (block, block) if isinstance(block, int) else block
-    return rows, columns
 
 
 def block_means(scores: Tensor, rows: int, columns: int) -> Tensor:

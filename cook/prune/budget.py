@@ -14,75 +14,21 @@ from cook.model.measure import EXAMPLES, longest
 from cook.model.units import Units
 from cook.prune import cost
 from cook.prune.cost import Cost, Wide
+from cook.prune.goals import goal_of
 
 if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy
     from cook.passes import Pass
     from cook.session import Session
 
-GOALS = ("parameters", "macs", "latency")
-_SHARE = {"type": ["number", "null"], "exclusiveMinimum": 0, "exclusiveMaximum": 1, "default": None}
-BUDGET: dict[str, Any] = {
-    "type": ["object", "null"],
-    "properties": {
-        "parameters": {**_SHARE, "description": "share of the model's parameters that is left"},
-        "macs": {**_SHARE, "description": "share of its multiply-accumulates, on examples of the data"},
-        "latency": {**_SHARE, "description": "share of its time, measured on this machine"},
-        "device": {
-            "enum": ["cpu", "cuda", None],
-            "default": None,
-            "description": "where time is measured; where the model trains when left out",
-        },
-        "batch": {
-            "type": "integer",
-            "minimum": 1,
-            "default": 1,
-            "description": "examples of a forward that is timed",
-        },
-    },
-    "additionalProperties": False,
-    "minProperties": 1,
-    "default": None,
-    "description": "share of the model's parameters, macs or latency that is left; in the place of sparsity",
-}
-"""The option, the same wherever there is a goal: `budget: {macs: 0.3}`, `{latency: 0.5, device: cpu}`."""
-
-NEEDED: dict[str, Any] = {
-    **{key: value for key, value in BUDGET.items() if key != "default"},
-    "type": "object",
-    "description": "share of the model's parameters, macs or latency that is left",
-}
-"""The same for a pass that has no other goal."""
-
 CORRECTIONS, WAVERS = 3, 0.01
 """How often a choice that takes too long is made anew, and what of the time clocks may be off by."""
 
 
-def goal_of(budget: Mapping[str, Any]) -> tuple[str, float]:
-    """Which cost, and the share of it that is left at most."""
-    ((name, share),) = ((name, budget[name]) for name in GOALS if budget.get(name) is not None)
-    return name, float(share)
-
-
-def check(owner: Pass, budget: Mapping[str, Any]) -> None:
-    """Raise CookError for a budget that does not say one thing."""
-    named = [name for name in GOALS if budget.get(name) is not None]
-    if len(named) != 1:
-        found = " and ".join(named) or "none of them"
-        message = f"expected one of parameters, macs and latency, found {found}"
-        raise owner.error(message, option="budget", hint="write budget: {macs: 0.3}")
-    if named != ["latency"]:
-        for option in ("device", "batch"):
-            if budget.get(option) != BUDGET["properties"][option]["default"]:
-                message = f"means nothing with {named[0]}"
-                raise owner.error(message, option=f"budget.{option}", hint="it is for latency: leave it out")
-    if budget.get("device") == "cuda" and not torch.cuda.is_available():
+def check_device(owner: Pass, budget: Mapping[str, Any] | None) -> None:
+    """Raise CookError for a budget of time on a device that this machine lacks."""
+    if budget and budget["device"] == "cuda" and not torch.cuda.is_available():
         raise owner.error("there is no CUDA device to measure on", option="budget.device")
-
-
-def wants(budget: Mapping[str, Any]) -> frozenset[str]:
-    """Parameters are counted without examples."""
-    return frozenset() if goal_of(budget)[0] == "parameters" else frozenset({"calibration"})
 
 
 def measured(

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from cook.model.depth import beyond, droppable, matrices
-from cook.passes import WINDOW, Effect, Pass, register
+from cook.passes import Effect, Pass, register
+from cook.prune.specs import LayerDropSpec
 
 if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy
@@ -33,38 +34,13 @@ def dropped(layers: int, rate: float, *key: int) -> list[int]:
 
 
 @register
-class PruneLayerDrop(Pass):
+class PruneLayerDrop(LayerDropSpec, Pass):
     """Names the layers that a forward does without; the model itself stays as it is.
 
     The session skips them in its own forwards, while the model is in train mode: evaluations, calibration
     and teachers are whole. A layer that is left out is not computed, and its parameters get gradients of
     zero, so that weight decay and momentum go on alike with any number of processes.
     """
-
-    name = "prune.layerdrop"
-    summary = "train with layers left out at random, for a model that any number of layers can be cut from"
-    phase = "structure"
-    needs = frozenset({"training"})
-    once = True
-    options: ClassVar[dict[str, Any]] = {
-        "rate": {
-            "type": "number",
-            "exclusiveMinimum": 0,
-            "exclusiveMaximum": 1,
-            "default": 0.2,
-            "description": "how probable it is that a forward leaves a layer out; 0.5 prepares for models of"
-            " less than half of the layers",
-        },
-        "keep": {
-            "type": "array",
-            "items": {"type": "integer"},
-            "default": [],
-            "description": "the numbers of layers that are never left out; -1 is the last",
-        },
-        "seed": {"type": "integer", "minimum": 0, "default": 0, "description": "of chance"},
-        **WINDOW,
-    }
-    examples = ({"rate": 0.5}, {"rate": 0.5, "keep": [-1]})
 
     def settled(self, done: int) -> bool:
         """The model is whole at any time, and never smaller."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from cook.model.depth import beyond, droppable, matrices, skips
 from cook.model.hooks import Hooks
 from cook.model.measure import evaluating
 from cook.passes import Effect, Pass, register
+from cook.prune.specs import LayersSpec
 
 if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy
@@ -90,49 +91,8 @@ def _compare(
 
 
 @register
-class PruneLayers(Pass):
+class PruneLayers(LayersSpec, Pass):
     """Leaves layers out; the numbers of layers in a recipe stay those of the model as it was loaded."""
-
-    name = "prune.layers"
-    summary = "leave whole layers out from the start; what is left is smaller and faster, and a plain model"
-    phase = "shape"
-    options: ClassVar[dict[str, Any]] = {
-        "keep": {
-            "type": ["array", "null"],
-            "items": {"type": "integer"},
-            "minItems": 1,
-            "default": None,
-            "description": "the numbers of the layers that stay, in increasing order; -1 is the last",
-        },
-        "count": {
-            "type": ["integer", "null"],
-            "minimum": 1,
-            "default": None,
-            "description": "how many layers stay, where `choose` says which; either this or keep",
-        },
-        "choose": {
-            "enum": ["influence", "top", "bottom", "alternate"],
-            "default": "influence",
-            "description": "which ones go: those that turn their input least (ShortGPT), the last ones, the"
-            " first ones, or every k-th",
-        },
-        "rows": {
-            "type": "integer",
-            "minimum": 1,
-            "default": 128,
-            "description": "training examples that influence is measured on, all there are if fewer",
-        },
-    }
-    examples = ({"keep": [0]}, {"count": 1}, {"count": 1, "choose": "bottom"})
-
-    def check(self) -> None:
-        if (self.given["keep"] is None) == (self.given["count"] is None):
-            hint = "write keep: [1, 3, 5], or count: 3"
-            raise self.error("expected either keep or count", option="keep", hint=hint)
-
-    def wants(self) -> frozenset[str]:
-        by_influence = self.given["count"] is not None and self.given["choose"] == "influence"
-        return frozenset({"calibration"}) if by_influence else frozenset()
 
     def settled(self, done: int) -> bool:
         """The layers are left out from the start."""

@@ -19,15 +19,13 @@ from cook.prune.pattern import pattern_mask
 from cook.prune.sparsegpt import DAMPING, inverse_factor, sparsegpt
 from cook.prune.wanda import row_masks, wanda_scores
 
-METHODS = ("wanda", "sparsegpt")
-
 
 @dataclass
 class OneShot:
     """How to prune, and what was seen on the way.
 
     Args:
-        method: one of METHODS.
+        method: wanda or sparsegpt.
         sparsity: of each row (wanda) or each matrix (sparsegpt).
         pattern: (N, M) in its place.
 

@@ -6,8 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cook.passes import MOMENT, SELECTION, WINDOW
-from cook.prune.block import block_sizes
-from cook.prune.pattern import pattern_sizes
+
+MOVING = ("movement", "soft-movement")
+"""Methods whose masks are soft."""
+ONE_SHOT = ("wanda", "sparsegpt")
+"""Methods that choose once, from calibration examples."""
 
 OPTIONS: dict[str, Any] = {
     "method": {
@@ -108,6 +111,18 @@ class Mistake(NamedTuple):
     option: str
     message: str
     hint: str
+
+
+def pattern_sizes(pattern: str) -> tuple[int, int]:
+    """(2, 4) for `2:4`."""
+    keep, group = pattern.split(":")
+    return int(keep), int(group)
+
+
+def block_sizes(block: int | Sequence[int]) -> tuple[int, int]:
+    """(rows, columns) of a block; a square one for a number."""
+    rows, columns = (block, block) if isinstance(block, int) else block
+    return rows, columns
 
 
 def final_sparsity(given: Mapping[str, Any]) -> float | None:

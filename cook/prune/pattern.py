@@ -9,12 +9,6 @@ import torch
 from torch import Tensor
 
 
-def pattern_sizes(pattern: str) -> tuple[int, int]:
-    """(2, 4) for `2:4`."""
-    keep, group = pattern.split(":")
-    return int(keep), int(group)
-
-
 def pattern_mask(scores: Tensor, keep: int, group: int) -> Tensor:
     """What to keep so that every `group` consecutive ones of a row hold `keep`, the highest.
 

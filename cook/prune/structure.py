@@ -24,6 +24,7 @@ from cook.prune import budget as goals
 from cook.prune.choice import least, spare, within
 from cook.prune.importance import gradient_importance, magnitude_importance, normalized, random_importance
 from cook.prune.schedule import sparsity_at
+from cook.prune.unit_specs import StructureSpec
 
 if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy
@@ -31,10 +32,9 @@ if TYPE_CHECKING:
     from cook.session import Session
 
 
-class Structure(Pass):
+class Structure(StructureSpec, Pass):
     """Holds the least important units at zero, more of them with time, and removes them at the end."""
 
-    phase = "structure"
     cost: Cost | None = None
     """What the units cost, when there is a budget."""
 
@@ -42,26 +42,8 @@ class Structure(Pass):
         """All units of the model's kind."""
         raise NotImplementedError
 
-    def check(self) -> None:
-        if (self.given.get("sparsity") is None) == (self.given["budget"] is None):
-            hint = "write sparsity: 0.5, or budget: {macs: 0.5}"
-            raise self.error("expected either a sparsity or a budget", option="sparsity", hint=hint)
-        if self.given.get("normalize") and self.given.get("scope") == "layer":
-            message = "means nothing with scope: layer, where scores are only compared within a layer"
-            raise self.error(message, option="normalize", hint="leave it out")
-        if self.given["budget"] is None:
-            return
-        goals.check(self, self.given["budget"])
-        if self.given.get("scope") == "layer":
-            message = "means nothing with a budget, for which all layers are compared"
-            raise self.error(message, option="scope", hint="leave it out")
-
-    def wants(self) -> frozenset[str]:
-        looks = self.given["importance"] in ("gradient", "fisher")
-        needed = frozenset({"calibration"}) if looks else frozenset()
-        return needed if self.given["budget"] is None else needed | goals.wants(self.given["budget"])
-
     def plan(self, anatomy: Anatomy) -> Effect:
+        goals.check_device(self, self.given["budget"])
         units = self._chosen(anatomy)
         self._prove(anatomy, units)
         if self.given["budget"] is not None:

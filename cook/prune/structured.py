@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,19 +20,19 @@ from cook.model.proof import prove
 from cook.model.tensors import refuse_reentrant
 from cook.model.units import Units, owned, units
 from cook.model.width import stream
-from cook.passes import WINDOW, Effect, Pass, Term, register
+from cook.passes import Effect, Pass, Term, register
 from cook.prune import budget as goals
 from cook.prune import cost
 from cook.prune.gates import Gates, hard_concrete, lagrangian, probabilities
 from cook.prune.gating import Gating, fold
 from cook.prune.harden import harden, least, width_of
 from cook.prune.shares import Expected, Shares
+from cook.prune.unit_specs import KINDS, StructuredSpec
 
 if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy
     from cook.session import Session
 
-KINDS = ("layers", "heads", "neurons", "hidden")
 WORDS = {"hidden": "dimensions of the residual stream"}
 """What is not called by its kind."""
 TRAVEL = 20.0
@@ -40,76 +40,15 @@ TRAVEL = 20.0
 
 
 @register
-class PruneStructured(Pass):
+class PruneStructured(StructuredSpec, Pass):
     """Learns gates over layers, heads, neurons and dimensions by the losses and a goal for what is left.
 
     When gates become final, units that stay are multiplied with theirs, in the weights that read them, as
     evaluations had it before; a layer or a dimension of the residual stream that stays is whole.
     """
 
-    name = "prune.structured"
-    summary = "learn which layers, heads, neurons and dimensions go, to a goal for what is left (L0, CoFi)"
-    phase = "structure"
-    required = ("budget",)
-    needs = frozenset({"training"})
-    options: ClassVar[dict[str, Any]] = {
-        "budget": goals.NEEDED,
-        "gates": {
-            "type": "array",
-            "items": {"enum": list(KINDS)},
-            "minItems": 1,
-            "uniqueItems": True,
-            "default": ["heads", "neurons"],
-            "description": "what may go; `hidden` are dimensions of the residual stream, the model's width",
-        },
-        "minimum": {
-            "type": "integer",
-            "minimum": 1,
-            "default": 1,
-            "description": "as many heads, and as many neurons, stay in each layer that stays at least",
-        },
-        "warmup": {
-            "type": "number",
-            "minimum": 0,
-            "maximum": 1,
-            "default": 0.5,
-            "description": "share of the window in which the target goes from the whole model to the goal",
-        },
-        "speed": {
-            "type": ["number", "null"],
-            "exclusiveMinimum": 0,
-            "default": None,
-            "description": "how many times the learning rate gates learn with; null suits it to the window",
-        },
-        "seed": {"type": "integer", "minimum": 0, "default": 0, "description": "of what the gates draw"},
-        **WINDOW,
-        "end": {**WINDOW["end"], "default": "60%"},
-    }
-    examples = (
-        {"budget": {"parameters": 0.7}},
-        {"budget": {"macs": 0.6}, "gates": ["layers", "heads", "neurons"], "end": "50%"},
-        {"budget": {"parameters": 0.7}, "gates": ["layers"], "speed": 100},
-        {"budget": {"macs": 0.4}, "gates": ["heads", "neurons", "hidden"], "end": "50%"},
-    )
-
-    @property
-    def goal(self) -> str:
-        return goals.goal_of(self.given["budget"])[0]
-
-    @property
-    def asked(self) -> float:
-        return goals.goal_of(self.given["budget"])[1]
-
-    def check(self) -> None:
-        goals.check(self, self.given["budget"])
-        if "hidden" in self.given["gates"] and self.goal == "latency":
-            message = "the time that a narrower model takes is not measured, so `hidden` cannot aim at it"
-            raise self.error(message, option="gates", hint="ask for macs, or leave `hidden` out")
-
-    def wants(self) -> frozenset[str]:
-        return self.needs | goals.wants(self.given["budget"])
-
     def plan(self, anatomy: Anatomy) -> Effect:
+        goals.check_device(self, self.given["budget"])
         self._find(anatomy)
         prove(anatomy, self._gated())
         if self.goal == "parameters":

@@ -11,13 +11,10 @@ from cook.model.anatomy import Anatomy
 from cook.model.linear import is_linear, is_transposed, matrix
 from cook.model.targets import select, within
 from cook.passes import Pass
-from cook.prune.block import block_sizes
-from cook.prune.pattern import pattern_sizes
+from cook.prune.options import MOVING, block_sizes, pattern_sizes
 
 EMBEDDED = ("magnitude",)
 """Methods that prune embeddings too; the others need inputs, or a layer that a mask can stand in."""
-MOVING = ("movement", "soft-movement")
-"""Methods whose masks are soft."""
 
 
 def has_matrix(module: nn.Module) -> bool:

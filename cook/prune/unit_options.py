@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cook.passes import MOMENT, SELECTION, WINDOW
-from cook.prune.budget import BUDGET
+from cook.prune.goals import BUDGET
 
 UNITS: dict[str, Any] = {
     "sparsity": {

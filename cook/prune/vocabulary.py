@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from cook.errors import CookError
 from cook.model.renumbering import Renumbering, check_padding, named_ids
 from cook.model.tokenizer import Lexicon, count_tokens
 from cook.model.vocabulary import cut, find
-from cook.passes import CORPORA, Effect, Pass, register
+from cook.passes import Effect, Pass, register
+from cook.prune.specs import VocabularySpec
 
 if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy
@@ -43,41 +44,11 @@ def kept_tokens(counts: Tensor, minimum: int, always: Iterable[int], lexicon: Le
 
 
 @register
-class PruneVocabulary(Pass):
+class PruneVocabulary(VocabularySpec, Pass):
     """Counts tokens when attached; trains with all of them, and takes the others away at the end.
 
     Until then student, teacher, caches and rows share the numbers of the tokens.
     """
-
-    name = "prune.vocabulary"
-    summary = "take tokens that given texts never produce out of embedding, output head and tokenizer"
-    phase = "structure"
-    needs = frozenset({"tokenizer"})
-    reads = "text"
-    once = True
-    options: ClassVar[dict[str, Any]] = {
-        "corpora": {**CORPORA, "description": f"files that say which tokens stay: {CORPORA['description']}"},
-        "minimum": {
-            "type": "integer",
-            "minimum": 1,
-            "default": 1,
-            "description": "how often a token must be produced to stay; what is rarer is read as smaller"
-            " pieces, or as the unknown token",
-        },
-        "keep": {
-            "type": "array",
-            "items": {"type": "string", "minLength": 1},
-            "default": [],
-            "description": "tokens that stay however rare, as the vocabulary spells them; special and added"
-            " ones always do",
-        },
-        "alphabet": {
-            "type": "boolean",
-            "default": True,
-            "description": "keep every single character, so that other texts can still be read; a tokenizer"
-            " without an unknown token always keeps its bytes",
-        },
-    }
 
     def plan(self, anatomy: Anatomy) -> Effect:
         found = self._find(anatomy.model)

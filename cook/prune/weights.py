@@ -7,7 +7,7 @@ calibration examples (`oneshot.py`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -18,12 +18,20 @@ from cook.model.masks import fold, soften
 from cook.model.targets import left_out
 from cook.passes import Effect, Pass, Term, register
 from cook.prune import oneshot
-from cook.prune.block import block_means, block_sizes, over_blocks
+from cook.prune.block import block_means, over_blocks
 from cook.prune.movement import MovementMask, soft_movement_mask, soft_movement_penalty
-from cook.prune.options import OPTIONS, final_sparsity, mistakes, zeros_at_end
-from cook.prune.pattern import pattern_mask, pattern_sizes
+from cook.prune.options import (
+    MOVING,
+    ONE_SHOT,
+    block_sizes,
+    final_sparsity,
+    pattern_sizes,
+    zeros_at_end,
+)
+from cook.prune.pattern import pattern_mask
 from cook.prune.schedule import sparsity_at
-from cook.prune.targets import MOVING, own_shape, rows, targets
+from cook.prune.specs import WeightsSpec
+from cook.prune.targets import own_shape, rows, targets
 from cook.prune.threshold import among, threshold_masks
 
 if TYPE_CHECKING:
@@ -32,45 +40,17 @@ if TYPE_CHECKING:
 
 
 @register
-class PruneWeights(Pass):
+class PruneWeights(WeightsSpec, Pass):
     """Moves a threshold over its window and holds what falls below it at zero.
 
     Magnitude and the one-shot methods lay hard masks, which stay where they are. Movement lays soft ones,
     whose weights may come back until the window ends.
     """
 
-    name = "prune.weights"
-    summary = "set the least important weights to zero, under a schedule or in one shot, and keep them there"
-    phase = "weights"
-    options: ClassVar[dict[str, Any]] = OPTIONS
-    examples = (
-        {"sparsity": 0.5},
-        {"sparsity": 0.6, "scope": "layer", "schedule": "linear", "every": 2},
-        {"pattern": "2:4"},
-        {"sparsity": 0.5, "block": [4, 2]},
-        {"method": "movement", "sparsity": 0.5},
-        {"method": "soft-movement", "penalty": 10, "speed": 100, "threshold": 0.4},
-        {"method": "wanda", "pattern": "2:4"},
-        {"method": "sparsegpt", "sparsity": 0.5},
-    )
-
-    @property
-    def method(self) -> str:
-        return str(self.given["method"])
-
     @property
     def targets(self) -> list[str]:
         """The modules that hold the parameters to prune."""
         return [_module(name) for name in self.parameters]
-
-    def wants(self) -> frozenset[str]:
-        if self.method in MOVING:
-            return frozenset({"training"})
-        return frozenset({"calibration"}) if self.method in oneshot.METHODS else frozenset()
-
-    def check(self) -> None:
-        for mistake in mistakes(self.given):
-            raise self.error(mistake.message, option=mistake.option, hint=mistake.hint)
 
     def plan(self, anatomy: Anatomy) -> Effect:
         names = self._targets(anatomy)
@@ -114,7 +94,7 @@ class PruneWeights(Pass):
             self._complete(session)
         elif elapsed >= 0 and elapsed % self.every == 0:
             # Under hard masks the largest of a group stay the largest: its pattern never changes.
-            at_once = self.given["pattern"] or self.method in oneshot.METHODS
+            at_once = self.given["pattern"] or self.method in ONE_SHOT
             schedule = "constant" if at_once else self.given["schedule"]
             final = final_sparsity(self.given)
             due = None if final is None else sparsity_at(self.window.progress(session.step), final, schedule)
@@ -168,7 +148,7 @@ class PruneWeights(Pass):
         return {}
 
     def _targets(self, anatomy: Anatomy) -> list[str]:
-        return targets(self, anatomy, inside=self.method in oneshot.METHODS, alone=self.method in MOVING)
+        return targets(self, anatomy, inside=self.method in ONE_SHOT, alone=self.method in MOVING)
 
     def _soften(self, session: Session) -> None:
         if self.window.end == self.window.start:
@@ -218,7 +198,7 @@ class PruneWeights(Pass):
     def _masks(self, session: Session, sparsity: float | None) -> Iterator[tuple[str, Tensor]]:
         """The parameters to prune, each with a mask in its own shape."""
         assert sparsity is not None
-        if self.method in oneshot.METHODS:
+        if self.method in ONE_SHOT:
             for name, keep in self._looked_at(session, sparsity):
                 yield f"{name}.weight", keep
             return

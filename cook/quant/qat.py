@@ -7,7 +7,7 @@ Symmetric, a scale an output row for weights; a scale a token, or one moving ave
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -18,16 +18,15 @@ from cook.model.integer import IntLinear
 from cook.model.linear import shape
 from cook.model.targets import left_out, select
 from cook.model.transformed import TransformedLinear, restore, transform
-from cook.passes import MOMENT, SELECTION, WINDOW, Effect, Pass, register
+from cook.passes import Effect, Pass, register
 from cook.quant.fake import FakeQuantMoving, FakeQuantToken, FakeQuantWeight, update_together
+from cook.quant.specs import QatSpec
 
 if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy
     from cook.session import Session
 
 Rounding = FakeQuantWeight | FakeQuantToken | FakeQuantMoving
-
-WIDTHS = [f"int{bits}" for bits in range(8, 1, -1)]
 
 
 def bits_of(width: str) -> int:
@@ -36,40 +35,8 @@ def bits_of(width: str) -> int:
 
 
 @register
-class QuantAwareTraining(Pass):
+class QuantAwareTraining(QatSpec, Pass):
     """Gives linear layers fake-quantised weights and inputs, and folds them into integers."""
-
-    name = "quant.qat"
-    summary = "train with rounded weights and activations, store the weights as integers"
-    phase = "precision"
-    options: ClassVar[dict[str, Any]] = {
-        "weights": {"enum": WIDTHS, "default": "int8", "description": "width of the weights, a scale a row"},
-        "activations": {
-            "enum": [*WIDTHS, None],
-            "default": "int8",
-            "description": "width of the layers' inputs; null leaves them in floating point",
-        },
-        "observer": {
-            "enum": ["token", "moving"],
-            "default": "token",
-            "description": "scale of the inputs: one a token, or a moving average of their largest magnitude",
-        },
-        "decay": {
-            "type": "number",
-            "exclusiveMinimum": 0,
-            "exclusiveMaximum": 1,
-            "default": 0.99,
-            "description": "of the moving average, an update",
-        },
-        "freeze": {
-            **MOMENT,
-            "default": "90%",
-            "description": "when the moving average stops moving: " + MOMENT["description"],
-        },
-        **SELECTION,
-        "start": WINDOW["start"],
-    }
-    examples = ({}, {"weights": "int4", "observer": "moving"})
 
     def plan(self, anatomy: Anatomy) -> Effect:
         layers = self._layers(anatomy)

@@ -13,9 +13,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from cook.errors import CookError, nearest
+from cook.passes import declared
 from cook.recipe.fragments import Schema
 from cook.recipe.place import Mark, Marks, Path, spell, split
-from cook.recipe.rules import uses
+from cook.recipe.rules import names, uses
 from cook.recipe.schema import schema
 from cook.recipe.shape import at, normal, takes_null
 from cook.recipe.text import Problems, parse, raise_all
@@ -37,7 +38,7 @@ def apply(value: Any, marks: Marks, overrides: Iterable[str]) -> tuple[Any, Mark
     problems: Problems = []
     if not isinstance(result, dict):
         return result, places
-    whole = schema(partial=True)
+    whole = schema(declared(names(result)), partial=True)
     removed: list[int] = []
     for override in overrides:
         try:

@@ -12,11 +12,11 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from cook.errors import CookError
-from cook.passes import registered
+from cook.passes import declared
 from cook.recipe import bmcook, override, paths
 from cook.recipe.nodes import dump
 from cook.recipe.place import Marks, Path, spell, split, where
-from cook.recipe.rules import uses
+from cook.recipe.rules import names, uses
 from cook.recipe.schema import problems, schema
 from cook.recipe.section import Section, thaw
 from cook.recipe.shape import fill, normal
@@ -134,7 +134,8 @@ class Recipe:
         """
         value = thaw(self.value)
         if folder is not None:
-            value = paths.relative(value, schema(partial=True), FilePath(folder).absolute())
+            whole = schema(declared(names(value)), partial=True)
+            value = paths.relative(value, whole, FilePath(folder).absolute())
         return dump(value)
 
     def difference(self, other: Recipe) -> list[str]:
@@ -202,7 +203,8 @@ def load_recipe(
     overrides = list(overrides)
     value, marks = normal(document.value), document.marks
     value, marks = override.apply(value, marks, overrides)
-    value, passes = normal(value), registered()
+    value = normal(value)
+    passes = declared(names(value))
     whole = schema(passes, partial=True)
     wrong = problems(value, marks, document.name, passes, partial=partial, known=document.problems)
     value, missing = paths.resolve(value, whole, marks, document.name, folder)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from cook.errors import CookError
-from cook.passes import Pass
+from cook.passes import Spec
 from cook.recipe.fragments import Schema
 from cook.recipe.moment import Moment
 from cook.recipe.place import Marks, Path, where
@@ -23,7 +23,7 @@ def rules(
     value: dict[str, Any],
     marks: Marks,
     name: str,
-    passes: Mapping[str, type[Pass]],
+    passes: Mapping[str, type[Spec]],
     *,
     wrong: list[Path],
     partial: bool,
@@ -32,7 +32,7 @@ def rules(
 
     Args:
         value: a normal value.
-        wrong: paths with mistakes: a pass that has one is not built.
+        wrong: paths with mistakes: a pass in which there is one is not built.
         partial: whether data, training and teacher may come from elsewhere.
     """
 
@@ -43,15 +43,19 @@ def rules(
     items = list(uses(listed)) if isinstance(listed, list) else []
     known = [(path, pass_name, passes[pass_name]) for path, pass_name, _ in items if pass_name in passes]
     right = [item for item in known if not any(other[:2] == item[0] for other in wrong)]
+    sound = []
+    for path, pass_name, cls in right:
+        found = list(_pass(path, cls, value["passes"][path[1]][pass_name], marks, name))
+        yield from found
+        sound += [] if found else [(path, pass_name, cls)]
     if not partial:
-        yield from _needs(value, known, right, problem)
+        yield from _needs(value, known, sound, problem)
     yield from _task(value, problem)
     yield from _augment(value, problem)
     yield from _once(known, problem)
     yield from _readers(value, known, problem)
     for path, pass_name, cls in right:
         options = value["passes"][path[1]][pass_name]
-        yield from _pass(path, cls, options, marks, name)
         yield from _moments((*path, pass_name), cls.options, options, value.get("train"), problem)
 
 
@@ -65,11 +69,17 @@ def uses(listed: list[Any]) -> Iterator[tuple[Path, str, str]]:
             yield ("passes", index), name, name if seen[name] == 1 else f"{name}#{seen[name]}"
 
 
+def names(value: Any) -> list[str]:
+    """The names of the passes of a normal value, known or not; none where there is no list of them."""
+    listed = value.get("passes") if isinstance(value, dict) else None
+    return [name for _, name, _ in uses(listed)] if isinstance(listed, list) else []
+
+
 Problem = Callable[..., tuple[Path, CookError]]
-Known = tuple[Path, str, type[Pass]]
+Known = tuple[Path, str, type[Spec]]
 
 
-def _needs(value: dict[str, Any], known: list[Known], right: list[Known], problem: Problem) -> Found:
+def _needs(value: dict[str, Any], known: list[Known], sound: list[Known], problem: Problem) -> Found:
     advice = {
         "train": "add 'train: {epochs: 1}'",
         "data": "add the section: 'data: {path: ..., text: ..., label: ...}'",
@@ -77,8 +87,8 @@ def _needs(value: dict[str, Any], known: list[Known], right: list[Known], proble
     }
     wants: dict[str, str] = {"data": "train"} if "train" in value else {}
     wanted = [
-        # What options decide is known of those that are right.
-        (name, _made(cls, value["passes"][path[1]][name]).wants() if item in right else cls.needs)
+        # What options decide is known of those that passed their own check.
+        (name, _made(cls, value["passes"][path[1]][name]).wants() if item in sound else cls.needs)
         for item in known
         for path, name, cls in [item]
     ]
@@ -99,7 +109,7 @@ def _task(value: dict[str, Any], problem: Problem) -> Found:
         yield problem(("model", "task"), "missing; a model that meets data needs a task", hint)
 
 
-def _once(known: list[tuple[Path, str, type[Pass]]], problem: Problem) -> Found:
+def _once(known: list[tuple[Path, str, type[Spec]]], problem: Problem) -> Found:
     seen: set[str] = set()
     for path, name, cls in known:
         if cls.once and name in seen:
@@ -109,7 +119,7 @@ def _once(known: list[tuple[Path, str, type[Pass]]], problem: Problem) -> Found:
         seen.add(name)
 
 
-def _readers(value: dict[str, Any], known: list[tuple[Path, str, type[Pass]]], problem: Problem) -> Found:
+def _readers(value: dict[str, Any], known: list[tuple[Path, str, type[Spec]]], problem: Problem) -> Found:
     model = value.get("model")
     images = isinstance(model, dict) and model.get("task") == "image-classification"
     for path, name, cls in known:
@@ -134,11 +144,11 @@ def _augment(value: dict[str, Any], problem: Problem) -> Found:
         yield problem(("data", "augment", "model"), "there is no use for a model", hint)
 
 
-def _made(cls: type[Pass], options: dict[str, Any], where: str | None = None) -> Pass:
+def _made(cls: type[Spec], options: dict[str, Any], where: str | None = None) -> Spec:
     return cls(fill({"properties": cls.options}, options), where=where)
 
 
-def _pass(path: Path, cls: type[Pass], options: dict[str, Any], marks: Marks, name: str) -> Found:
+def _pass(path: Path, cls: type[Spec], options: dict[str, Any], marks: Marks, name: str) -> Found:
     """The pass's own check, its error moved to the line of the option that it names."""
     place = where(marks, name, path)
     try:

@@ -13,10 +13,10 @@ from typing import Any
 from jsonschema import ValidationError
 
 from cook.errors import CookError, nearest
-from cook.passes import Pass, registered
+from cook.passes import Spec, declared
 from cook.recipe.fragments import Schema
 from cook.recipe.place import Marks, Path, spell, where
-from cook.recipe.rules import rules
+from cook.recipe.rules import names, rules
 from cook.recipe.sections import SECTIONS
 from cook.recipe.shape import at, normal, properties
 from cook.recipe.text import Problems
@@ -26,14 +26,14 @@ _REQUIRED = ("version", "model", "output")
 _ALTERNATIVES = "oneOf"
 
 
-def schema(passes: Mapping[str, type[Pass]] | None = None, *, partial: bool = False) -> Schema:
+def schema(passes: Mapping[str, type[Spec]] | None = None, *, partial: bool = False) -> Schema:
     """The JSON Schema (draft 2020-12) of a recipe.
 
     Args:
         passes: the passes it knows; default: all registered ones.
         partial: whether a recipe may do without a model and an output.
     """
-    passes = registered() if passes is None else passes
+    passes = declared() if passes is None else passes
     options = {
         name: {
             "type": ["object", "null"],
@@ -76,15 +76,16 @@ def check(value: Any, marks: Marks, name: str, *, partial: bool = False) -> list
         name: what errors call the recipe.
         partial: whether a recipe of `version` and `passes` alone will do.
     """
-    passes = registered()
-    return [error for _, error in problems(normal(value), marks, name, passes, partial=partial)]
+    value = normal(value)
+    passes = declared(names(value))
+    return [error for _, error in problems(value, marks, name, passes, partial=partial)]
 
 
 def problems(
     value: Any,
     marks: Marks,
     name: str,
-    passes: Mapping[str, type[Pass]],
+    passes: Mapping[str, type[Spec]],
     *,
     partial: bool = False,
     known: Problems | None = None,
@@ -103,11 +104,13 @@ def problems(
         for problem in _explained(errors, marks, name, whole, meant)
         if not any(problem[0][: len(path)] == path for path, _ in known)
     ]
+    # Mistakes that are not reported, as they lie inside of another one, keep a pass from being built too.
+    unsaid: list[Path] = [tuple(error.absolute_path) for error in errors]
     wrong = [*meant, *(path for path, _ in result)]
     if isinstance(value, dict):
         result += [
             (path, error)
-            for path, error in rules(value, marks, name, passes, wrong=wrong, partial=partial)
+            for path, error in rules(value, marks, name, passes, wrong=wrong + unsaid, partial=partial)
             if not any(path[: len(other)] == other for other in wrong)
         ]
     return _in_order(result, name)

@@ -7,7 +7,7 @@ a residual of low rank of its own (relaxed recursive transformers, Bae et al. 20
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ from cook.model.residual import Residual
 from cook.model.sharing import own
 from cook.passes import Effect, Pass, register
 from cook.share.groups import Group, grouped
-from cook.share.start import INITS, distance, factors, started
+from cook.share.specs import LayersSpec
+from cook.share.start import distance, factors, started
 
 if TYPE_CHECKING:
     from cook.model.anatomy import Anatomy
@@ -28,55 +29,12 @@ if TYPE_CHECKING:
 
 
 @register
-class ShareLayers(Pass):
+class ShareLayers(LayersSpec, Pass):
     """Ties the parameters of layers at once, before the optimizer exists; gradients then add up.
 
     Each layer keeps modules of its own: a decoder's cache, hooks and a layer's number stay apart. Numbers of
     layers are those of the model as it was loaded.
     """
-
-    name = "share.layers"
-    summary = "let groups of layers have the same parameters: fewer to store and to train, as many to compute"
-    phase = "shape"
-    required = ("groups",)
-    options: ClassVar[dict[str, Any]] = {
-        "groups": {
-            "anyOf": [
-                {"enum": ["all"]},
-                {"type": "integer", "minimum": 2},
-                {
-                    "type": "array",
-                    "items": {"type": "array", "items": {"type": "integer"}, "minItems": 1},
-                    "minItems": 1,
-                },
-            ],
-            "description": "which layers share: so many consecutive ones at a time, all, or lists of numbers"
-            " such as [[0, 1], [2, 3]] that have every layer once; -1 is the last",
-        },
-        "parts": {
-            "enum": ["all", "attention", "ffn"],
-            "default": "all",
-            "description": "what of the layers is shared, with the norms that belong to it",
-        },
-        "init": {
-            "enum": list(INITS),
-            "default": "mean",
-            "description": "what a group begins with: the mean of its layers, its first layer, or the best"
-            " one, which all others are nearest to",
-        },
-        "residual": {
-            "type": "integer",
-            "minimum": 0,
-            "default": 0,
-            "description": "rank of what each layer keeps of its own beside every shared matrix; 0 is none",
-        },
-    }
-    examples = (
-        {"groups": "all"},
-        {"groups": 2, "parts": "attention", "init": "first"},
-        {"groups": [[0, 1]], "parts": "ffn", "init": "best", "residual": 2},
-        {"groups": "all", "residual": 3},
-    )
 
     @property
     def rank(self) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-INITS = ("mean", "first", "best")
+from cook.share.specs import INITS
 
 Layer = Mapping[str, Tensor]
 """The tensors of one layer, by their names in it; the same names and shapes in all layers of a group."""

@@ -84,8 +84,8 @@ def test_kind(option: dict[str, Any], words: str) -> None:
 def test_an_unknown_pass_is_answered_with_the_nearest(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cook.passes.registered", lambda: {"season.bare": Bare, "season.salt": Salt})
-    monkeypatch.setattr("cook.cli.passes.registered", lambda: {"season.bare": Bare, "season.salt": Salt})
+    monkeypatch.setattr("cook.passes.declared", lambda names=None: {"season.bare": Bare, "season.salt": Salt})
+    monkeypatch.setattr("cook.cli.passes.declared", lambda: {"season.bare": Bare, "season.salt": Salt})
     assert main(["passes", "season.sald"]) == 2
     assert capsys.readouterr().err == "error: there is no pass 'season.sald'\n  did you mean 'season.salt'?\n"
     assert main(["passes", "season.salt"]) == 0

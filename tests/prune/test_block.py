@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
 from cook.model.linear import matrix
-from cook.prune.block import block_means, block_sizes, over_blocks
+from cook.prune.block import block_means, over_blocks
+from cook.prune.options import block_sizes
 from tests import bound, tiny
 from tests.prune.test_weights import count, zeros
 

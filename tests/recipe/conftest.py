@@ -52,6 +52,6 @@ class Listen(Pass):
 @pytest.fixture(autouse=True)
 def registry(monkeypatch):
     """Only the two passes above are known."""
-    monkeypatch.setattr(passes, "BUILT_IN", ())
+    monkeypatch.setattr(passes, "BUILT_IN", {})
     monkeypatch.setattr(passes, "_of_other_packages", lambda: ())
     monkeypatch.setattr(passes, "_registry", {cls.name: cls for cls in (Shrink, Listen)})
