@@ -40,13 +40,14 @@ from cook.model.renumbering import Renumbering
 from cook.model.tensors import Tensors
 from cook.passes import PHASES, Pass, Window
 from cook.recipe.moment import Moment
+from cook.steps import Steps
 from cook.teacher import ROWS, Given, Teacher, teachers
 
 
 class SessionModule(nn.Module):
     """What the optimizer, DDP and autocast see: the model and everything that passes train.
 
-    `forward(batch)` runs student and teacher and returns the weighted loss terms by name.
+    `forward(batch)` or `forward(**batch)` runs student and teacher and gives the weighted loss terms by name.
     """
 
     def __init__(self, session: Session):
@@ -56,8 +57,21 @@ class SessionModule(nn.Module):
         # No module, so neither it nor its teacher is trained or saved.
         self._session = session
 
-    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return self._session.terms(batch)
+    def forward(self, batch: Mapping[str, Tensor] | None = None, **tensors: Tensor) -> dict[str, Tensor]:
+        """The weighted loss terms of a batch, given as one mapping or as tensors by name.
+
+        Raises:
+            CookError: both are given, neither is, or it is no mapping.
+        """
+        if batch is not None and tensors:
+            message = f"a batch and {', '.join(tensors)} beside it"
+            raise CookError(message, where="session.module", hint="put all tensors into one mapping")
+        given = tensors if batch is None else batch
+        if not isinstance(given, Mapping) or not given:
+            found = "nothing" if batch is None else f"a {type(batch).__name__}"
+            message = f"found {found}, expected a batch: tensors by name"
+            raise CookError(message, where="session.module", hint="session.module(batch) or (**batch)")
+        return self._session.terms(given)
 
 
 class Session:
@@ -121,6 +135,8 @@ class Session:
         self.removal = Removal(self.anatomy, self.masks, self.blueprint)
         self._avoidable: list[tuple[Pass, Sequence[str]]] = []
         self.step = 0
+        self._steps = Steps()
+        self._bound = False
         self.learning_rate: float | None = None
         """The largest of the optimizer that is bound, before any schedule."""
         self.batch: Mapping[str, Tensor] = {}
@@ -198,9 +214,13 @@ class Session:
         return module
 
     def bind(self, optimizer: Optimizer) -> None:
-        """Apply the hard masks after each step that this optimizer really makes."""
+        """Apply the hard masks after each step that this optimizer really makes.
+
+        Several optimizers are bound one by one. A wrapper of accelerate is taken for what it wraps.
+        """
         inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper has no step hooks
-        self.hooks.after_step(inner, self.masks.apply)
+        self._bound = True
+        self.hooks.after_step(inner, self._stepped)
         rates = [group.get("initial_lr", group["lr"]) for group in inner.param_groups]
         self.learning_rate = max(map(float, rates))
 
@@ -212,11 +232,17 @@ class Session:
     def before_step(self, step: int) -> None:
         """Move every schedule to `step`, counted from 0."""
         self.step = step
+        self._steps.begun = True
         for each in self.passes:
             each.before_step(self)
 
     def after_step(self) -> None:
-        """To be called after a real optimizer step."""
+        """To be called after a real optimizer step.
+
+        Raises:
+            CookError: `before_step` was not called, or the hard masks were not applied in this step.
+        """
+        self._steps.check(self.masks)
         for each in self.passes:
             each.after_step(self)
         self._let_go()
@@ -324,10 +350,11 @@ class Session:
         `facts` holds what each pass reached, by its id.
 
         Raises:
-            CookError: a pass cannot finish.
+            CookError: a pass cannot finish, or weights that a mask holds at zero are not zero.
             RunError: the finished model gives something else for a small example than before.
         """
         try:
+            self._steps.check_held(self.masks, applied=self._bound)
             if self.step < self.total_steps - 1:
                 # The loop ended early: what is due is done before any shape changes.
                 self.before_step(self.total_steps)
@@ -385,6 +412,10 @@ class Session:
         self.masks.load_state_dict(state["masks"])
         for each in self.passes:
             each.load_state_dict(state["passes"][each.id])
+
+    def _stepped(self) -> None:
+        self.masks.apply()
+        self._steps.applied = True
 
     def _absent(self) -> list[str]:
         """The layers that the coming forward does without; evaluations are whole."""

@@ -134,6 +134,21 @@ class Masks:
             parameters, masks = zip(*self._joint.values(), strict=True)
             torch._foreach_mul_(parameters, masks)
 
+    def __bool__(self) -> bool:
+        """Whether any mask is laid."""
+        return bool(self._masks)
+
+    @torch.no_grad()
+    def broken(self) -> list[str]:
+        """The parameters that are not zero where a mask holds them."""
+        names = list(self._masks)
+        counts = [
+            torch.count_nonzero(parameter.masked_fill(_meet(self._masks[name].values()), 0)).cpu()
+            for name in names
+            for parameter in [self._model.get_parameter(name)]
+        ]
+        return [name for name, count in zip(names, counts, strict=True) if count]
+
     def state_dict(self) -> dict[str, Any]:
         masks = {name: dict(owners) for name, owners in self._masks.items()}
         return {"masks": masks, "structural": sorted(self._structural)}

@@ -1,0 +1,61 @@
+"""Whether somebody's own loop calls what a session needs: masks that no step applies hold nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cook.errors import CookError
+from cook.model.masks import Masks
+
+LOOKED_AT = 3
+"""Steps with masks whose weights are looked at; later ones cost nothing, and `finish` looks again."""
+
+
+@dataclass
+class Steps:
+    """What was called since the last step.
+
+    Attributes:
+        begun: whether `before_step` was called.
+        applied: whether a bound optimizer made a step and applied the masks.
+        checked: steps whose weights were looked at.
+    """
+
+    begun: bool = False
+    applied: bool = False
+    checked: int = 0
+
+    def check(self, masks: Masks) -> None:
+        """After a step: that it began with `before_step`, and that the masks were applied.
+
+        Raises:
+            CookError: with the call that is missing.
+        """
+        if not self.begun:
+            raise CookError(
+                "session.after_step() without session.before_step(): no schedule moves",
+                hint="call session.before_step(step) at the start of each step, counted from 0",
+            )
+        applied, self.begun, self.applied = self.applied, False, False
+        if masks and (not applied or self.checked < LOOKED_AT):
+            self.checked += 1
+            self.check_held(masks, applied=applied)
+
+    def check_held(self, masks: Masks, *, applied: bool = True) -> None:
+        """That what the masks hold is zero.
+
+        Args:
+            applied: whether a bound optimizer made the last step.
+
+        Raises:
+            CookError: it is not.
+        """
+        if not (broken := masks.broken()):
+            return
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        hint = "after weights were replaced (averaged or loaded ones), call session.masks.apply()"
+        if not applied:
+            hint = "session.bind(optimizer) once before the loop, for every optimizer that makes steps"
+        raise CookError(
+            f"{broken[0]}{more} has weights other than zero where a hard mask holds them at zero", hint=hint
+        )

@@ -1,0 +1,161 @@
+"""Loops of one's own that forget a call: said in words, and never a result that is not what was asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.optim.swa_utils import AveragedModel
+
+import cook
+from cook.errors import CookError
+from cook.session import Session
+from tests import tiny
+
+STEPS = 6
+HALF = {"sparsity": 0.5, "schedule": "constant", "end": "50%"}
+LATER = {**HALF, "start": 2, "importance": "magnitude"}  # when momentum moves what is held
+PASSES = {
+    "weights": {"prune.weights": HALF},
+    "heads": {"prune.heads": LATER},
+    "neurons": {"prune.neurons": LATER},
+    "pattern": {"prune.weights": {"pattern": "2:4"}},
+}
+
+
+def attached(name: str = "weights", **options: Any) -> Session:
+    config = {"version": 1, "passes": [PASSES[name]]}
+    return cook.attach(tiny.model(), config, total_steps=STEPS, **options)
+
+
+def step(session: Session, number: int, optimizer: Any) -> None:
+    """All of a step but `after_step`."""
+    session.before_step(number)
+    sum(session.module(tiny.batch(seed=number)).values()).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def adamw(session: Session) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(session.module.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_no_optimizer_is_bound(name):
+    with attached(name) as session:
+        optimizer = adamw(session)
+        first = PASSES[name][next(iter(PASSES[name]))].get("start", 0)
+        for number in range(first + 1):
+            step(session, number, optimizer)
+            if number < first:
+                session.after_step()
+        with pytest.raises(CookError, match=r"where a hard mask holds them.*\n.*session\.bind\(optimizer\)"):
+            session.after_step()
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_nothing_is_called_but_finish(name):
+    with attached(name) as session:
+        optimizer = adamw(session)
+        for number in range(STEPS):
+            step(session, number, optimizer)
+        with pytest.raises(CookError, match=r"where a hard mask holds them.*\n.*session\.bind\(optimizer\)"):
+            session.finish()
+
+
+def test_another_optimizer_makes_the_steps():
+    with attached() as session:
+        session.bind(adamw(session))
+        step(session, 0, adamw(session))
+        with pytest.raises(CookError, match=r"\n.*for every optimizer that makes steps"):
+            session.after_step()
+
+
+def test_one_of_two_optimizers_is_bound():
+    with attached() as session:
+        halves = [list(session.module.parameters())[part::2] for part in (0, 1)]
+        first, second = (torch.optim.AdamW(half, lr=0.1) for half in halves)
+        session.bind(first)
+        session.before_step(0)
+        sum(session.module(tiny.batch()).values()).backward()
+        first.step()
+        second.step()
+        with pytest.raises(CookError, match="where a hard mask holds them"):
+            session.after_step()
+
+
+def test_no_schedule_is_moved():
+    with attached() as session, pytest.raises(CookError, match=r"call session\.before_step\(step\)"):
+        session.after_step()
+
+
+def test_weights_that_are_replaced_after_the_last_step():
+    with attached() as session:
+        optimizer = adamw(session)
+        session.bind(optimizer)
+        average = AveragedModel(session.model)  # begins with the weights before anything was pruned
+        average.update_parameters(session.model)
+        for number in range(STEPS):
+            step(session, number, optimizer)
+            session.after_step()
+            average.update_parameters(session.model)
+        held = {name: value.clone() for name, value in session.model.state_dict().items()}
+        session.model.load_state_dict(average.module.state_dict())
+        with pytest.raises(CookError, match=r"\n.*call session\.masks\.apply\(\)"):
+            session.finish()
+    assert held.keys() == session.model.state_dict().keys()
+
+
+def test_replaced_weights_are_masked_again_and_the_facts_are_those_of_the_model():
+    with attached() as session:
+        optimizer = adamw(session)
+        session.bind(optimizer)
+        for number in range(STEPS):
+            step(session, number, optimizer)
+            session.after_step()
+        for parameter in session.model.parameters():
+            parameter.data.add_(0.1)
+        session.masks.apply()
+        session.finish()
+        facts = session.facts["prune.weights"]
+        names = [name for name in session.model.state_dict() if ".layer." in name and name.endswith("weight")]
+        weights = [session.model.get_parameter(name) for name in names if "LayerNorm" not in name]
+        assert facts["zeros"] == sum(int((each == 0).sum()) for each in weights)
+        assert facts["sparsity"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_an_optimizer_that_accelerate_wraps():
+    with attached() as session:
+        optimizer = Accelerator(cpu=True).prepare(adamw(session))
+        session.bind(optimizer)
+        for number in range(STEPS):
+            step(session, number, optimizer)
+            session.after_step()
+        session.finish()
+        assert session.facts["prune.weights"]["sparsity"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_loop_that_ends_early_gets_what_was_asked_for():
+    with attached("heads") as session:
+        optimizer = adamw(session)
+        session.bind(optimizer)
+        step(session, 0, optimizer)
+        session.after_step()
+        session.finish()
+        assert session.facts["prune.heads"]["removed"] == 4
+
+
+def test_a_batch_is_a_mapping_or_keywords():
+    config = {"version": 1, "passes": ["distill.logits"]}
+    with cook.attach(tiny.model().eval(), config, total_steps=STEPS, teacher=tiny.model(seed=1)) as session:
+        session.before_step(0)
+        batch = tiny.batch()
+        plain = {name: float(value) for name, value in session.module(batch).items()}
+        assert {name: float(value) for name, value in session.module(**batch).items()} == plain
+        wrapped = Accelerator(cpu=True).prepare(session.module)
+        assert {name: float(value) for name, value in wrapped(**batch).items()} == plain
+        for given, named in (((), {}), ((batch,), batch), ((list(batch.values()),), {}), (({},), {})):
+            with pytest.raises(CookError, match=r"session\.module"):
+                session.module(*given, **named)
