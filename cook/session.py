@@ -13,6 +13,7 @@ session.finish()                            plain modules again; model.save_pret
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -137,6 +138,7 @@ class Session:
         self.step = 0
         self._steps = Steps()
         self._bound = False
+        self._layerdrop: list[tuple[Any, float]] = []
         self.learning_rate: float | None = None
         """The largest of the optimizer that is bound, before any schedule."""
         self.batch: Mapping[str, Tensor] = {}
@@ -157,6 +159,7 @@ class Session:
                 # Before tensors are watched: what a gate lets through is what the next module gets.
                 each.open(self)
             self._tensors.open()
+            self._keep_layers()
             for one in self.teachers:
                 one.open()
         except BaseException:
@@ -306,7 +309,17 @@ class Session:
         """
         decodes = self.anatomy.decodes(name)
         mask = answered_tokens(self.batch) if decodes else self.batch.get("attention_mask")
-        return torch.ones_like(like[..., 0], dtype=torch.bool) if mask is None else mask.bool()
+        if mask is None:
+            return torch.ones_like(like[..., 0], dtype=torch.bool)
+        if mask.ndim == 3 and len(like) == mask.shape[0] * mask.shape[1]:
+            mask = mask.flatten(0, 1)  # of multiple choice, whose model takes each choice for an example
+        if mask.shape != like.shape[:2]:
+            raise CookError(
+                f"which tokens of {name} are padding is not known: it has {tuple(like.shape[:2])} of them by"
+                f" example, the batch's mask {tuple(mask.shape)}",
+                hint="learn from tensors of batches without padding, or without a mask",
+            )
+        return mask.bool()
 
     def attended(self, like: Tensor, name: str, other: tuple[Anatomy, str] | None = None) -> Tensor:
         """Which tokens the valid ones may attend to in the layer of a tensor: bool [batch, tokens, tokens].
@@ -390,6 +403,9 @@ class Session:
     def close(self) -> None:
         """Remove all hooks; the model keeps whatever state it is in."""
         self.hooks.close()
+        while self._layerdrop:
+            module, rate = self._layerdrop.pop()
+            module.layerdrop = rate
         self._let_go()
 
     def __enter__(self) -> Session:
@@ -427,6 +443,27 @@ class Session:
         for owner, layers in self._avoidable:
             if message := missing(self._tensors.read, layers):
                 raise owner.error(message, hint=STAYS)
+
+    def _keep_layers(self) -> None:
+        """Switch off the model's own layerdrop where passes learn from its layers.
+
+        In training its forwards would leave layers out at random, whose tensors are then missing.
+        """
+        if not self._tensors.read:
+            return
+        dropping = {
+            name: module
+            for name, module in self.model.named_modules()
+            if isinstance(getattr(module, "layerdrop", None), float) and module.layerdrop > 0
+        }
+        for name, module in dropping.items():
+            self._layerdrop.append((module, module.layerdrop))
+            warnings.warn(
+                f"{name}.layerdrop is {module.layerdrop}; it is 0 while passes learn from tensors of layers,"
+                " which have to be there in every forward",
+                stacklevel=2,
+            )
+            module.layerdrop = 0.0
 
     def _let_go(self) -> None:
         self._tensors.clear()

@@ -106,7 +106,8 @@ class Teacher:
     @property
     def finite(self) -> bool:
         """Whether what it last gave is (a class may be ruled out); True when it gave nothing."""
-        return self._outputs is None or bool((self._outputs.logits < torch.inf).all())
+        logits = getattr(self._outputs, "logits", None)
+        return logits is None or bool((logits < torch.inf).all())
 
     def finite_for(self, batch: Mapping[str, Tensor]) -> bool:
         """Whether what it gives for a batch is; True of one that was not asked in the last forward."""

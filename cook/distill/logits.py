@@ -12,6 +12,7 @@ from cook.distill.specs import LogitsSpec
 from cook.distill.taught import Taught
 from cook.distill.truncated import truncated_cross_entropy
 from cook.model.alignment import predicts_next
+from cook.model.shapes import output_shapes
 from cook.passes import Effect, Term, register
 
 if TYPE_CHECKING:
@@ -71,11 +72,10 @@ class DistillLogits(LogitsSpec, Taught):
         if kind.endswith("ForQuestionAnswering"):
             hint = "distill.hidden learns tensors inside of it"
             raise self.error(f"a {kind} gives starts and ends, no logits of one distribution", hint=hint)
+        for one, role in ((anatomy, "model"), *((each, "teacher") for each in anatomy.teachers)):
+            self._check_outputs(one.model, role)
         alone = kind.endswith("ForSequenceClassification") and config.num_labels == 1
-        problem = "regression" if alone else getattr(config, "problem_type", None)
-        if self.given["loss"] == "ce" and problem in ("regression", "multi_label_classification"):
-            message = f"outputs of a model for {problem.replace('_', ' ')} are no distribution"
-            raise self.error(message, option="loss", hint="loss: mse")
+        self._check_problem("regression" if alone else getattr(config, "problem_type", None))
         return Effect(note=f"{self.given['loss']}, temperature {self.given['temperature']:g}")
 
     def attach(self, session: Session) -> None:
@@ -86,11 +86,35 @@ class DistillLogits(LogitsSpec, Taught):
             else:
                 teacher.watch("logits")
 
+    def _check_problem(self, problem: str | None) -> None:
+        if self.given["loss"] == "ce" and problem in ("regression", "multi_label_classification"):
+            message = f"outputs of a model for {problem.replace('_', ' ')} are no distribution"
+            raise self.error(message, option="loss", hint="loss: mse")
+
+    def _check_outputs(self, model: Any, role: str) -> None:
+        """Refuse heads whose outputs are not one distribution for each example or each token."""
+        known, kind = output_shapes(model), type(model).__name__
+        if known is None:
+            return  # it takes data to tell; the first batch does
+        given, read = known
+        hint = "distill.hidden learns tensors inside of the model"
+        if "logits" not in given:
+            raise self.error(f"the {role}, a {kind}, gives {', '.join(given)} and no `logits`", hint=hint)
+        shape = given["logits"]
+        if len(shape) > 3 or (len(shape) == 3 and shape[:2] != read[:2]):
+            message = f"the logits of the {role}, a {kind}, are neither by example nor by token"
+            raise self.error(message, hint=hint)
+
     def losses(self, session: Session) -> dict[str, Term]:
-        student, labels = session.outputs.logits, session.batch.get("labels")
+        # transformers decides what a classifier is for when it sees the first labels.
+        self._check_problem(getattr(session.model.config, "problem_type", None))
+        student, labels = self._given(session.outputs), session.batch.get("labels")
         tokens = None if session.model.config.is_encoder_decoder else session.batch.get("attention_mask")
-        causal = predicts_next(session.model, session.outputs, labels)
-        rows = labelled(student, labels, None if tokens is None else tokens.bool(), causal=causal)
+        try:
+            causal = predicts_next(session.model, session.outputs, labels)
+            rows = labelled(student, labels, None if tokens is None else tokens.bool(), causal=causal)
+        except ValueError as error:
+            raise self.error(str(error), hint="distill.hidden learns tensors inside of the model") from error
         distance = self._distance(session, student, rows)
         return {"logits": Term(distance, float(self.given["weight"]))}
 
@@ -111,8 +135,15 @@ class DistillLogits(LogitsSpec, Taught):
             total = total + loss * (weight / sum(weights))
         return total
 
+    def _given(self, outputs: Any) -> Tensor:
+        found: Tensor | None = getattr(outputs, "logits", None)
+        if found is None:
+            hint = "distill.hidden learns tensors inside of the model"
+            raise self.error(f"a {type(outputs).__name__} has no `logits`", hint=hint)
+        return found
+
     def _logits(self, teacher: Teacher, student: Tensor) -> Tensor:
-        found: Tensor = teacher.outputs.logits
+        found = self._given(teacher.outputs)
         if found.shape != student.shape:
             raise self.error(
                 f"the student's logits are {tuple(student.shape)}, the teacher's {tuple(found.shape)}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -61,3 +62,23 @@ def shapes(anatomy: Anatomy, names: Iterable[str], tokens: int = 3) -> dict[str,
             hint="name what comes out of the embeddings, or later",
         )
     return {name: tuple(tensor.shape) for name, tensor in found.items()}
+
+
+@torch.no_grad()
+def output_shapes(model: Any) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]] | None:
+    """What a model gives for one small example: the shapes of its outputs by name, and of what it read.
+
+    Args:
+        model: also on the meta device.
+
+    Returns:
+        None where no small example gets through.
+    """
+    with suppress(Unmeasured), evaluating(model):
+        for example in examples(model):
+            with suppress(*FAILURES):
+                found = model(**example)
+                given = {name: tuple(each.shape) for name, each in found.items() if isinstance(each, Tensor)}
+                decoded = example.get("decoder_input_ids", example.get(model.main_input_name))
+                return given, () if decoded is None else tuple(decoded.shape)
+    return None
