@@ -26,7 +26,12 @@ def call(args: argparse.Namespace) -> int:
     from cook.report import plan_table
 
     made = plan(load_recipe(args.recipe, args.overrides))
-    value = {"before": dict(made.before), "after": dict(made.after), "rows": [dict(row) for row in made.rows]}
+    value = {
+        "before": dict(made.before),
+        "after": dict(made.after),
+        "rows": [dict(row) for row in made.rows],
+        "tokens": made.tokens,
+    }
     if args.json:
         screen.say_json(value)
     else:

@@ -12,6 +12,9 @@ from cook.errors import CookError
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
 """What a forward without values may end with."""
 
+TOKENS = 128
+"""Of the example that a plan counts multiply-accumulates for, when the data do not say more."""
+
 SAMPLES = 4000
 """Of an example of sound: a quarter of a second."""
 
@@ -75,3 +78,9 @@ def _said(config: Any, name: str) -> Any:
     """A value of a config, or of the part of it that is about images."""
     found = getattr(config, name, None)
     return getattr(getattr(config, "vision_config", None), name, None) if found is None else found
+
+
+def planned_tokens(model: Any, most: int | None = None) -> int:
+    """How many tokens an example of a plan has: `most`, or `TOKENS`, as far as the model has positions."""
+    limit = getattr(model.config, "max_position_embeddings", None) or TOKENS
+    return max(1, min(most or TOKENS, limit - (2 if limit > TOKENS else 0)))

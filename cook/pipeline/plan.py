@@ -18,10 +18,10 @@ from cook.model.anatomy import Anatomy
 from cook.model.bare import bare
 from cook.model.blueprint import Blueprint
 from cook.model.depth import STAYS, compact, missing
-from cook.model.example import Unmeasured
+from cook.model.example import FAILURES, Unmeasured, examples, planned_tokens
 from cook.model.linear import is_linear, weight_count
 from cook.model.lock import lock_of
-from cook.model.measure import tally
+from cook.model.measure import macs, tally
 from cook.model.plain import settle
 from cook.model.quantizer import attach_quantizer, blueprint_of
 from cook.passes import PHASES, Effect, Pass
@@ -45,8 +45,10 @@ class Plan:
     """Sizes before and after, and a row a pass.
 
     Attributes:
-        before, after: of the source, and of what comes out: `parameters`, `bytes`, `macs` (None: they are
-            counted in the run, on real data), `sizes` (`at most` or `about` where they are such).
+        before, after: of the source, and of what comes out: `parameters`, `bytes`, `macs` (None where the
+            model does not run without data), `sizes` (`at most` or `about` where they are such).
+        tokens: of the example that multiply-accumulates are counted for; None for models of images. The run
+            counts them for an example of its data.
         rows: `id`, `modules`, `parameters`, `zeros`, `parameters_after`, `bytes_after`, `sizes` (what these
             two are), `window`, `note`.
     """
@@ -54,6 +56,7 @@ class Plan:
     before: dict[str, Any]
     after: dict[str, Any]
     rows: list[dict[str, Any]]
+    tokens: int | None = None
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -65,7 +68,8 @@ def plan(recipe: Recipe) -> Plan:
     data = read_data(recipe, silent) if recipe.data is not None else None
     source = _without_weights(recipe, data)
     dtype = stored_dtype(recipe, source)
-    before = _sizes(source, dtype)
+    tokens = planned_tokens(source, data.task.data.max_length if data else None)
+    before = _sizes(source, dtype, tokens)
     model = load_student(recipe, source, data, silent)
     passes = make_passes(recipe)
     teachers = planned_teachers(recipe, source, data)
@@ -75,7 +79,7 @@ def plan(recipe: Recipe) -> Plan:
     for each in finishing(passes):
         weights = _weights(model)
         planned += plan_passes(model, [each], teachers, planned)
-        effect, after = planned[-1][1], _sizes(model, dtype)
+        effect, after = planned[-1][1], _sizes(model, dtype, tokens)
         sizes = "about" if "about" in (sizes, effect.sizes) else sizes or effect.sizes
         rows[each.id] = {
             "id": each.id,
@@ -88,7 +92,9 @@ def plan(recipe: Recipe) -> Plan:
             "window": _window(each),
             "note": effect.note,
         }
-    return Plan(before, {**_sizes(model, dtype), "sizes": sizes}, [rows[each.id] for each in passes])
+    reads = tokens if source.main_input_name == "input_ids" else None
+    after = {**_sizes(model, dtype, tokens), "sizes": sizes}
+    return Plan(before, after, [rows[each.id] for each in passes], reads)
 
 
 def finishing(passes: Sequence[Pass]) -> list[Pass]:
@@ -242,9 +248,18 @@ def _window(each: Pass) -> list[str] | None:
     return [str(each.given.get("start", "0%")), str(each.given.get("end", "100%"))]
 
 
-def _sizes(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Any]:
+def _sizes(model: nn.Module, dtype: torch.dtype | None, tokens: int) -> dict[str, Any]:
     count = tally(model, dtype)
-    return {"parameters": count.parameters, "bytes": count.bytes, "macs": None}
+    return {"parameters": count.parameters, "bytes": count.bytes, "macs": _macs(model, tokens)}
+
+
+def _macs(model: nn.Module, tokens: int) -> int | None:
+    """Multiply-accumulates of an example of so many tokens; None where the model needs data to run."""
+    with suppress(Unmeasured):
+        for example in examples(model, tokens):
+            with suppress(*FAILURES):
+                return macs(model, example)
+    return None
 
 
 def _weights(model: nn.Module) -> dict[str, tuple[Tensor, int]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from cook.model.example import FAILURES, Unmeasured, examples, planned_tokens
 from cook.model.measure import EXAMPLES, longest
 from cook.model.units import Units
 from cook.prune import cost
@@ -92,14 +94,37 @@ def within_time(
     return keep, met
 
 
-def planned(model: nn.Module, units: list[Units], budget: Mapping[str, Any]) -> Cost:
-    """What can be said without data: parameters, and for other goals those of the layers.
+def planned(
+    model: nn.Module, units: list[Units], budget: Mapping[str, Any], stream: Units | None = None
+) -> tuple[list[Cost], bool]:
+    """The cost of a model without weights, before there is data.
 
-    A token is multiplied with nearly each of these once.
+    Args:
+        units: of that model.
+        stream: its residual stream, as for `measured`.
+
+    Returns:
+        The costs, and whether they are what a run counts. Parameters are. Multiply-accumulates are counted
+        for a short and for a long example: what can be met for neither can be met for no data. For time, and
+        where the model does not run without data, those of the layers' parameters are a guess: a token is
+        multiplied with nearly each of these once.
     """
     goal, _ = goal_of(budget)
-    found = cost.parameters(model, units)
-    return found if goal == "parameters" else Cost(goal, found.curves, found.layers)
+    if goal == "macs" and (counted := _counted(model, units, stream)):
+        return counted, True
+    found = cost.parameters(model, units, stream)
+    return [found if goal == "parameters" else Cost(goal, found.curves, found.layers)], goal == "parameters"
+
+
+def _counted(model: nn.Module, units: list[Units], stream: Units | None) -> list[Cost]:
+    found = []
+    for tokens in (2, planned_tokens(model)):
+        with suppress(Unmeasured):
+            for example in examples(model, tokens):
+                with suppress(*FAILURES):
+                    found.append(cost.multiply_accumulates(model, units, example, stream))
+                    break
+    return found
 
 
 def _timing(

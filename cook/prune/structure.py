@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +47,12 @@ class Structure(StructureSpec, Pass):
         units = self._chosen(anatomy)
         self._prove(anatomy, units)
         if self.given["budget"] is not None:
-            self.cost = goals.planned(anatomy.model, units, self.given["budget"])
-        if self.cost is None or self.cost.goal == "parameters":
-            self._check(units)  # what else there is a plan can only guess
+            costs, counted = goals.planned(anatomy.model, units, self.given["budget"])
+            self.cost = costs[-1]
+            if counted:
+                self._check_costs(units, costs)
+        else:
+            self._check(units)
         keep = self._planned(units)
         model = copy.deepcopy(anatomy.model)
         gone = sum(int((~each).sum()) for each in keep)
@@ -187,21 +190,11 @@ class Structure(StructureSpec, Pass):
 
     def _check(self, units: list[Units]) -> None:
         """Raise CookError for a goal that cannot be reached, or that takes nothing away."""
-        spared = [spare(each.count, **self._limits(each)) for each in units]
-        limits = f"minimum {self.given['minimum']} and limit {self.given['limit']:g}"
         if self.cost is not None:
-            least_cost = self.cost.of([each.count - some for each, some in zip(units, spared, strict=True)])
-            nearest, left = least_cost / self.cost.whole, 1 - self.share
-            if nearest > left:
-                ask = math.ceil(1000 * nearest) / 1000
-                hint = f"ask for {ask:g} with {limits}, or choose among more"
-                raise self.error(
-                    f"{left:g} of the {self.cost.goal} cannot be met: at least {nearest:.3g} is left when all"
-                    f" {self._called(units)} that can go have gone",
-                    option="budget",
-                    hint=hint if ask < 1 else f"with {limits} next to nothing of these can go",
-                )
+            self._check_costs(units, [self.cost])
             return
+        spared = [spare(each.count, **self._limits(each)) for each in units]
+        limits = self._said_limits()
         whole, multiple = sum(each.count for each in units), self.multiple(units[0])
         wanted = round(self.share * whole)
         if wanted - sum(spared) >= max(1, multiple / 2):
@@ -230,6 +223,24 @@ class Structure(StructureSpec, Pass):
                 option="sparsity",
                 hint=f"the next that takes something away is {math.ceil(1000 * multiple / of) / 1000:g}",
             )
+
+    def _said_limits(self) -> str:
+        return f"minimum {self.given['minimum']} and limit {self.given['limit']:g}"
+
+    def _check_costs(self, units: list[Units], costs: Sequence[Cost]) -> None:
+        """Raise CookError for a budget that cannot be met at any of several costs."""
+        kept = [each.count - spare(each.count, **self._limits(each)) for each in units]
+        nearest, left = [each.of(kept) / each.whole for each in costs], 1 - self.share
+        if min(nearest) <= left:
+            return
+        ask, limits = math.ceil(1000 * max(nearest)) / 1000, self._said_limits()
+        hint = f"ask for {ask:g} with {limits}, or choose among more"
+        raise self.error(
+            f"{left:g} of the {costs[0].goal} cannot be met: at least {max(nearest):.3g} is left when all"
+            f" {self._called(units)} that can go have gone",
+            option="budget",
+            hint=hint if ask < 1 else f"with {limits} next to nothing of these can go",
+        )
 
     def _planned(self, units: list[Units]) -> list[Tensor]:
         """As many as will go. Which ones is found on data; for sizes it suffices to take them evenly."""

@@ -51,8 +51,9 @@ class PruneStructured(StructuredSpec, Pass):
         goals.check_device(self, self.given["budget"])
         self._find(anatomy)
         prove(anatomy, self._gated())
-        if self.goal == "parameters":
-            self._check_budget(self._shares(cost.parameters(anatomy.model, self.units, self.stream)))
+        costs, counted = goals.planned(anatomy.model, self.units, self.given["budget"], self.stream)
+        if counted:
+            self._check_budget(*map(self._shares, costs))
         gated = list(self.units if self.layers else self._gated())
         if self.stream is not None:
             gated.append(self.stream)
@@ -222,15 +223,19 @@ class PruneStructured(StructuredSpec, Pass):
         numbers = {layer: number for number, layer in enumerate(self.layers)}
         return Shares.made(whole, [numbers.get(each.layers[0]) for each in self.units], self.layers)
 
-    def _check_budget(self, shares: Shares) -> None:
+    def _check_budget(self, *several: Shares) -> None:
+        """Raise CookError for a budget that cannot be reached with any of several costs."""
         gated = [each.kind in self.given["gates"] for each in self.units]
         width = None if self.stream is None else self.stream.count
-        nearest = least(shares, gated, minimum=self.given["minimum"], stacks=self._groups(), width=width)
-        if nearest > self.asked:
-            enough = math.ceil(1000 * nearest) / 1000
+        nearest = [
+            least(shares, gated, minimum=self.given["minimum"], stacks=self._groups(), width=width)
+            for shares in several
+        ]
+        if min(nearest) > self.asked:
+            enough = math.ceil(1000 * max(nearest)) / 1000
             less = f"ask for {enough:g} or more, or " if enough < 1 else ""
             raise self.error(
-                f"{self.asked:.3g} of the {self.goal} cannot be reached, the least is {nearest:.3g}",
+                f"{self.asked:.3g} of the {self.goal} cannot be reached, the least is {max(nearest):.3g}",
                 option=f"budget.{self.goal}",
                 hint=f"{less}give more `gates`",
             )

@@ -215,10 +215,10 @@ def plan_table(plan: Mapping[str, Any]) -> str:
         ["model", "before", "after", "change"],
         _measure("parameters", before["parameters"], after["parameters"], units.count, COUNT),
         _measure("size on disk", before["bytes"], after["bytes"], units.size, SIZE),
-        _measure("MACs", before["macs"], after["macs"], units.count, COUNT),
+        _measure(_counted(plan.get("tokens")), before["macs"], after["macs"], units.count, COUNT),
     ]
     if after.get("sizes"):
-        for row in model[1:3]:
+        for row in model[1:]:
             row[2:] = [f"{after['sizes']} {row[2]}", "the run will tell"]
     passes = [["pass", "window", "modules", "touches", "zeros", "parameters after", "size after"]]
     for row in plan["rows"]:
@@ -235,6 +235,11 @@ def plan_table(plan: Mapping[str, Any]) -> str:
     if plan["rows"]:
         tables.append(grid(passes, align="<>>>>>>", notes=notes))
     return "\n\n".join(tables)
+
+
+def _counted(tokens: int | None) -> str:
+    """The label of multiply-accumulates that a plan counts."""
+    return "MACs" if tokens is None else f"MACs ({tokens} tokens)"
 
 
 def ablation_table(rows: Sequence[Mapping[str, Any]]) -> str:

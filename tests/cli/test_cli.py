@@ -67,7 +67,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     ]
     answers = {
         "run": report(),
-        "plan": SimpleNamespace(before=BEFORE, after=BEFORE, rows=[ROW]),
+        "plan": SimpleNamespace(before=BEFORE, after=BEFORE, rows=[ROW], tokens=128),
         "evaluate": {"accuracy": 0.9014, "loss": 0.25},
         "ablate": rows,
         "slice_folder": [sliced([0, 1, 2], 0.9), sliced([2], 0.8)],
@@ -112,7 +112,7 @@ def test_plan(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "r.yaml"]) == 0
     assert "half of them" in capsys.readouterr().out
     assert main(["plan", "r.yaml", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"before": BEFORE, "after": BEFORE, "rows": [ROW]}
+    assert json.loads(capsys.readouterr().out) == {"before": BEFORE, "after": BEFORE, "rows": [ROW], "tokens": 128}
 
 
 def test_eval(calls: Calls, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

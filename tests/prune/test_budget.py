@@ -284,8 +284,30 @@ def test_the_plan_is_an_estimate_and_says_so(budget):
 def test_the_plan_does_not_refuse_what_it_can_only_guess():
     with torch.device("meta"):
         model = tiny.model(layers=3)
-    for budget in ({"macs": 0.01}, {"latency": 0.01}):
-        plan_passes(model, bound.passes({"prune.units": {"budget": budget}}))
+    plan_passes(model, bound.passes({"prune.units": {"budget": {"latency": 0.01}}}))
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"prune.units": {"budget": {"macs": 0.005}}}, r"0\.005 of the macs cannot be met: at least 0\.2"),
+        ({"prune.heads": {"budget": {"macs": 0.1}}}, r"0\.1 of the macs cannot be met"),
+        ({"prune.neurons": {"budget": {"macs": 0.1}}}, r"0\.1 of the macs cannot be met"),
+        ({"prune.structured": {"budget": {"macs": 0.01}}}, r"0\.01 of the macs cannot be reached"),
+    ],
+)
+def test_the_plan_refuses_what_a_run_refuses_and_its_hint_can_be_met(item, message):
+    with torch.device("meta"):
+        model = tiny.model(layers=3)
+    with pytest.raises(CookError, match=message) as told:
+        plan_passes(copy.deepcopy(model), bound.passes(item))
+    nearest = float(told.value.hint.split()[2])
+    ((name, options),) = item.items()
+    enough = {name: {**options, "budget": {"macs": nearest}}}
+    plan_passes(copy.deepcopy(model), bound.passes(enough))
+    bound.session(tiny.model(layers=3), enough, calibration=EXAMPLES).close()
+    with pytest.raises(CookError, match="cannot be"):
+        bound.session(tiny.model(layers=3), item, calibration=EXAMPLES)
 
 
 @pytest.mark.parametrize(
