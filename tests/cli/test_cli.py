@@ -112,7 +112,12 @@ def test_plan(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "r.yaml"]) == 0
     assert "half of them" in capsys.readouterr().out
     assert main(["plan", "r.yaml", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"before": BEFORE, "after": BEFORE, "rows": [ROW], "tokens": 128}
+    assert json.loads(capsys.readouterr().out) == {
+        "before": BEFORE,
+        "after": BEFORE,
+        "rows": [ROW],
+        "tokens": 128,
+    }
 
 
 def test_eval(calls: Calls, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -204,4 +204,6 @@ def test_an_encoder_and_its_decoder_are_taken_through_by_hand(family, method):
     for name in pruned.passes[0].parameters:
         found, expected = model.get_parameter(name), hand.get_parameter(name)
         assert torch.equal(found == 0, expected == 0), name
-        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5), name
+        # The reference inverts in float64, and how float32 rounds differs from processor to processor.
+        size = max(1.0, float(expected.detach().abs().max()))
+        assert torch.allclose(found, expected, rtol=1e-3, atol=3e-5 * size), name
