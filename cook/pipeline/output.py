@@ -38,7 +38,17 @@ def finished(recipe: Recipe) -> Report | None:
     if not file.is_file():
         return None
     report = Report.read(file)
-    return report if report.recipe.get("digest") == recipe.digest else None
+    if report.recipe.get("digest") == recipe.digest or _same(file.with_name("recipe.yaml"), recipe):
+        return report
+    return None
+
+
+def _same(written: Path | Mapping[str, Any], recipe: Recipe) -> bool:
+    """Whether a recipe that was kept asks for the same, whatever keys have been added to recipes since."""
+    try:
+        return load_recipe(written).digest == recipe.digest
+    except CookError:  # what it names is gone
+        return False
 
 
 def waits(recipe: Recipe) -> bool:
@@ -165,7 +175,7 @@ def restore(
         return None
     state = checkpoint.load(path)
     before = state["run"]["identity"]
-    if before["digest"] != recipe.digest:
+    if before["digest"] != recipe.digest and not _same(json.loads(before["recipe"]), recipe):
         then = load_recipe(json.loads(before["recipe"]))
         changes = then.difference(recipe) or ["the recipe"]
         listed = "\n  ".join(changes)
