@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,14 +160,17 @@ def _labels(recipe: Recipe, tables: Mapping[str, list[tuple[Path, Table]]]) -> F
     cut = recipe.data.limit is not None or any("[" in str(recipe.data[split]) for split in SPLITS)
     labels = {value for value in known if value not in ("", "-1")}
     classes = _classes(recipe)
-    if whole and not cut and classes is not None and len(labels) > classes:
-        shown = ", ".join(sorted(labels)[:6])
+    if whole and not cut and classes is not None and len(labels) > len(classes):
         yield recipe.error(
             "data.label",
-            f"the data has {len(labels)} labels ({shown}{', ...' if len(labels) > 6 else ''}), the model in "
-            f"{Path(recipe.model.path).name} tells {classes} classes apart",
+            f"the data has {len(labels)} labels ({_listed(sorted(labels))}), the model in "
+            f"{Path(recipe.model.path).name} tells {len(classes)} classes apart ({_listed(classes)})",
             "write model.head: new to put a new head of the data's labels in the place of the model's",
         )
+
+
+def _listed(names: Sequence[str], most: int = 6) -> str:
+    return ", ".join([*map(repr, names[:most]), *(["..."] if len(names) > most else [])])
 
 
 def _name(value: Any) -> str:
@@ -179,8 +182,8 @@ def _name(value: Any) -> str:
         return text
 
 
-def _classes(recipe: Recipe) -> int | None:
-    """How many classes the head of a local model has; None where it gets a new one, or nobody knows."""
+def _classes(recipe: Recipe) -> list[str] | None:
+    """The classes of a local model's head; None where it gets a new one, or they are not certain."""
     model = recipe.model
     if model.head != "keep" or model.labels is not None or not is_local(model.path):
         return None
@@ -189,7 +192,8 @@ def _classes(recipe: Recipe) -> int | None:
         ends = HEADS[model.task]
         if not any(str(name).endswith(ends) for name in config.get("architectures") or ()):
             return None
-        sizes = [len(config.get(key) or ()) for key in ("id2label", "label2id")]
-        return max(*sizes, int(config.get("num_labels") or 0)) or 2
+        said = [list(map(str, (config.get("id2label") or {}).values())), list(config.get("label2id") or ())]
+        default = [f"LABEL_{index}" for index in range(int(config.get("num_labels") or 2))]
+        return max(*said, default, key=len)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -131,7 +131,8 @@ def test_more_labels_than_the_model_has_classes(folder: Path) -> None:
     (folder / "train.csv").write_text(GOOD + "odd,perhaps\n")
     model = head(folder)
     said = refused(recipe(folder, model))
-    assert "the data has 3 labels (no, perhaps, yes), the model in bert tells 2 classes apart" in said
+    assert "the data has 3 labels ('no', 'perhaps', 'yes')" in said
+    assert "the model in bert tells 2 classes apart ('LABEL_0', 'LABEL_1')" in said
     assert "model.head: new" in said
     peek.check(recipe(folder, {**model, "head": "new"}))
     peek.check(recipe(folder, model, limit=2))  # the third one may not be drawn
