@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cook.errors import CookError
 from cook.passes import spec
-from cook.recipe import load_recipe
+from cook.recipe import load_recipe, peek
 
 ROOT = Path(__file__).parents[1] / "recipes"
 
@@ -201,6 +201,7 @@ def outcome(path: Path, text: str) -> str:
     partial = len(text) % 2 == 0
     try:
         recipe = load_recipe(path, partial=partial)
+        peek.check(recipe)
     except CookError as error:
         assert str(error)  # noqa: PT017 (the words must be there)
         return "error"

@@ -125,3 +125,33 @@ def test_an_output_whose_name_is_too_long_names_its_key(kitchen: Path) -> None:
     with pytest.raises(CookError, match="File name too long") as caught:
         run(recipe, say=silent, progress=False)
     assert str(caught.value.where).endswith(": output.path")
+
+
+def test_runs_from_before_a_key_was_added_are_still_known(
+    kitchen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new key with a default changes every recipe's digest, and nothing that was asked for."""
+    module, recipe = import_module("cook.pipeline.run"), load_recipe(write(kitchen / "older.yaml"))
+
+    def stopped(*args: Any, **named: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    def older(*args: Any, **named: Any) -> dict[str, Any]:
+        return {**real(*args, **named), "digest": "of a recipe with fewer keys"}
+
+    real = output.identity
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "deliver", stopped)
+        patch.setattr(output, "identity", older)
+        with pytest.raises(Interrupted):
+            run(recipe, say=silent, progress=False)
+    changed = load_recipe(recipe, ["train.seed=7"])
+    with pytest.raises(CookError, match="the recipe has changed"):
+        run(changed, resume=True, say=silent, progress=False)
+    said: list[str] = []
+    run(recipe, resume=True, say=said.append, progress=False)
+    assert "resuming after step 40" in said
+    file = Path(recipe.output.path) / "report.json"
+    file.write_text(file.read_text().replace(recipe.digest, "of a recipe with fewer keys"))
+    assert output.finished(recipe) is not None
+    assert output.finished(changed) is None

@@ -19,10 +19,14 @@ def add(subparsers: Any) -> None:
 
 def call(args: argparse.Namespace) -> int:
     """Run them all and print a row a run."""
+    from cook.recipe import load_recipe, peek
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    peek.check(recipe)
+    # Only now what takes seconds to import.
     from cook.pipeline import ablate
-    from cook.recipe import load_recipe
     from cook.report import ablation_table
 
-    rows = ablate(load_recipe(args.recipe, args.overrides), force=args.force, say=screen.say)
+    rows = ablate(recipe, force=args.force, say=screen.say)
     screen.say(f"\n{ablation_table(rows)}")
     return 0

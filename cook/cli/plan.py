@@ -21,11 +21,15 @@ def add(subparsers: Any) -> None:
 
 def call(args: argparse.Namespace) -> int:
     """Print the plan; conflicts between passes are errors."""
+    from cook.recipe import load_recipe, peek
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    peek.check(recipe)
+    # Only now what takes seconds to import.
     from cook.pipeline import plan
-    from cook.recipe import load_recipe
     from cook.report import plan_table
 
-    made = plan(load_recipe(args.recipe, args.overrides))
+    made = plan(recipe)
     value = {
         "before": dict(made.before),
         "after": dict(made.after),

@@ -22,15 +22,18 @@ def add(subparsers: Any) -> None:
 
 def call(args: argparse.Namespace) -> int:
     """Run the recipe and print its report. Of several processes only the first speaks."""
+    from cook.recipe import load_recipe, peek
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    peek.check(recipe)
+    # Only now what takes seconds to import.
     from torch import distributed
 
     from cook.pipeline import run
-    from cook.recipe import load_recipe
     from cook.report import terminal
 
     quiet = args.quiet or os.environ.get("RANK", "0") != "0"
     say = _silent if quiet else screen.say
-    recipe = load_recipe(args.recipe, args.overrides)
     report = run(recipe, resume=args.resume, force=args.force, say=say, progress=not quiet)
     say(f"\n{terminal(report)}")
     if distributed.is_available() and distributed.is_initialized():

@@ -15,7 +15,7 @@ import torch
 
 from cook._hook import METHOD
 from cook.errors import CookError
-from cook.model import folder, source
+from cook.model import folder, head, source
 from cook.model.adapters import refuse_adapters
 from cook.model.blueprint import Blueprint
 from cook.model.quantizer import CookConfig, attach_quantizer, blueprint_of
@@ -58,8 +58,9 @@ def load(
     """The model that a section asks for.
 
     Args:
-        section: attributes `path` or `config`; optional `revision`, `labels`, `trust_remote_code`,
-            `allow_pickle`, `attention`. An absent one counts as None.
+        section: attributes `path` or `config`; optional `revision`, `labels`, `head`, `trust_remote_code`,
+            `allow_pickle`, `attention`. An absent one counts as None. With `head` `new`, what a checkpoint
+            has outside of its base model is left out, and the head starts afresh.
         auto_class: `AutoModelForSequenceClassification` and the like.
         labels: names for a head that starts afresh; `section.labels` goes first. A head that the
             checkpoint brings keeps its own.
@@ -174,13 +175,20 @@ def _load(
     blueprint = _refuse_quantised(config, path, error)
     fresh = source.class_name(auto, config) not in (config.architectures or [])
     origin = Origin(dtype=config.dtype if isinstance(config.dtype, torch.dtype) else None, new_head=fresh)
+    replaced = not fresh and _option(section, "head") == "new"
+    if replaced:
+        origin.new_head = fresh = True
+        config.problem_type = None  # it was that of the head that goes
     if fresh:
         name_labels(config, named or labels)
     elif named:
         if len(named) != config.num_labels:
             message = f"{len(named)} labels are given, the model in {path} has {config.num_labels}"
-            raise error("labels", message, f"its labels are {', '.join(map(str, config.id2label.values()))}")
+            known = f"its labels are {', '.join(map(str, config.id2label.values()))}"
+            raise error("labels", message, f"{known}; head: new makes a new head for others")
         name_labels(config, named)
+    if replaced:
+        head.check(_from_config(auto, config, options, meta=True), blueprint, error)
     if meta:
         model = _from_config(auto, config, options, meta)
         attach_quantizer(model, blueprint.without("integer").apply(model))
@@ -190,6 +198,10 @@ def _load(
         name, config=config, output_loading_info=True, **{**options, **hub, **more}
     )
     refuse_adapters(model, lambda message, hint: error("path", f"{path}: {message}", hint))
+    if replaced:
+        info["mismatched_keys"] = {key for key in info["mismatched_keys"] if not head.holds(model, key[0])}
+        parts = ", ".join(head.renew(model))
+        origin.notes.append(f"the head of {path} ({parts}) is left out: a new one starts from random weights")
     _check_keys(model, info, path, fresh, origin, error)
     if not integers and any(edit.op == "integer" for edit in blueprint_of(model).edits):
         model = model.dequantize(dtype)

@@ -74,7 +74,7 @@ def open_folder(
     """The model in `folder` and the recipe's validation data, ready for evaluation; as for `evaluate`."""
     place = json.dumps(str(Path(folder).absolute()), ensure_ascii=False)
     unused = (
-        *("model.config", "model.recipe", "model.revision", "student"),
+        *("model.config", "model.recipe", "model.revision", "model.head", "student"),
         *("teacher", "train", "data.train", "data.augment", "passes"),
     )
     ours = [*(f"{key}=null" for key in unused), f"model.path={place}"]

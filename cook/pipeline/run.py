@@ -67,6 +67,8 @@ def run(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
     _check_sections(recipe)
+    for note in recipe.notes:
+        say(note)
     begun = resume and output.waits(recipe)
     if resume and not begun and (report := output.finished(recipe)) is not None:
         say(f"{recipe.output.path} is finished already")

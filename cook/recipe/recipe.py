@@ -23,6 +23,9 @@ from cook.recipe.shape import fill, normal
 from cook.recipe.text import Document, kind_of, raise_all, read_text, scan
 from cook.recipe.values import plain
 
+EMPTY = "passes is empty: nothing is compressed"
+"""What is said of a recipe that has the key and no pass under it; one without the key only trains."""
+
 
 @dataclass(frozen=True)
 class PassSpec:
@@ -52,6 +55,7 @@ class Recipe:
         marks: the places of its values in the text.
         folder: what its relative paths were relative to.
         overrides: what was changed in it since it was written, as after `--set`.
+        notes: lines for people about what is right and may still not be what was meant.
     """
 
     value: Section
@@ -60,6 +64,7 @@ class Recipe:
     marks: Marks = field(compare=False, repr=False, hash=False)
     folder: FilePath = field(compare=False)
     overrides: tuple[str, ...] = field(compare=False, default=())
+    notes: tuple[str, ...] = field(compare=False, default=())
 
     @property
     def model(self) -> Any:
@@ -214,7 +219,17 @@ def load_recipe(
     if not partial:
         raise_all(list(_splits(value, marks, document.name)))
     before = source.overrides if isinstance(source, Recipe) else ()
-    return Recipe(Section(value), document.text, document.name, marks, folder, (*before, *overrides))
+    # A Recipe has `passes` written out, whether it was asked for or not.
+    noted = source.notes if isinstance(source, Recipe) else (EMPTY,) if "passes" in document.value else ()
+    return Recipe(
+        Section(value),
+        document.text,
+        document.name,
+        marks,
+        folder,
+        overrides=(*before, *overrides),
+        notes=() if value["passes"] else noted,
+    )
 
 
 def _document(source: Any) -> tuple[Document, FilePath]:

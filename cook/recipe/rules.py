@@ -104,6 +104,8 @@ def _needs(value: dict[str, Any], known: list[Known], sound: list[Known], proble
 
 def _task(value: dict[str, Any], problem: Problem) -> Found:
     model = value.get("model")
+    if isinstance(model, dict) and model.get("head") == "new" and "data" not in value:
+        yield problem(("model", "head"), "a new head needs data, whose labels it gets", "add a data section")
     if isinstance(model, dict) and model.get("task") is None and ("train" in value or "data" in value):
         hint = "write task: text-classification or task: image-classification"
         yield problem(("model", "task"), "missing; a model that meets data needs a task", hint)

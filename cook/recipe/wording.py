@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.validators import extend
 
 from cook.errors import CookError, nearest
+from cook.recipe import numbers
 from cook.recipe.fragments import Schema
+from cook.recipe.models import task_hint
 from cook.recipe.moment import Moment
 from cook.recipe.place import Path
 from cook.recipe.values import MAX_INTEGER
@@ -177,6 +180,8 @@ def _repair(value: Any, schema: Schema, path: Path) -> str | None:
     kinds = schema.get("type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
     if isinstance(value, str):
+        if path == ("model", "task"):
+            return task_hint(value)
         if "enum" in schema:
             return nearest(value, [choice for choice in schema["enum"] if isinstance(choice, str)])
         if "boolean" in kinds and value.lower() in ("yes", "no", "on", "off"):
@@ -184,7 +189,9 @@ def _repair(value: Any, schema: Schema, path: Path) -> str | None:
         if "object" in kinds and "path" in schema.get("properties", {}):
             return f"write {{path: {value}}}"
         if "number" in kinds or "integer" in kinds:
-            return _number_in(value)
+            return numbers.meant(value, partial(_fits, schema))
+    if "number" in kinds and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return numbers.as_share(value, partial(_fits, schema))
     if kinds in (["string"], ["string", "null"]) and isinstance(value, (int, float)):
         return "put a text that looks like a number, true or false in quotes"
     if "array" in kinds and isinstance(value, str):
@@ -194,14 +201,5 @@ def _repair(value: Any, schema: Schema, path: Path) -> str | None:
     return None
 
 
-def _number_in(text: str) -> str | None:
-    bare = text.strip().replace("_", "").replace(",", "")
-    try:
-        number = float(bare.removesuffix("%"))
-    except ValueError:
-        return None
-    if not math.isfinite(number):
-        return None
-    if bare.endswith("%"):
-        return f"write {number / 100:g}"
-    return f"write {bare}, without quotes" if bare == text.strip() else f"write {bare}"
+def _fits(schema: Schema, value: float) -> bool:
+    return bool(Validator(schema).is_valid(value))

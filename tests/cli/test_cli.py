@@ -19,7 +19,7 @@ from cook.cli import VERBS, main
 from cook.errors import CookError, Interrupted, RecipeErrors, RunError
 from tests.report.example import report
 
-RECIPE = SimpleNamespace(passes=("a", "b", "c"))
+RECIPE = SimpleNamespace(passes=("a", "b", "c"), notes=())
 BEFORE = {"parameters": 100, "bytes": 400, "macs": 50}
 ROW = {
     "id": "prune.weights",
@@ -75,6 +75,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     for name, value in answers.items():
         setattr(pipeline, name, made.answer(name, value))
     recipe.load_recipe = made.answer("load_recipe", RECIPE)  # type: ignore[attr-defined]
+    recipe.peek = SimpleNamespace(check=lambda recipe: [])  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cook.pipeline", pipeline)
     monkeypatch.setitem(sys.modules, "cook.recipe", recipe)
     return made
@@ -312,7 +313,10 @@ def test_a_real_recipe_is_validated_without_its_model(
         "output: {path: out}\n"
     )
     assert main(["validate", str(file)]) == 0, capsys.readouterr().err
-    assert capsys.readouterr().out == f"{file} is valid: 2 passes\n"
+    assert capsys.readouterr().out == (
+        f"{file} is valid: 2 passes\n"
+        "  not checked: model.path 'owner/model', data.path 'owner/data', which must be fetched first\n"
+    )
     assert main(["validate", str(file), "--set", "passes[1].sparsity=2", "--set", "train.epochs=no"]) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: ")

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cook.distill.minilm import RELATIONS, regrouped, relation, relation_divergence
+from cook.distill.minilm import regrouped, relation, relation_divergence
+from cook.distill.specs import RELATIONS
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
 from tests import bound, tiny

@@ -14,7 +14,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import cook
 from cook.distill.pairs import last, uniform
-from cook.distill.tinybert import PARTS, TERMS, score_distance, state_distance
+from cook.distill.specs import PARTS, TERMS
+from cook.distill.tinybert import score_distance, state_distance
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
 from cook.recipe import load_recipe

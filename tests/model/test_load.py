@@ -11,10 +11,12 @@ import torch
 from transformers import AutoModelForMaskedLM, BertForMaskedLM, BertModel, ViTImageProcessorPil
 
 from cook.errors import CookError
+from cook.model.head import holds
 from cook.model.integer import IntLinear
 from cook.model.load import load, load_processor
 from cook.model.quantizer import blueprint_of
 from tests import tiny
+from tests.model import families
 from tests.model.reshaped import auto_class, logits, make
 
 
@@ -209,3 +211,40 @@ def test_processors(tmp_path):
     (tmp_path / "text" / "tokenizer.json").write_text("{")
     with pytest.raises(CookError, match="cannot be loaded"):
         processor(section("text"), "tokenizer")
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "gpt2", "llama", "t5", "vit"])
+@pytest.mark.parametrize("labels", [["no", "yes"], ["no", "perhaps", "yes"]])
+def test_a_new_head_takes_the_place_of_the_old(tmp_path, family, labels):
+    """Of another size or of the same: all that is outside of the base model, and nothing else."""
+    model = families.made(family)
+    model.save_pretrained(tmp_path)
+    found = read(tmp_path, family, labels=labels, head="new")
+    assert found.config.id2label == dict(enumerate(labels))
+    assert found.cook_origin.new_head
+    assert any("a new one starts from random weights" in note for note in found.cook_origin.notes)
+    before, after = model.state_dict(), found.state_dict()
+    assert before.keys() == after.keys()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    matrices = {name for name, value in after.items() if holds(found, name) and value.ndim == 2}
+    assert matrices
+    assert matrices <= changed <= {name for name in after if holds(found, name)}
+    assert all(value.isfinite().all() for value in after.values())
+    assert read(tmp_path, family, labels=labels, head="new", meta=True).config.num_labels == len(labels)
+
+
+def test_a_head_that_is_kept_or_new_already_says_so(tmp_path):
+    families.made("bert").save_pretrained(tmp_path / "whole")
+    found = read(tmp_path / "whole", labels=["a", "b", "c"], head="keep")
+    assert not found.cook_origin.new_head
+    assert found.config.num_labels == 2
+    families.made("bert").bert.save_pretrained(tmp_path / "base")
+    found = read(tmp_path / "base", labels=["a", "b", "c"], head="new")
+    assert found.cook_origin.new_head
+    assert found.config.num_labels == 3
+
+
+def test_a_new_head_needs_one_that_can_go(tmp_path):
+    make("bert", "integers").save_pretrained(tmp_path)
+    where = fails("was compressed and cannot be replaced", tmp_path, labels=["a", "b"], head="new").where
+    assert str(where).endswith("model.head")

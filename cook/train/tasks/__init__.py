@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cook.errors import CookError, nearest
+from cook.errors import CookError
+from cook.recipe.models import task_hint
 from cook.train.tasks.image_classification import ImageClassification
 from cook.train.tasks.task import Task
 from cook.train.tasks.text_classification import TextClassification
@@ -16,9 +17,8 @@ def find(name: str, *, where: str | None = None) -> type[Task]:
     """The task called `name`.
 
     Raises:
-        CookError: with the nearest name when there is none.
+        CookError: when there is none; says the nearest name, or that such a task is not supported.
     """
     if name not in TASKS:
-        hint = nearest(name, TASKS) or f"the tasks are {', '.join(TASKS)}"
-        raise CookError(f"there is no task {name!r}", where=where, hint=hint)
+        raise CookError(f"there is no task {name!r}", where=where, hint=task_hint(name))
     return TASKS[name]

@@ -90,11 +90,14 @@ def ids(
         return {label: int(label) for label in labels}
     numbers = {str(index) for index in known.values()}
     strange = [label for label in labels if label not in known and label not in numbers]
-    hint = "name the model's labels in model.labels, or number the labels of the data"
+    hint = (
+        "name the model's labels in model.labels, or number the labels of the data; for other labels than "
+        "the model was trained on, write model.head: new"
+    )
     if len(labels) > len(known):
         hint = (
-            f"a head of {len(known)} classes cannot tell {len(labels)} apart; a model without a classifier "
-            "gets a new one: AutoModel.from_pretrained(path).save_pretrained(folder) leaves this one out"
+            f"a head of {len(known)} classes cannot tell {len(labels)} apart; write model.head: new to put a "
+            "new one of the data's labels in its place"
         )
     if strange == ["-1"]:
         hint = "-1 marks rows without a label: name a split that has labels"

@@ -1,0 +1,199 @@
+"""What can be known of a recipe's data within a second: files, splits, columns, labels.
+
+`cook validate` ends with it, and `cook run` and `cook plan` begin with it, before anything heavy is
+imported. It refuses only what a run would certainly refuse later, and names what it did not look at.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cook.errors import CookError, nearest
+from cook.recipe.paths import DATA_SUFFIXES, is_local
+from cook.recipe.recipe import Recipe
+from cook.recipe.tables import Table, look
+from cook.recipe.text import raise_all
+
+DIGITS = "sklearn:digits"
+SPLITS = ("train", "validation")
+HEADS = {
+    "text-classification": "ForSequenceClassification",
+    "image-classification": "ForImageClassification",
+}
+"""What the classes of models end in that have a head for a task."""
+_SPLIT = re.compile(r"([\w.\-]+)(\[(-?\d+%?)?:(-?\d+%?)?\])?")
+
+Found = Iterator[CookError]
+
+
+def check(recipe: Recipe) -> list[str]:
+    """Look at the data that a recipe names.
+
+    Returns:
+        Lines that say what was not looked at.
+
+    Raises:
+        CookError: a run would refuse the data; RecipeErrors for several mistakes.
+    """
+    if recipe.data is not None and recipe.train is not None and recipe.model is not None:
+        raise_all([((), error) for error in _mistakes(recipe)])
+    return [f"not checked: {', '.join(far)}, which must be fetched first"] if (far := _far(recipe)) else []
+
+
+def _far(recipe: Recipe) -> list[str]:
+    """The keys whose values are on the hub."""
+    named = [
+        ("model.path", recipe.model),
+        ("student.path", recipe.student),
+        *(("teacher.path", teacher) for teacher in recipe.teachers),
+        ("data.path", recipe.data),
+    ]
+    return [
+        f"{key} {section.path!r}"
+        for key, section in named
+        if section is not None
+        and section.get("path") is not None
+        and not is_local(section.path)
+        and section.path not in ("self", DIGITS)
+    ]
+
+
+def _mistakes(recipe: Recipe) -> Found:
+    tables: dict[str, list[tuple[Path, Table]]] = {}
+    for split in SPLITS:
+        paths, wrong = _files(recipe, split)
+        yield from wrong
+        data = recipe.data
+        tables[split] = [(path, look(path, data.get("delimiter"), data.get("encoding"))) for path in paths]
+    for split, found in tables.items():
+        if found and all(table.empty for _, table in found):
+            yield recipe.error(
+                _place(recipe, split), f"{', '.join(str(path) for path, _ in found)} has no rows"
+            )
+            return
+    for key, column in _columns(recipe):
+        lacking = [(path, table) for found in tables.values() for path, table in found if table.lacks(column)]
+        for path, table in lacking[:1]:
+            listed = f"the columns are {', '.join(table.columns or ())}"
+            yield recipe.error(key, f"there is no column {column!r} in {path.name}", listed)
+    yield from _labels(recipe, tables)
+
+
+def _place(recipe: Recipe, split: str) -> str:
+    value = recipe.data[split]
+    named = isinstance(value, str) and not _is_file(value) and recipe.data.path is not None
+    return "data.path" if named else f"data.{split}"
+
+
+def _is_file(value: str) -> bool:
+    return is_local(value) or value.lower().endswith(DATA_SUFFIXES)
+
+
+def _files(recipe: Recipe, split: str) -> tuple[list[Path], list[CookError]]:
+    """The files of a split, as far as they are certain, and what is wrong with how it is named."""
+    key, wanted = f"data.{split}", recipe.data[split]
+    if isinstance(wanted, str) and not _is_file(wanted):
+        known = _splits(recipe)
+        match = _SPLIT.fullmatch(wanted)
+        if known is None or match is None:
+            return [], []
+        if match[1] not in known:
+            listed = f"the splits are {', '.join(known)}; a part (train[90%:]) or a file serves as well"
+            hint = nearest(match[1], known) or listed
+            return [], [recipe.error(key, f"there is no split {match[1]!r}", hint)]
+        file = known[match[1]]
+        return ([file] if file is not None else []), []
+    items = (wanted,) if isinstance(wanted, str) else wanted
+    if not isinstance(items, tuple) or not all(isinstance(item, str) for item in items):
+        return [], []
+    paths = [Path(item) for item in items]
+    wrong = [recipe.error(key, f"there is no file {path}") for path in paths if not path.is_file()]
+    return [path for path in paths if path.is_file()], wrong
+
+
+def _splits(recipe: Recipe) -> dict[str, Path | None] | None:
+    """The splits of `data.path` by name, each with its file if it is one; None where they are not known."""
+    data = recipe.data
+    if data.path == DIGITS:
+        return dict.fromkeys(SPLITS)
+    if not is_local(data.path):
+        return None
+    path = Path(data.path)
+    if path.is_file():
+        return {"train": path}
+    if not path.is_dir() or data.config is not None:
+        return None
+    stems = {file.stem: file for file in sorted(path.iterdir()) if file.name.lower().endswith(DATA_SUFFIXES)}
+    named = {match[1] for key in SPLITS if isinstance(data[key], str) and (match := _SPLIT.match(data[key]))}
+    return dict(stems) if named & set(stems) else None
+
+
+def _columns(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """The columns that a run needs, each with its key."""
+    data, task = recipe.data, recipe.model.task
+    if task == "text-classification" and data.text is not None:
+        for name in (data.text,) if isinstance(data.text, str) else data.text:
+            yield "data.text", name
+    if task == "image-classification" and data.image is not None:
+        yield "data.image", data.image
+    if isinstance(data.label, str):
+        yield "data.label", data.label
+
+
+def _labels(recipe: Recipe, tables: Mapping[str, list[tuple[Path, Table]]]) -> Found:
+    """Columns without any label, and more labels than the model's head has classes."""
+    column, read = recipe.data.label, [each for found in tables.values() for each in found]
+    known: list[str] = []
+    for path, table in read:
+        if table.rows is None or any(column not in row for row in table.rows):
+            continue
+        values = [_name(row[column]) for row in table.rows]
+        if values and not any(values):
+            yield recipe.error("data.label", f"no row of {path.name} has a label in column {column!r}")
+            return
+        known += values
+    whole = all(tables.values()) and all(table.rows is not None for _, table in read)
+    cut = recipe.data.limit is not None or any("[" in str(recipe.data[split]) for split in SPLITS)
+    labels = {value for value in known if value not in ("", "-1")}
+    classes = _classes(recipe)
+    if whole and not cut and classes is not None and len(labels) > len(classes):
+        yield recipe.error(
+            "data.label",
+            f"the data has {len(labels)} labels ({_listed(sorted(labels))}), the model in "
+            f"{Path(recipe.model.path).name} tells {len(classes)} classes apart ({_listed(classes)})",
+            "write model.head: new to put a new head of the data's labels in the place of the model's",
+        )
+
+
+def _listed(names: Sequence[str], most: int = 6) -> str:
+    return ", ".join([*map(repr, names[:most]), *(["..."] if len(names) > most else [])])
+
+
+def _name(value: Any) -> str:
+    """A label so that all ways to write one are the same."""
+    text = "" if value is None else str(value).strip().casefold()
+    try:
+        return str(int(float(int(value) if isinstance(value, bool) else text)))
+    except (ValueError, OverflowError):
+        return text
+
+
+def _classes(recipe: Recipe) -> list[str] | None:
+    """The classes of a local model's head; None where it gets a new one, or they are not certain."""
+    model = recipe.model
+    if model.head != "keep" or model.labels is not None or not is_local(model.path):
+        return None
+    try:
+        config = json.loads((Path(model.path) / "config.json").read_text(encoding="utf-8"))
+        ends = HEADS[model.task]
+        if not any(str(name).endswith(ends) for name in config.get("architectures") or ()):
+            return None
+        said = [list(map(str, (config.get("id2label") or {}).values())), list(config.get("label2id") or ())]
+        default = [f"LABEL_{index}" for index in range(int(config.get("num_labels") or 2))]
+        return max(*said, default, key=len)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
