@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from cook.errors import RunError
 from cook.model.folder import save_processor
 
-VERSION = 1
+VERSION = 2
 """Part of every key: raised when the meaning of what is stored changes."""
 ABANDONED = 24 * 3600
 """Seconds after which a file that nobody has written to was left by a process that was killed."""
@@ -48,8 +48,15 @@ def key(**parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
-def of_rows(dataset: Dataset, columns: Iterable[str]) -> str:
-    """The hash of the values in `columns`, in row order. Image files count by path, size and time."""
+def of_rows(dataset: Dataset, columns: Iterable[str], *, files: bool = False) -> str:
+    """The hash of the values in `columns`, in row order.
+
+    Image files count by their content, which takes less time than decoding them: a file can change and keep
+    its name, its size and its time.
+
+    Args:
+        files: whether texts that are paths of files stand for what these hold, too.
+    """
     chosen = dataset.select_columns(list(columns))
     images = [name for name, feature in chosen.features.items() if isinstance(feature, Image)]
     digest = hashlib.sha256()
@@ -61,10 +68,18 @@ def of_rows(dataset: Dataset, columns: Iterable[str]) -> str:
         digest.update(memoryview(sink.getvalue()))
         for name in images:
             for value in table[name].to_pylist():
-                if value and value["bytes"] is None and os.path.isfile(value["path"]):
-                    state = os.stat(value["path"])
-                    digest.update(f"{state.st_size} {state.st_mtime_ns}\n".encode())
+                if value and value["bytes"] is None:
+                    digest.update(_content(value["path"]))
+        for name in plain.column_names if files else ():
+            if pa.types.is_string(plain.schema.field(name).type):
+                for value in plain[name].to_pylist():
+                    digest.update(_content(value))
     return digest.hexdigest()
+
+
+def _content(path: str | None) -> bytes:
+    """The hash of what a file holds, for a path that is one."""
+    return _digest(Path(path)).encode() if path is not None and os.path.isfile(path) else b"none"
 
 
 def of_processor(processor: Any) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import datasets
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, BertConfig, ViTConfig
 
 from cook.errors import CookError
+from cook.train.images import decoded
 from cook.train.tasks import image_classification
 from tests import tiny
 from tests.train.sections import bound, entries, own_cache, rows
@@ -93,3 +97,61 @@ def test_images_that_cannot_be_used_are_refused(tmp_path):
     assert "not clear" in message(rows(a=["x"], b=["y"], label=[1]))
     assert "no image_size" in message(paths, BertConfig(**tiny.LABELS))
     assert "5 channels" in message(paths, vit(num_channels=5))
+
+
+def saved(folder, name, array, **options):
+    path = folder / name
+    Image.fromarray(array).save(path, **options)
+    return str(path)
+
+
+def test_deep_grey_levels_keep_their_order(tmp_path):
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8)
+    expected = np.rint(ramp / 257)
+    several = [
+        saved(tmp_path, "grey16.png", ramp.astype(np.uint16)),
+        saved(tmp_path, "grey32.tif", ramp.astype(np.int32)),
+        saved(tmp_path, "float.tif", (ramp / 65535).astype(np.float32)),
+        ramp.astype(np.uint16),
+        Image.fromarray(ramp.astype(np.uint16)),
+    ]
+    for image in several:
+        assert np.abs(decoded(image, 1)[..., 0].astype(float) - expected).max() <= 1
+    wide = saved(tmp_path, "wide.tif", (ramp / 100).astype(np.float32))
+    dataset = picture_rows([wide])
+    with pytest.raises(CookError, match=r"values go from 0 to 655\.35, expected 0 to 1"):
+        bound(dataset, vit(), name="image-classification").prepare(dataset, None)
+
+
+def test_one_image_is_the_same_however_it_comes(tmp_path):
+    (picture,) = images(1, "RGB", (6, 10))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # taken with the camera on its side
+    upright, deep = str(tmp_path / "turned.png"), str(tmp_path / "deep.png")
+    picture.save(upright, exif=turned)
+    Image.fromarray(np.asarray(picture)[..., 0].astype(np.uint16) * 257).save(deep)
+    (tmp_path / "folder" / "a").mkdir(parents=True)
+    for path in (upright, deep):
+        by_path, feature = picture_rows([path]), picture_rows([path]).cast_column("image", datasets.Image())
+        content = rows(image=[{"bytes": Path(path).read_bytes(), "path": None}], label=[0])
+        by_bytes = content.cast_column("image", datasets.Image())
+        found = [pixels(each, vit(num_channels=3)) for each in (by_path, feature, by_bytes)]
+        assert found[0].equal(found[1])
+        assert found[0].equal(found[2])
+    assert decoded(upright, 3).shape == (6, 10, 3)
+    assert np.array_equal(decoded(upright, 3), np.rot90(np.asarray(picture), 3))
+
+
+def test_a_changed_file_is_read_again(tmp_path, own_cache):
+    first, second = images(2)
+    path = tmp_path / "image.bmp"
+    first.save(path)
+    state = path.stat()
+    by_path = picture_rows([str(path)])
+    several = [by_path, by_path.cast_column("image", datasets.Image())]
+    before = [pixels(each) for each in several]
+    second.save(path)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert path.stat().st_size == state.st_size
+    for each, was in zip(several, before, strict=True):
+        assert not pixels(each).equal(was)

@@ -15,13 +15,13 @@ from datasets import Dataset
 from PIL import Image
 
 from cook.train import cache
+from cook.train.images import MODES, decoded
 from cook.train.tasks.classification import Classification
 
 ROWS = 64
 """Images decoded at a time."""
 CACHED = 8 << 30
 """Bytes of pixels that are kept on disk; a larger data set is decoded as it is read."""
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 class ImageClassification(Classification):
@@ -74,7 +74,7 @@ class ImageClassification(Classification):
             return chosen.with_transform(rows)
         key = cache.key(
             task=self.name,
-            rows=cache.of_rows(dataset, [column]),
+            rows=cache.of_rows(dataset, [column], files=True),
             labels=labels,
             processor=cache.of_processor(processor),
             versions=[transformers.__version__, PIL.__version__],
@@ -114,24 +114,10 @@ class ImageClassification(Classification):
         arrays = []
         for row, image in enumerate(images, first):
             try:
-                array = np.asarray(_opened(image).convert(MODES[self._channels]))
+                arrays.append(decoded(image, self._channels))
             except (OSError, ValueError, TypeError, Image.DecompressionBombError) as problem:
                 raise self.error(
                     "data.image", f"the image of row {row} cannot be read: {problem}"
                 ) from problem
-            arrays.append(array.reshape(*array.shape[:2], self._channels))
         found = processor(images=arrays, return_tensors="np", input_data_format="channels_last")
         return np.ascontiguousarray(found["pixel_values"], dtype=np.float32)
-
-
-def _opened(image: Any) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image
-    if isinstance(image, str):
-        return Image.open(image)
-    array = np.asarray(image)
-    if array.dtype != np.uint8:
-        if not np.issubdtype(array.dtype, np.integer) or array.min() < 0 or array.max() > 255:
-            raise ValueError("expected an image, a path, or an array of bytes from 0 to 255")
-        array = array.astype(np.uint8)
-    return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array)
