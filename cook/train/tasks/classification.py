@@ -35,6 +35,10 @@ class Classification(Task):
         self.ids: dict[str, int] | None = None
         self._numbered = False
 
+    def columns(self, dataset: Dataset) -> dict[str, list[str]]:
+        label_names.feature_of(dataset, self.data.label, self.error)
+        return {"data.label": [self.data.label]}
+
     def labels(self, datasets: Mapping[str, Dataset]) -> list[str]:
         """The ClassLabel's names, else the values of all splits: numbers in order, or names sorted."""
         found = label_names.names(datasets.values(), self.data.label, self.error)

@@ -13,16 +13,10 @@ from typing import Any
 from datasets import ClassLabel, Dataset
 
 from cook.errors import CookError
-from cook.train.blanks import is_missing, stripped
+from cook.train.cells import as_name, is_missing, stripped
 from cook.train.data import ErrorAt, quiet
 
 NUMBER = re.compile(r"-?\d+")
-
-
-def as_name(value: Any) -> str:
-    """The name of a label value without whitespace around it: `1`, `1.0`, `True` and `"1 "` are all `1`."""
-    whole = isinstance(value, bool) or (isinstance(value, float) and value.is_integer())
-    return stripped(str(int(value) if whole else value))
 
 
 def names(datasets: Iterable[Dataset], column: str, error: ErrorAt) -> list[str]:
