@@ -86,6 +86,9 @@ def settle(
     say: Callable[[str], None] = _silent,
 ) -> dict[str, Dataset]:
     """Splits as they are used: without rows that have missing cells, cut, compared and limited; as `load`."""
+    for split, part in parts.items():
+        if not len(part.dataset):
+            raise error(f"data.{split}", f"{getattr(data, split)!r} has no rows")
     same = checks.check_overlap(parts, data, error, say)
     if columns is not None:
         drop = data.missing == "drop"
@@ -148,8 +151,6 @@ def _read(data: Any, error: ErrorAt, splits: Sequence[str]) -> dict[str, Part]:
             if source is None:
                 source = _source(data, [getattr(data, name) for name in splits], key, error)
             part = _part(source, wanted, key, error)
-        if not len(part.dataset):
-            raise error(key, f"{wanted!r} has no rows")
         result[split] = part
     return result
 
