@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from datasets import Dataset
@@ -29,14 +30,17 @@ from cook.teacher import Given
 from cook.train import calibration as examples
 from cook.train.augment import augmented
 from cook.train.corpus import corpus
-from cook.train.data import sample
+from cook.train.given import dataset
 from cook.train.seeds import seed_everything
 from cook.train.tasks import TASKS
+
+if TYPE_CHECKING:
+    import pandas
 
 SPLITS = ("train", "validation")
 
 Config = str | os.PathLike[str] | Mapping[str, Any] | Recipe
-Rows: TypeAlias = Dataset | Sequence[Mapping[str, Any]]
+Rows: TypeAlias = "Dataset | pandas.DataFrame | Mapping[str, Sequence[Any]] | Iterable[Mapping[str, Any]]"
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,10 @@ def apply(
         model: changed in place. Float weights; they are trained in the type that they have. With a
             student section it is the source, which keeps its weights; a teacher gets no gradients.
         config: a recipe: a path, a mapping or a Recipe. `version` and `passes` are enough.
-        data: `{"train": rows, "validation": rows}`, where rows are a `datasets.Dataset` or a list of
-            mappings; the recipe's data section names the columns. None reads what that section names.
+        data: `{"train": rows, "validation": rows}`, where rows are a pandas DataFrame (its index is left
+            out), a dict of columns, an iterable of dicts (a list, a generator) or a `datasets.Dataset`; the
+            recipe's data section names the columns, and may cut validation out of train. What is odd about
+            the data is a Python warning. None reads what that section names.
         calibration: batches as the model takes them, with labels, for passes that look at examples; None
             takes a sample of the training rows.
         teacher: a model or `"self"`, or a list of those or of pairs of one and its weight; None takes the
@@ -255,31 +261,28 @@ def _data(recipe: Recipe, model: PreTrainedModel, data: Any) -> Data | None:
     named = value.get("model") or {}
     value["model"] = {"path": "memory", "task": named.get("task") or _task_of(model)}
     if data is not None:
-        value["data"] = {
-            **(value.get("data") or {}),
-            "path": "memory",
-            "train": "train",
-            "validation": "validation",
-        }
+        section = value.get("data") or {}
+        cut = isinstance(section.get("validation"), dict) and "train" in data and "validation" not in data
+        validation = section["validation"] if cut else "validation"
+        value["data"] = {**section, "path": "memory", "train": "train", "validation": validation}
     for split in data or ():
         if split not in SPLITS:
             hint = nearest(split, SPLITS) or "data={'train': rows, 'validation': rows}"
             raise CookError(f"there is no use for a split {split!r}", where="data", hint=hint)
     whole = load_recipe(value, partial=True)
-    splits = [split for split in SPLITS if data is None or split in data]
-    raw = None if data is None else {split: _dataset(data[split]) for split in splits}
-    if raw is not None and "train" in raw and whole.data is not None:
-        raw["train"] = sample(raw["train"], whole.data.limit)
+    cut = whole.data is not None and isinstance(whole.data.validation, Mapping)
+    splits = [split for split in SPLITS if data is None or split in data or cut]
+    raw = None if data is None else {split: dataset(data[split], split) for split in SPLITS if split in data}
     if labels := named.get("labels"):
         if len(labels) != model.config.num_labels:
             message = f"{len(labels)} labels are given, the model has {model.config.num_labels}"
             raise recipe.error("model.labels", message, "name each of its classes, in their order")
         name_labels(model.config, labels)
-    return read_data(whole, silent, splits, raw=raw)
+    return read_data(whole, silent, splits, raw=raw, warn=_warn)
 
 
-def _dataset(rows: Rows) -> Dataset:
-    return rows if isinstance(rows, Dataset) else Dataset.from_list([dict(row) for row in rows])
+def _warn(line: str) -> None:
+    warnings.warn(line, UserWarning, stacklevel=2)
 
 
 def _task_of(model: PreTrainedModel) -> str:

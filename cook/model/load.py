@@ -172,6 +172,7 @@ def _load(
     if _option(section, "revision"):
         hub["revision"] = _option(section, "revision")
     config = transformers.AutoConfig.from_pretrained(name, **hub)
+    _complete_labels(config, name, hub)
     blueprint = _refuse_quantised(config, path, error)
     fresh = source.class_name(auto, config) not in (config.architectures or [])
     origin = Origin(dtype=config.dtype if isinstance(config.dtype, torch.dtype) else None, new_head=fresh)
@@ -242,6 +243,16 @@ def name_labels(config: Any, labels: Sequence[str] | None) -> None:
     if labels:
         config.id2label = {index: str(label) for index, label in enumerate(labels)}
         config.label2id = {str(label): index for index, label in enumerate(labels)}
+
+
+def _complete_labels(config: Any, name: str, hub: Mapping[str, Any]) -> None:
+    """Take the labels of a `config.json` that has only `label2id`: transformers drops it for defaults."""
+    import transformers
+
+    raw, _ = transformers.PreTrainedConfig.get_config_dict(name, **hub)
+    given = raw.get("label2id")
+    if given and not raw.get("id2label") and set(given.values()) == set(range(len(given))):
+        name_labels(config, sorted(given, key=given.__getitem__))
 
 
 def _from_config(auto: Any, config: Any, options: Mapping[str, Any], meta: bool) -> Any:

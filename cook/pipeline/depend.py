@@ -120,6 +120,6 @@ def _named(recipe: Recipe) -> Iterator[Path]:
     ]
     for value in named:
         for item in value if isinstance(value, tuple) else (value,):
-            path = Path(item) if item else None
+            path = Path(item) if isinstance(item, str) else None
             if path and path.is_absolute() and path.exists():
                 yield path

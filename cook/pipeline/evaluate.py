@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -75,10 +75,10 @@ def open_folder(
     place = json.dumps(str(Path(folder).absolute()), ensure_ascii=False)
     unused = (
         *("model.config", "model.recipe", "model.revision", "model.head", "student"),
-        *("teacher", "train", "data.train", "data.augment", "passes"),
+        *("teacher", "train", "data.augment", "passes"),
     )
     ours = [*(f"{key}=null" for key in unused), f"model.path={place}"]
-    recipe = load_recipe(recipe, ["model.tokenizer=null", *overrides, *ours])
+    recipe = _without_train(recipe, ["model.tokenizer=null", *overrides, *ours])
     data = read_data(recipe, silent, splits=("validation",))
     model = load_model(recipe, data, silent, integers=True)
     processor = load.load_processor(recipe.model, data.task.processor) or data.task.plain_processor()
@@ -86,3 +86,10 @@ def open_folder(
     device = Accelerator().device
     model.to(device)
     return Opened(model, rows, data.task, processor, recipe, device)
+
+
+def _without_train(recipe: Any, overrides: Sequence[str]) -> Recipe:
+    """The recipe without its training data, unless validation is cut out of them."""
+    read = load_recipe(recipe, [*overrides, "data.train=null"])
+    cut = read.data is not None and isinstance(read.data.validation, Mapping)
+    return load_recipe(recipe, overrides) if cut else read

@@ -43,11 +43,16 @@ class Data:
         task: not yet bound to a model.
         raw: the splits as they are stored.
         labels: their names, for building a head; None where the task has none.
+        counts: rows of each split, after dropping, cutting and `data.limit`.
     """
 
     task: Task
     raw: dict[str, Dataset]
     labels: list[str] | None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {split: len(dataset) for split, dataset in self.raw.items()}
 
 
 def read_data(
@@ -56,8 +61,13 @@ def read_data(
     splits: Sequence[str] = ("train", "validation"),
     *,
     raw: dict[str, Dataset] | None = None,
+    warn: Say | None = None,
 ) -> Data:
     """Find the task, and read the splits unless they are given as `raw`.
+
+    Args:
+        say: is told of choices that the user did not make.
+        warn: is told what is odd about the data; None: as `say`.
 
     Raises:
         CookError: no task or no data section, or what they name is not there.
@@ -67,7 +77,17 @@ def read_data(
     if recipe.model.task is None:
         raise recipe.error("model", "the task is not said", "add model.task: text-classification, or another")
     task = tasks.find(recipe.model.task, where=recipe.where("model", "task"))(recipe.data, recipe.error, say)
-    raw = raw if raw is not None else sources.load(recipe.data, recipe.error, splits=splits)
+    options: dict[str, Any] = {
+        "splits": splits,
+        "columns": task.columns,
+        "classes": bool(recipe.model.labels),
+        "say": warn or say,
+    }
+    if raw is None:
+        raw = sources.load(recipe.data, recipe.error, **options)
+    else:
+        parts = {split: sources.in_memory(split, dataset) for split, dataset in raw.items()}
+        raw = sources.settle(parts, recipe.data, recipe.error, **options)
     labels = list(recipe.model.labels) if recipe.model.labels else task.labels(raw)
     return Data(task, raw, labels)
 

@@ -290,6 +290,7 @@ def _told(work: Work, loop: Loop, epochs: float) -> dict[str, Any]:
     assert work.task is not None
     best = loop.best if work.train.select == "best" else None
     return {
+        "rows": _counts(work),
         "steps": loop.total,
         "epochs": round(epochs, 3),
         "seconds": round(loop.seconds, 1),
@@ -298,3 +299,11 @@ def _told(work: Work, loop: Loop, epochs: float) -> dict[str, Any]:
         "metric": work.train.metric or work.task.metric,
         "history": loop.history,
     }
+
+
+def _counts(work: Work) -> dict[str, int]:
+    """The rows that were trained on, without copies by augmentation, and those that were evaluated."""
+    counts = {split: len(rows) for split, rows in work.raw.items()}
+    if "validation" in counts and work.evaluation.limit is not None:
+        counts["validation"] = min(counts["validation"], work.evaluation.limit)
+    return counts

@@ -15,7 +15,7 @@ from cook.recipe.place import Marks, Path, mark_of, where
 from cook.recipe.shape import walk
 from cook.recipe.text import Problems
 
-DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt")
+DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt", ".xlsx")
 
 _LOOKS_LOCAL = re.compile(r"[/~]|\.\.?(?:/|\Z)")
 

@@ -19,7 +19,7 @@ from cook.recipe.place import Marks, Path, spell, split, where
 from cook.recipe.rules import names, uses
 from cook.recipe.schema import problems, schema
 from cook.recipe.section import Section, thaw
-from cook.recipe.shape import fill, normal
+from cook.recipe.shape import fill, normal, walk
 from cook.recipe.text import Document, kind_of, raise_all, read_text, scan
 from cook.recipe.values import plain
 
@@ -154,7 +154,19 @@ class Recipe:
 
 
 def _asked(value: Section) -> dict[str, Any]:
-    return {key: thaw(item) for key, item in value.items() if key != "output"}
+    asked = {key: thaw(item) for key, item in value.items() if key != "output"}
+    later = [
+        (path, inner["default"])
+        for path, inner, _ in walk(schema(partial=True), asked)
+        if inner.get("x-added") and "default" in inner
+    ]
+    for path, default in later:
+        around = asked
+        for part in path[:-1]:
+            around = around[part]
+        if around[path[-1]] == default:
+            del around[path[-1]]
+    return asked
 
 
 def _canonical(value: Any) -> str:
@@ -249,7 +261,8 @@ def _splits(value: dict[str, Any], marks: Marks, name: str) -> Iterator[tuple[Pa
     data = value.get("data")
     if data is None or data["path"] is not None:
         return
-    for key in ("train", "validation") if "train" in value else ("validation",):
+    cut = isinstance(data["validation"], dict)  # out of train
+    for key in ("train",) if cut else ("train", "validation") if "train" in value else ("validation",):
         files = data[key] if isinstance(data[key], list) else [data[key]]
         if not all(paths.is_local(file) for file in files):
             message = f"found {data[key]!r}, which is no file, and data.path names no data set"

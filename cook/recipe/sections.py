@@ -53,6 +53,29 @@ AUGMENT = {
     "default": None,
 }
 
+_VALIDATION = files("validation", "split name, file or list of files to evaluate on, or rows of train")
+VALIDATION = {
+    **_VALIDATION,
+    "anyOf": [
+        *_VALIDATION["anyOf"],
+        section(
+            "rows that are drawn from train, which keeps the others",
+            {
+                "split": {
+                    "anyOf": [
+                        {"type": "string", "pattern": r"^(?!0+(\.0+)?%)[0-9]{1,2}(\.[0-9]+)?%$"},
+                        {"type": "integer", "minimum": 1},
+                    ],
+                    "description": "how many: a share of the rows, as in 10%, or a number of rows",
+                },
+                "stratify": option("boolean", False, "draw the same share of every class"),
+                "seed": option("integer", 0, "of the draw", minimum=0, maximum=2**32 - 1),
+            },
+            required=("split",),
+        ),
+    ],
+}
+
 DATA = section(
     "the examples to train and evaluate on",
     {
@@ -68,7 +91,7 @@ DATA = section(
         "config": option(["string", "null"], None, "the data set's configuration on the hub"),
         "revision": REVISION,
         "train": files("train", "split name, file or list of files to train on"),
-        "validation": files("validation", "split name, file or list of files to evaluate on"),
+        "validation": VALIDATION,
         "text": {
             "anyOf": [
                 TEXT,
@@ -84,6 +107,29 @@ DATA = section(
             ["integer", "null"], None, "tokens of an example; null: the model's own, at most 512", minimum=1
         ),
         "limit": option(["integer", "null"], None, "how many rows of train to use; null: all", minimum=1),
+        "missing": {
+            **choice("error", "what to do with rows whose text or label is empty", "error", "drop"),
+            "x-added": True,
+        },
+        "delimiter": {
+            **option(
+                ["string", "null"],
+                None,
+                "between the columns of csv and tsv files; null: found in the file",
+                minLength=1,
+                maxLength=1,
+            ),
+            "x-added": True,
+        },
+        "encoding": {
+            **option(
+                ["string", "null"],
+                None,
+                "of files of text, such as cp1252; null: UTF-8, or what a byte order mark says",
+                minLength=1,
+            ),
+            "x-added": True,
+        },
         "augment": AUGMENT,
     },
 )

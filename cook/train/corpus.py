@@ -47,7 +47,9 @@ def _texts(path: Path, task: Task | None) -> Iterator[str]:
         raise CookError(f"{path} is a table, and without data no column is known to hold text", hint=hint)
     try:
         if table and task is not None:
-            yield from task.texts(files.read([path]))
+            yield from task.texts(
+                files.read([path], delimiter=task.data.delimiter, encoding=task.data.encoding)
+            )
         else:
             with path.open(encoding="utf-8-sig") as lines:
                 yield from (text for line in lines if (text := line.rstrip("\r\n")).strip())

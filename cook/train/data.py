@@ -7,11 +7,12 @@ is for the task to say.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import datasets
 import numpy as np
@@ -20,10 +21,21 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub import utils as hub
 
 from cook.errors import CookError, nearest
-from cook.train import files
+from cook.train import checks, files
+from cook.train.cells import label_names
+from cook.train.parts import Origin, Part
+from cook.train.parts import cut as cut_rows
 
 DIGITS = "sklearn:digits"
 SLICE = re.compile(r"(?P<name>[\w.\-]+)(\[(?P<first>-?\d+%?)?:(?P<last>-?\d+%?)?\])?")
+
+
+Source: TypeAlias = "Mapping[str, Callable[[], Part]]"
+"""The splits of a data set by name, each read when it is called for."""
+
+
+def _silent(line: str) -> None:
+    """Say nothing."""
 
 
 class ErrorAt(Protocol):
@@ -32,37 +44,114 @@ class ErrorAt(Protocol):
     def __call__(self, key: str, message: str, hint: str | None = None, /) -> CookError: ...
 
 
-def load(data: Any, error: ErrorAt, *, splits: Sequence[str] = ("train", "validation")) -> dict[str, Dataset]:
+def load(
+    data: Any,
+    error: ErrorAt,
+    *,
+    splits: Sequence[str] = ("train", "validation"),
+    columns: Callable[[Dataset], checks.Columns] | None = None,
+    classes: bool = False,
+    say: Callable[[str], None] = _silent,
+) -> dict[str, Dataset]:
     """Read the splits that the section names.
 
     Args:
-        data: the section: `path`, `config`, `revision`, `train`, `validation`, `image`, `limit`. A split
-            is a name (`train`, or a part of one: `train[:90%]`, `train[-500:]`), a file or several.
+        data: the section. A split is a name (`train`, or a part of one: `train[:90%]`, `train[-500:]`), a
+            file or several; `validation` may be the share of the rows of train to take out of it.
         error: places an error in the recipe.
         splits: which of `train` and `validation` to read.
+        columns: which columns of a dataset must have a value in every row; None checks none.
+        classes: the recipe lists the classes, so that they may be many.
+        say: is told, a line each, what is odd about the data.
 
     Returns:
         A dataset for each of `splits`; `train` holds at most `data.limit` rows.
 
     Raises:
-        CookError: something is missing, unreadable or empty.
+        CookError: something is missing, unreadable or empty, or the splits overlap.
     """
-    result: dict[str, Dataset] = {}
-    source: Mapping[str, Callable[[], Dataset]] | None = None
+    cut = isinstance(data.validation, Mapping)
+    parts = _read(data, error, ("train",) if cut else splits)
+    return settle(parts, data, error, splits=splits, columns=columns, classes=classes, say=say)
+
+
+def settle(
+    parts: dict[str, Part],
+    data: Any,
+    error: ErrorAt,
+    *,
+    splits: Sequence[str],
+    columns: Callable[[Dataset], checks.Columns] | None = None,
+    classes: bool = False,
+    say: Callable[[str], None] = _silent,
+) -> dict[str, Dataset]:
+    """Splits as they are used: without rows that have missing cells, cut, compared and limited; as `load`."""
+    for split, part in parts.items():
+        if not len(part.dataset):
+            raise error(f"data.{split}", f"{getattr(data, split)!r} has no rows")
+    same = checks.check_overlap(parts, data, error, say)
+    if columns is not None:
+        drop = data.missing == "drop"
+        parts = {
+            split: checks.without_missing(part, columns(part.dataset), split, error, drop=drop, say=say)
+            for split, part in parts.items()
+        }
+    if isinstance(data.validation, Mapping) and "validation" not in parts:
+        parts = _cut(parts["train"], data, error, say)
+    found = {split: parts[split].dataset for split in splits}
+    needed = {split: columns(dataset) for split, dataset in found.items()} if columns is not None else {}
+    if "train" in found:
+        for column in needed.get("train", {}).get("data.label", ()) if not classes else ():
+            checks.check_classes(found["train"], column, error)
+        found["train"] = sample(found["train"], data.limit)
+    if needed:
+        checks.compare(found, needed, say, same=same)
+    return found
+
+
+def _cut(train: Part, data: Any, error: ErrorAt, say: Callable[[str], None]) -> dict[str, Part]:
+    """Validation as a share of the rows of train, and train without them."""
+    asked, total = data.validation, len(train.dataset)
+    split = asked["split"]
+    size = split if isinstance(split, int) else round(float(split.rstrip("%")) * total / 100)
+    if not 0 < size < total:
+        message = f"{split} of the {total} rows of train are {size} rows, and both parts need some"
+        raise error("data.validation", message, f"there can be 1 to {total - 1} rows")
+    labels = None
+    if asked["stratify"]:
+        if data.label not in train.dataset.features:
+            columns = ", ".join(train.dataset.column_names)
+            raise error("data.label", f"there is no column {data.label!r}", f"the columns are {columns}")
+        labels = label_names(train.dataset, data.label)
+        if single := sorted(name for name, count in Counter(labels).items() if count == 1):
+            listed = ", ".join(map(repr, single[:12])) + (", ..." if len(single) > 12 else "")
+            say(f"validation has no row of {len(single)} classes that have a single row: {listed}")
+    rows = cut_rows(total, size, asked["seed"], labels)
+    if not 0 < len(rows) < total:
+        message = f"no class has two rows, so that {total} rows cannot be cut by class"
+        raise error("data.validation", message, "leave stratify out")
+    if len(rows) != size:
+        say(f"validation has {len(rows)} rows in the place of {size}, so that each class can have its own")
+    rest = np.setdiff1d(np.arange(total), rows)
+    return {"train": train.select(rest), "validation": train.select(rows)}
+
+
+def _read(data: Any, error: ErrorAt, splits: Sequence[str]) -> dict[str, Part]:
+    """The splits as they are stored."""
+    result: dict[str, Part] = {}
+    source: Source | None = None
     for split in splits:
         key, wanted = f"data.{split}", getattr(data, split)
         if not wanted:
             raise error(key, "no split and no file is given")
         if not isinstance(wanted, str) or _names_file(wanted):
             paths = [wanted] if isinstance(wanted, str) else wanted
-            dataset = _files([Path(path) for path in paths], data.image, key, error)
+            part = _files([Path(path) for path in paths], data, key, error)
         else:
             if source is None:
                 source = _source(data, [getattr(data, name) for name in splits], key, error)
-            dataset = _part(source, wanted, key, error)
-        if not len(dataset):
-            raise error(key, f"{wanted!r} has no rows")
-        result[split] = sample(dataset, data.limit) if split == "train" else dataset
+            part = _part(source, wanted, key, error)
+        result[split] = part
     return result
 
 
@@ -125,12 +214,15 @@ def _names_file(value: str) -> bool:
     return files.is_file_name(value) or Path(value).is_absolute()
 
 
-def _files(paths: list[Path], image: str | None, key: str, error: ErrorAt) -> Dataset:
+def _files(paths: list[Path], data: Any, key: str, error: ErrorAt) -> Part:
     for path in paths:
         if not path.is_file():
             raise error(key, f"there is no file {path}", _near(path))
     try:
-        return files.read(paths, image)
+        dataset, origins = files.placed(paths, data.image, delimiter=data.delimiter, encoding=data.encoding)
+        return Part.whole(dataset, origins)
+    except files.Unreadable as problem:
+        raise error(key, str(problem), problem.hint) from problem
     except (OSError, ValueError) as problem:
         raise error(key, str(problem)) from problem
 
@@ -141,9 +233,7 @@ def _near(path: Path) -> str | None:
     return nearest(path.name, (other.name for other in path.parent.iterdir()))
 
 
-def _source(
-    data: Any, wanted: Sequence[Any], key: str, error: ErrorAt
-) -> Mapping[str, Callable[[], Dataset]]:
+def _source(data: Any, wanted: Sequence[Any], key: str, error: ErrorAt) -> Source:
     """The splits of `data.path` by name, each read when it is called for."""
     if not data.path:
         name = getattr(data, key.removeprefix("data."))
@@ -151,29 +241,34 @@ def _source(
     if data.path.startswith("sklearn:"):
         if data.path != DIGITS:
             raise error("data.path", f"there is no {data.path!r}", f"did you mean {DIGITS!r}?")
-        return {name: _ready(split) for name, split in digits().items()}
+        return {name: _ready(name, split) for name, split in digits().items()}
     path = Path(data.path)
     if path.is_file() or (_names_file(data.path) and not path.is_dir()):
-        return {"train": partial(_files, [path], data.image, "data.path", error)}
+        return {"train": partial(_files, [path], data, "data.path", error)}
     if path.is_dir() and data.config is None:
         names = {match["name"] for name in wanted if isinstance(name, str) if (match := SLICE.match(name))}
         found = [file for file in sorted(path.iterdir()) if files.is_file_name(file.name)]
         if names & {file.stem for file in found}:
-            return _stems(found, data.image, error)
-    return {name: _ready(split) for name, split in _hub(data, error).items()}
+            return _stems(found, data, error)
+    return {name: _ready(name, split) for name, split in _hub(data, error).items()}
 
 
-def _ready(dataset: Dataset) -> Callable[[], Dataset]:
-    return lambda: dataset
+def _ready(name: str, dataset: Dataset) -> Callable[[], Part]:
+    return lambda: in_memory(name, dataset)
 
 
-def _stems(found: list[Path], image: str | None, error: ErrorAt) -> dict[str, Callable[[], Dataset]]:
+def in_memory(name: str, dataset: Dataset) -> Part:
+    """Rows that are in no file, counted from 0."""
+    return Part.whole(dataset, [Origin(name, range(len(dataset)))])
+
+
+def _stems(found: list[Path], data: Any, error: ErrorAt) -> dict[str, Callable[[], Part]]:
     """Files whose names say which split they are: `train.tsv`, `validation.tsv`."""
-    splits: dict[str, Callable[[], Dataset]] = {}
+    splits: dict[str, Callable[[], Part]] = {}
     for file in found:
         if file.stem in splits:
             raise error("data.path", f"{file.parent} has several files for the split {file.stem!r}")
-        splits[file.stem] = partial(_files, [file], image, "data.path", error)
+        splits[file.stem] = partial(_files, [file], data, "data.path", error)
     return splits
 
 
@@ -191,16 +286,19 @@ def _hub(data: Any, error: ErrorAt) -> Mapping[str, Dataset]:
     return {"train": found} if isinstance(found, Dataset) else dict(found)
 
 
-def _part(source: Mapping[str, Callable[[], Dataset]], wanted: str, key: str, error: ErrorAt) -> Dataset:
+def _part(source: Source, wanted: str, key: str, error: ErrorAt) -> Part:
     match = SLICE.fullmatch(wanted)
     if not match:
-        raise error(key, f"{wanted!r} is no split", "write a name, or a part: train[:90%], train[-500:]")
+        hint = "write a name, or a part: train[:90%], train[-500:]"
+        if key == "data.validation" and re.fullmatch(r"[0-9.]+%", wanted):
+            hint = f"write validation: {{split: {wanted}}} to take random rows out of train"
+        raise error(key, f"{wanted!r} is no split", hint)
     if match["name"] not in source:
         known = f"the splits are {', '.join(source)}; a part (train[90%:]) or a file serves as well"
         raise error(key, f"there is no split {match['name']!r}", nearest(match["name"], source) or known)
-    dataset = source[match["name"]]()
-    rows = range(len(dataset))[_row(match["first"], len(dataset)) : _row(match["last"], len(dataset))]
-    return dataset if len(rows) == len(dataset) else dataset.select(rows)
+    part = source[match["name"]]()
+    total = len(part.dataset)
+    return part.select(range(total)[_row(match["first"], total) : _row(match["last"], total)])
 
 
 def _row(bound: str | None, total: int) -> int | None:

@@ -6,22 +6,23 @@ one, whatever the rows before it looked like, and no word (`NA`, `none`) is ever
 
 from __future__ import annotations
 
-import csv
 import json
+import re
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet
 from datasets import Dataset
 from datasets.table import InMemoryTable
 
-SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt")
+from cook.train import excel, separated
+from cook.train.cells import is_missing
+from cook.train.decoding import Unreadable, read_text
+from cook.train.parts import Origin
+
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt", ".xlsx")
 
 
 def is_file_name(value: str) -> bool:
@@ -29,26 +30,40 @@ def is_file_name(value: str) -> bool:
     return Path(value).suffix.lower() in SUFFIXES
 
 
-def read(paths: Sequence[Path], image: str | None = None) -> Dataset:
-    """The rows of `paths`, one file after the other.
+def read(paths: Sequence[Path], image: str | None = None, **options: str | None) -> Dataset:
+    """The rows of `paths`, one file after the other; as for `placed`."""
+    return placed(paths, image, **options)[0]
+
+
+def placed(
+    paths: Sequence[Path],
+    image: str | None = None,
+    *,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+) -> tuple[Dataset, list[Origin]]:
+    """The rows of `paths`, one file after the other, and where they are in their files.
 
     Args:
         paths: files whose suffix is in SUFFIXES, all with the same columns.
         image: a column of image paths, made absolute from the folder of its file.
+        delimiter: of csv and tsv files; None finds it in the text, as `separated.parse` does.
+        encoding: of files of text; None is UTF-8, or what a byte order mark says.
 
     Raises:
         OSError: a file cannot be opened.
         ValueError: a file's content is not what its suffix says; the text names the file.
     """
-    tables = []
+    tables, origins = [], []
     for path in paths:
         try:
-            table = _table(path)
-        except UnicodeDecodeError as problem:
-            raise ValueError(f"{path} is not UTF-8: {problem}") from problem
-        except (ValueError, pa.ArrowException, csv.Error) as problem:
+            table, origin = _table(path, delimiter, encoding)
+        except Unreadable as problem:
+            raise Unreadable(f"{path}: {_brief(problem, 400)}", problem.hint) from problem
+        except (ValueError, pa.ArrowException) as problem:
             raise ValueError(f"{path}: {_brief(problem)}") from problem
         tables.append(_absolute(table, image, path.parent) if image in table.column_names else table)
+        origins.append(origin)
     first = tables[0]
     for path, table in zip(paths, tables, strict=True):
         if sorted(table.column_names) != sorted(first.column_names):
@@ -57,58 +72,36 @@ def read(paths: Sequence[Path], image: str | None = None) -> Dataset:
     table = pa.concat_tables(ordered, promote_options="permissive")
     if all(path.suffix.lower() in (".csv", ".tsv") for path in paths):
         table = pa.table({name: _numbers(table[name]) for name in table.column_names})
-    return Dataset(InMemoryTable(table))
+    return Dataset(InMemoryTable(table)), origins
 
 
-def _table(path: Path) -> pa.Table:
-    suffix = path.suffix.lower()
-    if suffix in (".csv", ".tsv"):
-        return _separated(path, "\t" if suffix == ".tsv" else ",")
+def _table(path: Path, delimiter: str | None, encoding: str | None) -> tuple[pa.Table, Origin]:
+    suffix, name = path.suffix.lower(), str(path.resolve())
     if suffix == ".parquet":
-        return pyarrow.parquet.read_table(path)
+        table = pyarrow.parquet.read_table(path)
+        return table, Origin(name, range(len(table)))
+    if suffix == ".xlsx":
+        columns, numbers = excel.read(path)
+        return pa.table(columns), Origin(name, numbers, first=1)
+    if suffix not in SUFFIXES:
+        raise ValueError(f"a data file ends in one of {', '.join(SUFFIXES)}")
+    text = read_text(path, encoding)
+    if suffix in (".csv", ".tsv"):
+        parsed = separated.parse(text, "\t" if suffix == ".tsv" else ",", delimiter)
+        cells = zip(*parsed.rows, strict=True) if parsed.rows else ([] for _ in parsed.names)
+        columns = {name: pa.array(cell, pa.string()) for name, cell in zip(parsed.names, cells, strict=True)}
+        return pa.table(columns), Origin(name, parsed.lines, "line", 1)
     if suffix == ".txt":
-        with path.open(encoding="utf-8-sig") as lines:
-            return pa.table({"text": pa.array([line.rstrip("\n") for line in lines], pa.string())})
-    if suffix in SUFFIXES:
-        return _records(_json_rows(path))
-    raise ValueError(f"a data file ends in one of {', '.join(SUFFIXES)}")
+        lines = re.sub("\r\n?", "\n", text).removesuffix("\n").split("\n") if text else []
+        return pa.table({"text": pa.array(lines, pa.string())}), Origin(
+            name, range(1, len(lines) + 1), "line", 1
+        )
+    rows, unit, places = _json_rows(text)
+    return _records(rows), Origin(name, places, unit, 1)
 
 
-def _separated(path: Path, delimiter: str) -> pa.Table:
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        names = next(csv.reader(lines, delimiter=delimiter), [])
-    if not names:
-        raise ValueError("the file is empty; its first line must name the columns")
-    if len(set(names)) < len(names):
-        raise ValueError(f"two columns have the same name in {names}")
-    parsed = partial(
-        pyarrow.csv.read_csv,
-        path,
-        # One row must fit into one block: 16 MiB is more than any text that a model reads.
-        read_options=pyarrow.csv.ReadOptions(block_size=1 << 24),
-        convert_options=pyarrow.csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
-        ),
-    )
-    quoted = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    if delimiter != "\t":
-        return parsed(parse_options=quoted)
-    # Tables like GLUE's know no quotes: there one at the start of a text would swallow rows until the next.
-    # Where quotes hold tabs or ends of lines, and each line has all columns without them, they mean nothing.
-    unquoted = pyarrow.csv.ParseOptions(delimiter=delimiter, quote_char=False)
-    try:
-        table = parsed(parse_options=quoted)
-    except pa.ArrowInvalid:
-        return parsed(parse_options=unquoted)
-    if any(pc.any(pc.match_substring_regex(column, r"[\t\n]")).as_py() for column in table.columns):
-        with suppress(pa.ArrowInvalid):
-            return parsed(parse_options=unquoted)
-    return table
-
-
-def _json_rows(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON list, or of a file with one object a line."""
-    text = path.read_text(encoding="utf-8-sig")
+def _json_rows(text: str) -> tuple[list[dict[str, Any]], str, list[int]]:
+    """The objects of a JSON list, or of a text with one a line; what counts them, and their numbers."""
     if text.lstrip().startswith("["):
         rows = json.loads(text)
         numbered: Iterable[tuple[int, Any]] = enumerate(rows, 1)
@@ -116,12 +109,13 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
     else:
         unit = "line"
         numbered = ((number, _json_line(line, number)) for number, line in _filled(text))
-    result = []
+    result, places = [], []
     for number, row in numbered:
         if not isinstance(row, dict):
             raise ValueError(f"{unit} {number} is no object: expected a list of objects, or one a line")
         result.append(row)
-    return result
+        places.append(number)
+    return result, unit, places
 
 
 def _filled(text: str) -> Iterable[tuple[int, str]]:
@@ -158,7 +152,7 @@ def _absolute(table: pa.Table, image: str | None, folder: Path) -> pa.Table:
     index = table.column_names.index(image)
     if not pa.types.is_string(table.schema.types[index]):
         return table
-    paths = [None if value is None else str(folder / value) for value in table[image].to_pylist()]
+    paths = [value if is_missing(value) else str(folder / value) for value in table[image].to_pylist()]
     return table.set_column(index, image, pa.array(paths, pa.string()))
 
 

@@ -248,3 +248,16 @@ def test_a_new_head_needs_one_that_can_go(tmp_path):
     make("bert", "integers").save_pretrained(tmp_path)
     where = fails("was compressed and cannot be replaced", tmp_path, labels=["a", "b"], head="new").where
     assert str(where).endswith("model.head")
+
+
+@pytest.mark.parametrize(
+    "maps",
+    [{"label2id": {"b": 1, "a": 0}}, {"id2label": {"0": "a", "1": "b"}}],
+    ids=["label2id", "id2label"],
+)
+def test_labels_are_taken_from_the_map_that_is_there(tmp_path, maps):
+    tiny.model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["id2label"], config["label2id"]
+    (tmp_path / "config.json").write_text(json.dumps({**config, **maps}))
+    assert read(tmp_path).config.id2label == {0: "a", 1: "b"}

@@ -27,6 +27,9 @@ DEFAULTS: dict[str, Any] = {
     "label": "label",
     "max_length": None,
     "limit": None,
+    "missing": "error",
+    "delimiter": None,
+    "encoding": None,
 }
 
 

@@ -13,7 +13,7 @@ from cook.errors import CookError
 from cook.train import tasks
 from cook.train.tasks import text
 from cook.train.tasks.classification import scores
-from cook.train.tasks.labels import as_name, ids
+from cook.train.tasks.labels import as_name, ids, names_of
 from tests import tiny
 from tests.train.sections import TEXTS, bound, error, own_cache, rows, section
 
@@ -227,3 +227,65 @@ def test_labels_are_read_without_a_bar(capsys):
     dataset = rows().select([0, 2])  # chosen rows, which `datasets` gathers before it looks for values
     bound(dataset)
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("maps", "expected"),
+    [
+        ({"id2label": {0: "a", 1: "b"}}, ["a", "b"]),
+        ({"id2label": {1: "b", 0: "a"}, "label2id": {"b": 1, "a": 0}}, ["a", "b"]),
+        ({"id2label": {0: "a", 1: "b"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}, ["a", "b"]),
+        ({"id2label": {0: "Neg", 1: "Pos"}, "label2id": {"neg": 0, "pos ": 1}}, ["Neg", "Pos"]),
+        ({"num_labels": 3}, ["LABEL_0", "LABEL_1", "LABEL_2"]),
+    ],
+)
+def test_the_label_map_that_has_names_is_used(maps, expected):
+    config = BertConfig(vocab_size=23, max_position_embeddings=32, **maps)
+    assert names_of(config, error) == expected
+    task = bound(rows(t=["x", "y"], label=[1, 0]), config)
+    assert task.prepare(rows(t=["x", "y"], label=[1, 0]), tiny.tokenizer())["labels"][:] == [1, 0]
+    assert config.label2id == {name: index for index, name in enumerate(expected)}
+
+
+def test_a_label_map_by_name_alone_is_used():
+    config = BertConfig()
+    config.label2id = {"b": 1, "a": 0}
+    assert names_of(config, error) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("id2label", "label2id", "message"),
+    [
+        ({0: "a", 1: "b"}, {"a": 1, "b": 0}, "contradict"),
+        ({0: "a", 1: "b"}, {"a": 0}, "contradict"),
+        ({0: "a", 1: "b"}, {"a": 0, "b": 1, "c": 2}, "contradict"),
+        ({0: "a", 2: "b"}, {"a": 0, "b": 2}, "does not name exactly these"),
+        ({0: "LABEL_0", 1: "LABEL_1"}, {"a": 0, "b": 1, "c": 2}, "does not name exactly these"),
+        ({0: "a", 1: "a"}, {"a": 1}, "same name"),
+    ],
+)
+def test_label_maps_that_contradict_each_other_are_refused(id2label, label2id, message):
+    config = BertConfig(vocab_size=23, max_position_embeddings=32)
+    config.id2label, config.label2id = id2label, label2id
+    problem = failure(rows(t=["x"], label=[0]), config)
+    assert problem.where == "model.path"
+    assert message in problem.message
+    assert str(id2label) in problem.message
+    assert str(label2id) in problem.message
+
+
+def test_labels_that_differ_by_whitespace_are_one_class():
+    dataset = rows(t=["x", "y", "z"], label=["pos", " pos ", "neg\u00a0"])
+    task = tasks.find("text-classification")(section(), error)
+    assert task.labels({"train": dataset}) == ["neg", "pos"]
+    config = BertConfig(vocab_size=23, max_position_embeddings=32)
+    task.bind(config, ["neg", "pos"], building=True)
+    assert task.prepare(dataset, tiny.tokenizer())["labels"][:] == [1, 1, 0]
+    declared = datasets.ClassLabel(names=["neg ", "pos"])
+    assert task.labels({"train": rows(label=[0, 1]).cast_column("label", declared)}) == ["neg", "pos"]
+
+
+@pytest.mark.parametrize("value", ["", " \t", "\u200b", None, float("nan")])
+def test_a_label_that_is_empty_is_refused(value):
+    labels = [1.0, value] if isinstance(value, float) else ["a", value]
+    assert "without a label" in failure(rows(t=["x", "y"], label=labels)).message

@@ -35,6 +35,10 @@ class Classification(Task):
         self.ids: dict[str, int] | None = None
         self._numbered = False
 
+    def columns(self, dataset: Dataset) -> dict[str, list[str]]:
+        label_names.feature_of(dataset, self.data.label, self.error)
+        return {"data.label": [self.data.label]}
+
     def labels(self, datasets: Mapping[str, Dataset]) -> list[str]:
         """The ClassLabel's names, else the values of all splits: numbers in order, or names sorted."""
         found = label_names.names(datasets.values(), self.data.label, self.error)
@@ -50,16 +54,22 @@ class Classification(Task):
             )
         if labels is None:
             return
+        labels = [label_names.as_name(label) for label in labels]
         if building:
             if len(labels) < 2:
                 raise self.error(
                     "data.label", f"the data has the single label {labels[0]!r}: nothing to learn"
                 )
-            config.id2label = dict(enumerate(labels))
-            config.label2id = {label: index for index, label in enumerate(labels)}
+            self._name_classes(labels)
         if config.num_labels < 2:
             raise self.error("model.task", "the model has a single output: it is made for regression")
+        # Both maps from here on, so that whatever reads one of them finds what the other one says.
+        self._name_classes(label_names.names_of(config, self.error))
         self.ids = label_names.ids(labels, config.label2id, self.error, numbered=self._numbered)
+
+    def _name_classes(self, names: Sequence[str]) -> None:
+        self.config.id2label = dict(enumerate(names))
+        self.config.label2id = {name: index for index, name in enumerate(names)}
 
     def predictions(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`predicted` and `labels`, class ids of shape `(examples,)`."""
@@ -77,7 +87,9 @@ class Classification(Task):
     def _as_ids(self, values: list[Any], feature: Any) -> list[int]:
         if self.ids is None:
             raise RuntimeError("bind(config, labels) comes before prepare")
-        declared = list(feature.names) if isinstance(feature, ClassLabel) else None
+        declared = None
+        if isinstance(feature, ClassLabel):
+            declared = label_names.declared(feature, self.data.label, self.error)
         if declared:
             values = [declared[value] if value in range(len(declared)) else value for value in values]
         names = [label_names.as_name(value) for value in values]

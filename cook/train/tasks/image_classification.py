@@ -53,6 +53,9 @@ class ImageClassification(Classification):
     def _channels(self) -> int:
         return getattr(self.config, "num_channels", None) or 3
 
+    def columns(self, dataset: Dataset) -> dict[str, list[str]]:
+        return {"data.image": [self._column(dataset)], **super().columns(dataset)}
+
     def prepare(self, dataset: Dataset, processor: Any | None) -> Dataset:
         """`pixel_values` (the bytes of float32, channels first) and `labels`."""
         processor = processor or self.plain_processor()

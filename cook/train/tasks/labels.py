@@ -12,15 +12,11 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset
 
+from cook.errors import CookError
+from cook.train.cells import as_name, is_missing, stripped
 from cook.train.data import ErrorAt, quiet
 
 NUMBER = re.compile(r"-?\d+")
-
-
-def as_name(value: Any) -> str:
-    """The name of a label value: `1`, `1.0`, `True` and `"1"` are all `1`."""
-    whole = isinstance(value, bool) or (isinstance(value, float) and value.is_integer())
-    return str(int(value) if whole else value)
 
 
 def names(datasets: Iterable[Dataset], column: str, error: ErrorAt) -> list[str]:
@@ -36,10 +32,10 @@ def names(datasets: Iterable[Dataset], column: str, error: ErrorAt) -> list[str]
     for dataset in several:
         feature = feature_of(dataset, column, error)
         if isinstance(feature, ClassLabel):
-            return list(feature.names)
+            return declared(feature, column, error)
         with quiet():
             values = dataset.unique(column)
-        if None in values:
+        if any(is_missing(value) for value in values):
             raise error("data.label", f"column {column!r} has rows without a label")
         if any(isinstance(value, float) and not value.is_integer() for value in values):
             raise error("data.label", f"column {column!r} holds real numbers; labels are names or integers")
@@ -47,6 +43,21 @@ def names(datasets: Iterable[Dataset], column: str, error: ErrorAt) -> list[str]
     if all(NUMBER.fullmatch(name) for name in found):
         return sorted(found, key=int)
     return sorted(found)
+
+
+def declared(feature: ClassLabel, column: str, error: ErrorAt) -> list[str]:
+    """The names of a ClassLabel without surrounding whitespace.
+
+    Raises:
+        CookError: a name is empty, or two are the same.
+    """
+    found = [as_name(name) for name in feature.names]
+    if "" in found or len(set(found)) < len(found):
+        message = (
+            f"column {column!r} declares the labels {feature.names}, of which some are empty or the same"
+        )
+        raise error("data.label", message, "rename them in the data set")
+    return found
 
 
 def feature_of(dataset: Dataset, column: str, error: ErrorAt) -> Any:
@@ -78,7 +89,9 @@ def ids(
     Raises:
         CookError: some labels are not the model's; both lists are shown.
     """
-    known = {str(name): int(index) for name, index in label2id.items()}
+    known = {as_name(name): int(index) for name, index in label2id.items()}
+    if len(known) < len(label2id):
+        known = {str(name): int(index) for name, index in label2id.items()}
     folded = {name.casefold(): index for name, index in known.items()}
     if all(label in known for label in labels):
         return {label: known[label] for label in labels}
@@ -107,6 +120,47 @@ def ids(
         f"the data's are {_listed(labels)}, the model's are {_listed(list(known))}",
         hint,
     )
+
+
+def names_of(config: Any, error: ErrorAt, key: str = "model.path") -> list[str]:
+    """The names of a model's classes by their number, from `id2label` and `label2id` of its config.
+
+    A mapping that only holds the defaults of transformers (`LABEL_0`) says nothing; the other one is used.
+    Where both have names they must agree, apart from case and surrounding whitespace.
+
+    Args:
+        key: where errors point to in the recipe.
+
+    Raises:
+        CookError: the mappings contradict each other, do not number the classes from 0 without gaps, or give
+            two classes the same name. Both mappings are shown.
+    """
+    by_id = {int(index): str(name) for index, name in (getattr(config, "id2label", None) or {}).items()}
+    by_name = {str(name): int(index) for name, index in (getattr(config, "label2id", None) or {}).items()}
+    count = int(getattr(config, "num_labels", None) or len(by_id))
+    turned = {index: name for name, index in by_name.items()}
+    use_names = is_default({name: index for index, name in by_id.items()})
+    found = turned if use_names and turned and not is_default(by_name) else by_id
+
+    def contradiction(message: str) -> CookError:
+        shown = f"id2label is {by_id}, label2id is {by_name}"
+        return error(key, f"{message}: {shown}", "correct the model's config.json, or set model.labels")
+
+    if sorted(found) != list(range(count)):
+        raise contradiction(f"the model has {count} classes, and its config does not name exactly these")
+    names = [found[index] for index in range(count)]
+    if len(set(names)) < count:
+        raise contradiction("two classes of the model have the same name")
+    if not is_default(by_name):
+        folded = {index: _folded(name) for name, index in by_name.items()}
+        same = all(folded.get(index) == _folded(name) for index, name in enumerate(names))
+        if not same or len(by_name) != count:
+            raise contradiction("the label maps of the model's config contradict each other")
+    return names
+
+
+def _folded(name: str) -> str:
+    return stripped(name).casefold()
 
 
 def is_default(label2id: Mapping[str, int]) -> bool:

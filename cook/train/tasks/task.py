@@ -62,6 +62,14 @@ class Task(ABC):
         self.data, self.error, self.say = data, error, say
         self.config: Any = None
 
+    def columns(self, dataset: Dataset) -> dict[str, list[str]]:
+        """The columns in which every row must have a value, by the key of the recipe that names them.
+
+        Raises:
+            CookError: a column is missing, or holds something else.
+        """
+        return {}
+
     def labels(self, datasets: Mapping[str, Dataset]) -> list[str] | None:
         """The names of the labels in the order of their ids, or None where a task has none."""
         return None

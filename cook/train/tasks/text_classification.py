@@ -13,6 +13,7 @@ import transformers
 from datasets import Dataset
 
 from cook.train import cache
+from cook.train.cells import is_missing
 from cook.train.tasks import text
 from cook.train.tasks.classification import Classification
 
@@ -26,6 +27,9 @@ class TextClassification(Classification):
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         self._pad, self._side = 0, "right"
+
+    def columns(self, dataset: Dataset) -> dict[str, list[str]]:
+        return {"data.text": text.columns(dataset, self.data, self.error), **super().columns(dataset)}
 
     def prepare(self, dataset: Dataset, processor: Any | None) -> Dataset:
         """`input_ids`, `labels`, `length`, and `token_type_ids` if the tokenizer gives them."""
@@ -66,7 +70,7 @@ class TextClassification(Classification):
 
     def texts(self, dataset: Dataset) -> Iterator[str]:
         for column in text.columns(dataset, self.data, self.error):
-            yield from self._texts(dataset, column)
+            yield from (each for each in dataset[column][:] if not is_missing(each))
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Padded to the longest of `rows`, on the tokenizer's side; tensors of shape `(rows, longest)`."""

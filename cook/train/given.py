@@ -1,0 +1,86 @@
+"""Rows that are given in memory, as a dataset: DataFrames, columns, records."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, IterableDataset
+from datasets.table import InMemoryTable
+
+from cook.errors import CookError
+
+ACCEPTED = (
+    "rows are a pandas DataFrame, a dict of columns (lists of equal length), an iterable of dicts (a list, a "
+    "generator) or a datasets.Dataset"
+)
+
+
+def dataset(rows: Any, split: str) -> Dataset:
+    """The rows of one split. An iterator is read to its end; the index of a DataFrame is left out.
+
+    Args:
+        rows: what ACCEPTED says. NaN and `pandas.NA` are missing values, as None is.
+        split: what errors call the rows.
+
+    Raises:
+        CookError: they are something else, or a column mixes types.
+    """
+    where = f"data[{split!r}]"
+    try:
+        return _dataset(rows, where)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as problem:
+        message = f"the rows cannot be read as a table: {' '.join(str(problem).split())[:300]}"
+        raise CookError(message, where=where, hint="all values of a column must be of one type") from problem
+
+
+def _dataset(rows: Any, where: str) -> Dataset:
+    if isinstance(rows, Dataset):
+        return rows.with_format(None)
+    if isinstance(rows, pa.Table):
+        return Dataset(InMemoryTable(rows))
+    if isinstance(rows, IterableDataset):
+        rows = rows.with_format(None)
+    pandas = sys.modules.get("pandas")
+    if pandas is not None and isinstance(rows, pandas.DataFrame):
+        names = list(rows.columns)
+        if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+            message = f"the columns of the DataFrame are {names[:12]}"
+            raise CookError(message, where=where, hint="name each column once, by a text")
+        return _of_columns({name: rows[name].astype(object).tolist() for name in names}, where)
+    if isinstance(rows, Mapping):
+        return _of_columns(rows, where)
+    if isinstance(rows, (str, bytes)) or (not hasattr(rows, "__iter__") and not hasattr(rows, "__getitem__")):
+        raise CookError(f"found a {type(rows).__name__}, expected rows", where=where, hint=ACCEPTED)
+    records = []
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            message = f"row {number} (counted from 0) is a {type(row).__name__}, expected a dict"
+            raise CookError(message, where=where, hint=ACCEPTED)
+        records.append(row)
+    names = dict.fromkeys(name for row in records for name in row)
+    return _of_columns({name: [row.get(name) for row in records] for name in names}, where)
+
+
+def _of_columns(columns: Mapping[Any, Any], where: str) -> Dataset:
+    lists: dict[str, list[Any]] = {}
+    for name, values in columns.items():
+        listed = hasattr(values, "__len__") and hasattr(values, "__iter__")
+        if not isinstance(name, str) or not listed or isinstance(values, (str, bytes, Mapping)):
+            message = f"column {name!r} is a {type(values).__name__}, expected a list of values"
+            raise CookError(message, where=where, hint=ACCEPTED)
+        lists[name] = [None if _is_nothing(value) else value for value in values]
+    lengths = {name: len(values) for name, values in lists.items()}
+    if len(set(lengths.values())) > 1:
+        raise CookError(f"the columns differ in length: {lengths}", where=where, hint=ACCEPTED)
+    return Dataset.from_dict(lists)
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether a value is NaN, `pandas.NA` or `pandas.NaT`."""
+    if isinstance(value, (float, np.floating)):
+        return bool(value != value)
+    return type(value).__name__ in ("NAType", "NaTType")

@@ -1,0 +1,135 @@
+"""Parts of data: which rows of which source a split has, so that they can be compared, cut and pointed at."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+
+SHOWN = 5
+"""Rows that are named one by one in an error."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A source of rows: a file, a split of a data set, or rows in memory.
+
+    Attributes:
+        name: the path of a file, or what else identifies the source.
+        numbers: of each row, as people find them: lines of a file, rows of a sheet.
+        unit: what the numbers count.
+        first: the number of the first unit, 0 or 1.
+    """
+
+    name: str
+    numbers: Sequence[int] = field(repr=False)
+    unit: str = "row"
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one or several sources.
+
+    Attributes:
+        rows: the place of each row of `dataset` in the joined rows of `origins`, shape `(rows,)`.
+    """
+
+    dataset: Dataset
+    origins: Sequence[Origin]
+    rows: np.ndarray = field(repr=False)
+
+    @classmethod
+    def whole(cls, dataset: Dataset, origins: Sequence[Origin]) -> Part:
+        """All rows of the sources."""
+        return cls(dataset, origins, np.arange(len(dataset)))
+
+    def select(self, chosen: Sequence[int] | np.ndarray | range) -> Part:
+        """The rows at these places of this part."""
+        if len(chosen) == len(self.dataset) and np.array_equal(chosen, np.arange(len(chosen))):
+            return self
+        chosen = np.asarray(chosen, dtype=np.int64)
+        return replace(self, dataset=self.dataset.select(chosen), rows=self.rows[chosen])
+
+    def sources(self) -> dict[str, set[int]]:
+        """The rows of each source by its name."""
+        found: dict[str, set[int]] = {}
+        start = 0
+        for origin in self.origins:
+            end = start + len(origin.numbers)
+            inside = self.rows[(self.rows >= start) & (self.rows < end)] - start
+            found.setdefault(origin.name, set()).update(inside.tolist())
+            start = end
+        return found
+
+    def describe(self, places: Sequence[int]) -> str:
+        """Where some rows are, the first few by number: `lines 3, 7 of train.csv (counted from 1)`."""
+        texts: dict[tuple[str, str, int], list[int]] = {}
+        ends = np.cumsum([len(origin.numbers) for origin in self.origins])
+        for row in self.rows[np.asarray(places[:SHOWN], dtype=np.int64)]:
+            index = int(np.searchsorted(ends, row, side="right"))
+            origin = self.origins[index]
+            inside = int(row) - (int(ends[index - 1]) if index else 0)
+            texts.setdefault((origin.name, origin.unit, origin.first), []).append(origin.numbers[inside])
+        told = [
+            f"{unit}{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))} "
+            f"of {Path(name).name} (counted from {first})"
+            for (name, unit, first), numbers in texts.items()
+        ]
+        rest = len(places) - SHOWN
+        return " and ".join(told) + (f", and {rest} more" if rest > 0 else "")
+
+
+def overlap(one: Part, other: Part) -> int:
+    """How many rows of the same sources both parts have."""
+    ours, theirs = one.sources(), other.sources()
+    return sum(len(rows & theirs.get(name, set())) for name, rows in ours.items())
+
+
+def cut(total: int, size: int, seed: int, labels: Sequence[str] | None = None) -> np.ndarray:
+    """Rows to take out of `total`, drawn at random: always the same ones for a seed, in their old order.
+
+    Args:
+        size: how many to take.
+        labels: of each row; with them every class gives its share of `size`, at least one row and not all
+            of them. A class of a single row gives none. So there may be more rows than `size`.
+
+    Returns:
+        Row numbers, ascending.
+    """
+    # RandomState's stream is frozen for good, so the rows stay the same across numpy versions.
+    order = np.random.RandomState(seed).permutation(total)
+    if labels is None:
+        return np.sort(order[:size])
+    wanted = shares(Counter(labels), size)
+    chosen = []
+    for row in order:
+        if wanted[labels[row]] > 0:
+            wanted[labels[row]] -= 1
+            chosen.append(int(row))
+    return np.sort(np.array(chosen, dtype=np.int64))
+
+
+def shares(counts: Counter[str], size: int) -> dict[str, int]:
+    """How many of `size` rows each class gives, by largest remainders; see `cut`."""
+    total = sum(counts.values())
+    exact = {name: size * count / total for name, count in counts.items()}
+    result = {
+        name: min(max(int(exact[name]), 1), counts[name] - 1) if counts[name] > 1 else 0 for name in counts
+    }
+    while sum(result.values()) < size:
+        room = [name for name in result if result[name] < counts[name] - 1]
+        if not room:
+            break
+        # Ties go to the first in order of names, whatever order the rows have.
+        result[max(sorted(room), key=lambda name: exact[name] - result[name])] += 1
+    while sum(result.values()) > size:
+        room = [name for name in result if result[name] > 1]
+        if not room:
+            break
+        result[max(sorted(room), key=lambda name: result[name] - exact[name])] -= 1
+    return result
