@@ -19,7 +19,16 @@ from cook.model.adapters import refuse_adapters
 from cook.model.load import name_labels
 from cook.model.quantizer import blueprint_of
 from cook.pipeline import environment
-from cook.pipeline.inputs import Data, load_student, make_passes, own_teacher, read_data, silent, taught_by
+from cook.pipeline.inputs import (
+    Data,
+    load_student,
+    make_passes,
+    own_teacher,
+    prepared,
+    read_data,
+    silent,
+    taught_by,
+)
 from cook.pipeline.plan import plan_in_memory
 from cook.pipeline.rows import pass_rows, state, student
 from cook.pipeline.train import Work, carry_out
@@ -111,7 +120,7 @@ def apply(
     processor = tokenizer
     if read is not None:
         processor = tokenizer if tokenizer is not None else read.task.plain_processor()
-        rows = {split: read.task.prepare(raw, processor) for split, raw in read.raw.items()}
+        rows = prepared(read, processor, silent)
         if train is not None:
             rows["train"] = augmented(
                 rows["train"],

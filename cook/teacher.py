@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -46,6 +47,9 @@ class Teacher:
         self._tensors = Tensors(self.anatomy, hooks)
         self._batch: Mapping[str, Tensor] = {}
         self._outputs: Any = None
+        kinds = getattr(model.config, "type_vocab_size", None)
+        takes = inspect.signature(model.forward).parameters
+        self._segments = "token_type_ids" in takes and kinds not in (0, 1)
 
     def watch(self, name: str) -> None:
         """Ask for a tensor by name, before the first batch.
@@ -88,6 +92,8 @@ class Teacher:
 
     def _inputs(self) -> dict[str, Tensor]:
         unseen = {ROWS} if self.model.config.is_encoder_decoder else {ROWS, "labels"}
+        if not self._segments:
+            unseen.add("token_type_ids")
         return {
             name: value.to(self.model.dtype) if value.is_floating_point() else value
             for name, value in self._batch.items()
@@ -183,13 +189,20 @@ def _resolved(model: PreTrainedModel, teacher: Any, source: PreTrainedModel | No
         hint = "load the teacher and give the model itself, or 'self' for a copy of the student"
         what = repr(teacher) if isinstance(teacher, str) else f"a {type(teacher).__name__}"
         raise CookError(f"found {what} for a teacher, expected a model or 'self'", hint=hint)
-    theirs, ours = (getattr(each.config, "label2id", None) or {} for each in (made, model))
+    theirs, ours = (folded(getattr(each.config, "label2id", None) or {}) for each in (made, model))
     if theirs.keys() == ours.keys() and theirs != ours:
         # Other names may mean the same; the same names in another order never do.
         message = f"the teacher's labels are {theirs}, the student's are {ours}"
         raise CookError(message, where="teacher", hint="both need the same labels in the same order")
     read_alike(made, model)
     return made
+
+
+def folded(label2id: Mapping[str, int]) -> dict[str, int]:
+    """Labels by their names without case and surrounding blanks, as the labels of data are matched; as they
+    are where two would fall together."""
+    found = {str(name).strip().casefold(): int(number) for name, number in label2id.items()}
+    return found if len(found) == len(label2id) else dict(label2id)
 
 
 def read_alike(model: PreTrainedModel, student: PreTrainedModel) -> None:

@@ -62,8 +62,9 @@ class Lexicon:
 
     @cached_property
     def encoder(self) -> Tokenizer:
-        """The tokenizer without cutting or padding, for whole texts."""
+        """The tokenizer for whole texts: no cutting, no padding, special tokens in them are plain text."""
         whole: Tokenizer = Tokenizer.from_str(json.dumps(self.value))
+        whole.encode_special_tokens = True
         whole.no_truncation()
         whole.no_padding()
         return whole

@@ -16,8 +16,9 @@ from cook import passes as registry
 from cook.errors import CookError
 from cook.model import load, student
 from cook.passes import Pass
+from cook.pipeline import tokenizers
 from cook.recipe import Recipe
-from cook.teacher import Given, Named
+from cook.teacher import Given, Named, folded
 from cook.train import data as sources
 from cook.train import tasks
 from cook.train.cached import CachedTeacher
@@ -92,6 +93,19 @@ def read_data(
     return Data(task, raw, labels)
 
 
+def prepared(data: Data, processor: Any, say: Say) -> dict[str, Dataset]:
+    """The splits as model inputs; `say` hears how many rows of each were cut to the length of an example."""
+    rows = {split: data.task.prepare(raw, processor) for split, raw in data.raw.items()}
+    for split, each in rows.items():
+        if cut := data.task.cut(each):
+            longest = max(each["length"])
+            say(
+                f"{split}: {cut:,} of {len(each):,} rows are longer than {longest} tokens and were cut;"
+                " data.max_length sets the limit"
+            )
+    return rows
+
+
 def load_model(
     recipe: Recipe, data: Data | None, say: Say, *, meta: bool = False, integers: bool = False
 ) -> PreTrainedModel:
@@ -142,7 +156,7 @@ def load_student(
     for note in load.origin_of(made).notes:
         say(note)
     if section.path is not None and processor is not None:
-        _same_tokens(recipe, "student", section, made.config, source.config, processor)
+        _same_tokens(recipe, "student", section, made.config, source.config, processor, data)
     if data is not None:
         data.task.bind(made.config, data.labels)
         _same_length(data.task, source.config, processor, "the model that it is made from")
@@ -221,13 +235,20 @@ def _teacher(
             place, f"{section.path} has no head for {data.task.name}", "fine-tune the teacher first"
         )
     theirs, ours = teacher.config.label2id, model.config.label2id
-    if data.labels is not None and theirs != ours:
+    if data.labels is not None and folded(theirs) != folded(ours):
         raise recipe.error(
             place,
             f"the teacher's labels are {theirs}, the student's are {ours}",
             "use a teacher that was trained on the same labels in the same order",
         )
-    _same_tokens(recipe, place, section, teacher.config, model.config, processor)
+    _same_tokens(recipe, place, section, teacher.config, model.config, processor, data)
+    if isinstance(data.task.data.text, tuple) and tokenizers.needs_segments(teacher, model):
+        raise recipe.error(
+            place,
+            f"the teacher tells the two texts of a pair apart by token_type_ids, which a"
+            f" {model.config.model_type} does not take",
+            "use a teacher and a student that read pairs alike",
+        )
     for name, ours, theirs in student.unlike(model.config, teacher.config):
         hint = "use a teacher of the same images"
         raise recipe.error(place, f"the teacher's {name} is {theirs}, the student's {ours}", hint)
@@ -257,7 +278,9 @@ def _within(recipe: Recipe, section: str) -> Callable[[str, str, str | None], Co
     return lambda key, message, hint: recipe.error(f"{section}.{key}", message, hint)
 
 
-def _same_tokens(recipe: Recipe, who: str, section: Any, mine: Any, source: Any, processor: Any) -> None:
+def _same_tokens(
+    recipe: Recipe, who: str, section: Any, mine: Any, source: Any, processor: Any, data: Data | None
+) -> None:
     """The tokenizers decide; a folder without one has to know as many tokens as the source."""
     if not hasattr(processor, "get_vocab"):
         return
@@ -269,12 +292,14 @@ def _same_tokens(recipe: Recipe, who: str, section: Any, mine: Any, source: Any,
             f"{section.path} has no tokenizer, and its {knows} token numbers cannot be the model's {known}",
             "put the tokenizer into its folder: it has to be the model's",
         )
-    if theirs is not None and theirs.get_vocab() != processor.get_vocab():
-        role = who.partition("[")[0]
+    if theirs is None:
+        return
+    role = who.partition("[")[0]
+    texts = [] if data is None else data.task.texts(next(iter(data.raw.values())))
+    if difference := tokenizers.difference(theirs, processor, texts):
         raise recipe.error(
             who,
-            f"the {role}'s tokenizer ({len(theirs.get_vocab())} tokens) differs from the model's "
-            f"({len(processor.get_vocab())} tokens)",
+            f"the {role}'s tokenizer differs from the model's: {difference}",
             "teacher and student read the same token numbers: use a pair with one tokenizer",
         )
 

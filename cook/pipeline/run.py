@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 import cook
 from cook.errors import CookError
 from cook.model import load
-from cook.pipeline import depend, environment, output
+from cook.pipeline import depend, environment, output, tokenizers
 from cook.pipeline.deliver import deliver
 from cook.pipeline.inputs import (
     Say,
@@ -23,6 +23,7 @@ from cook.pipeline.inputs import (
     load_teacher,
     make_passes,
     planned_teachers,
+    prepared,
     read_data,
     silent,
     stored_dtype,
@@ -102,7 +103,9 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
     processor = load.load_processor(recipe.model, data.task.processor) or data.task.plain_processor()
     model = load_student(recipe, source, data, say, processor)
     dtype = stored_dtype(recipe, source)
-    rows = {split: data.task.prepare(raw, processor) for split, raw in data.raw.items()}
+    texts = data.task.texts(data.raw["train"])
+    tokenizers.check(recipe, source.config, processor, data.task, texts)
+    rows = prepared(data, processor, say)
     teacher = load_teacher(recipe, source, data, processor, say)
     rows["train"] = augmented(
         rows["train"],

@@ -291,6 +291,7 @@ def _told(work: Work, loop: Loop, epochs: float) -> dict[str, Any]:
     best = loop.best if work.train.select == "best" else None
     return {
         "rows": _counts(work),
+        "truncated": _truncated(work),
         "steps": loop.total,
         "epochs": round(epochs, 3),
         "seconds": round(loop.seconds, 1),
@@ -307,3 +308,10 @@ def _counts(work: Work) -> dict[str, int]:
     if "validation" in counts and work.evaluation.limit is not None:
         counts["validation"] = min(counts["validation"], work.evaluation.limit)
     return counts
+
+
+def _truncated(work: Work) -> dict[str, int]:
+    """The rows of each split that were cut to the length of an example; copies by augmentation aside."""
+    assert work.task is not None
+    originals = {split: work.rows[split].select(range(len(raw))) for split, raw in work.raw.items()}
+    return {split: work.task.cut(rows) for split, rows in originals.items()}

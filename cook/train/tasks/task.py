@@ -105,6 +105,10 @@ class Task(ABC):
             CookError: a column is missing or holds something else, or a value cannot be used.
         """
 
+    def cut(self, rows: Dataset) -> int:
+        """How many of the prepared rows were longer than an example may be, and lost their end."""
+        return 0
+
     def texts(self, dataset: Dataset) -> Iterator[str]:
         """Every text that `prepare` would read in the dataset, those of a pair one by one; none in images."""
         return iter(())

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 import torch
 from datasets import Dataset
 
+from cook.model.source import class_name
 from cook.train.data import ErrorAt
 
 BEHIND_PADDING = frozenset(
@@ -98,6 +100,9 @@ def encode(
 ) -> Iterator[dict[str, pa.Array]]:
     """Token ids of all rows, ROWS at a time.
 
+    A special token that stands in a text (`</s>` in a review) is read as the characters that it is written
+    with. Those that the tokenizer adds itself are there as always.
+
     Args:
         tokenizer: is left as it was: its own truncation setting is saved with it.
         texts: one or two columns of equal length.
@@ -105,23 +110,74 @@ def encode(
         pad: stands for a row without any token.
 
     Yields:
-        `input_ids` and `length`, and `token_type_ids` if the tokenizer gives them. The attention mask
-        follows from `length`.
+        `input_ids`, `length`, `cut` (whether tokens were left out), and `token_type_ids` if the tokenizer
+        gives them. The attention mask follows from `length`.
     """
     tokenizer = copy.deepcopy(tokenizer)
     rows = pa.list_(pa.int32())
+    options = {"return_attention_mask": False, "split_special_tokens": True}
     for start in range(0, len(texts[0]), ROWS):
         block = [list(column[start : start + ROWS]) for column in texts]
-        found = tokenizer(*block, truncation=True, max_length=length, return_attention_mask=False)
+        found = tokenizer(*block, truncation=True, max_length=length, **options)
         lists = [ids or [pad] for ids in found["input_ids"]]
         result = {
             "input_ids": pa.array(lists, rows),
             "length": pa.array([len(ids) for ids in lists], pa.int32()),
+            "cut": pa.array(_cut(tokenizer, found, block, length, options), pa.bool_()),
         }
         if "token_type_ids" in found:
             types = [kinds or [0] for kinds in found["token_type_ids"]]
             result["token_type_ids"] = pa.array(types, rows)
         yield result
+
+
+def _cut(
+    tokenizer: Any, found: Any, block: Sequence[Sequence[str]], length: int, options: dict[str, Any]
+) -> list[bool]:
+    """Which rows of a block lost tokens."""
+    if found.encodings is not None:
+        return [bool(each.overflowing) for each in found.encodings]
+    # A tokenizer without a backend does not say: only rows of the full length can have lost some.
+    full = [len(ids) >= length for ids in found["input_ids"]]
+    for number in (number for number, is_full in enumerate(full) if is_full):
+        whole = tokenizer(*(column[number] for column in block), **options)["input_ids"]
+        full[number] = len(whole) > length
+    return full
+
+
+def written_specials(tokenizer: Any, texts: Sequence[Sequence[str]]) -> tuple[int, str]:
+    """How many rows have a special token of the tokenizer written in their text, and the first such token."""
+    specials = [each for each in tokenizer.all_special_tokens if len(each) > 1]
+    rows, first = 0, ""
+    for row in zip(*texts, strict=True):
+        named = next((token for token in specials for each in row if token in each), None)
+        rows, first = rows + (named is not None), first or named or ""
+    return rows, first
+
+
+def accepted(auto_class: str, config: Any) -> frozenset[str]:
+    """What the forward of a model takes, by the config that the model is built from; empty if unknown.
+
+    Args:
+        auto_class: the class of transformers that loads the model.
+    """
+    import transformers
+
+    name = class_name(getattr(transformers, auto_class), config)
+    kind = getattr(transformers, name, None) if name else None
+    return frozenset() if kind is None else frozenset(inspect.signature(kind.forward).parameters)
+
+
+def padding_side(tokenizer: Any, takes: Collection[str]) -> str:
+    """On which side batches are padded: the tokenizer's, but on the right for models of absolute positions.
+
+    A model that takes `position_ids` counts positions from the first column of a batch when it is given none.
+    Padding on the left would move the positions of a text by the length of the other texts in its batch.
+
+    Args:
+        takes: what the forward of the model takes.
+    """
+    return "right" if "position_ids" in takes else str(tokenizer.padding_side)
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, side: str) -> torch.Tensor:

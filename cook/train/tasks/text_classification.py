@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +16,9 @@ from cook.train import cache
 from cook.train.cells import is_missing
 from cook.train.tasks import text
 from cook.train.tasks.classification import Classification
+
+UNKNOWN = 0.2
+"""The share of unknown tokens from which on it is said."""
 
 
 class TextClassification(Classification):
@@ -41,7 +44,9 @@ class TextClassification(Classification):
             )
         columns = text.columns(dataset, self.data, self.error)
         self._pad = text.padding(processor, self.config, self.error, self.say)
-        self._side = processor.padding_side
+        takes = text.accepted(self.auto_class, self.config)
+        self._side = text.padding_side(processor, takes)
+        segments = self._takes_segments(processor, takes, pair=len(columns) > 1)
         length = text.max_length(processor, self.config, self.data, self.error)
         labels = self._label_ids(dataset)
         key = cache.key(
@@ -54,19 +59,33 @@ class TextClassification(Classification):
             length=length,
             pad=self._pad,
             cut=processor.truncation_side,
+            segments=segments,
         )
+        texts = [self._texts(dataset, column) for column in columns]
+        written, token = text.written_specials(processor, texts)
+        if written:
+            self.say(
+                f"{written:,} of {len(dataset):,} rows have special tokens such as {token!r} in their text;"
+                " they are read as plain text"
+            )
 
         def build() -> Iterator[pa.Table]:
-            texts = [self._texts(dataset, column) for column in columns]
             start = 0
             for block in text.encode(processor, texts, length=length, pad=self._pad):
                 end = start + len(block["length"])
+                if not segments:
+                    block.pop("token_type_ids", None)
                 yield pa.table({**block, "labels": pa.array(labels[start:end], pa.int64())})
                 start = end
 
         rows = cache.stored(key, build)
         self._check_vocabulary(rows)
+        self._check_segments(rows)
+        self._tell_unknown(rows, processor)
         return rows
+
+    def cut(self, rows: Dataset) -> int:
+        return sum(rows["cut"][:])
 
     def texts(self, dataset: Dataset) -> Iterator[str]:
         for column in text.columns(dataset, self.data, self.error):
@@ -90,12 +109,51 @@ class TextClassification(Classification):
             raise self.error("data.text", f"column {column!r} has rows without text, the first is row {row}")
         return texts
 
+    def _takes_segments(self, processor: Any, takes: Collection[str], *, pair: bool) -> bool:
+        """Whether the model tells segments apart; one that does not gets none."""
+        kinds = getattr(self.config, "type_vocab_size", None)
+        if (not takes or "token_type_ids" in takes) and kinds not in (0, 1):
+            return True
+        if pair and "token_type_ids" in processor.model_input_names:
+            self.say("the model tells no segments apart: the token_type_ids of the tokenizer are left out")
+        return False
+
+    def _check_segments(self, rows: Dataset) -> None:
+        kinds = getattr(self.config, "type_vocab_size", None)
+        if kinds is None or "token_type_ids" not in rows.column_names:
+            return
+        if (highest := _highest(rows, "token_type_ids")) >= kinds:
+            raise self.error(
+                "model.tokenizer",
+                f"the tokenizer gives the segment {highest}, the model knows {kinds}: 0 to {kinds - 1}",
+                "is it the tokenizer of this model?",
+            )
+
+    def _tell_unknown(self, rows: Dataset, processor: Any) -> None:
+        """Say when many tokens are unknown: the tokenizer may be another language's, or another model's."""
+        if processor.unk_token_id is None:
+            return
+        unknown = total = 0
+        for chunk in rows.data["input_ids"].chunks:
+            ids = chunk.flatten()
+            unknown += pa.compute.sum(pa.compute.equal(ids, processor.unk_token_id)).as_py() or 0
+            total += len(ids)
+        if unknown > UNKNOWN * total:
+            self.say(
+                f"{unknown / total:.0%} of the tokens of {len(rows):,} rows are unknown to the tokenizer"
+                f" ({processor.unk_token!r}): is it made for these texts?"
+            )
+
     def _check_vocabulary(self, rows: Dataset) -> None:
         known = getattr(self.config, "vocab_size", None)
-        highest = max(pa.compute.max(chunk.flatten()).as_py() for chunk in rows.data["input_ids"].chunks)
+        highest = _highest(rows, "input_ids")
         if known is not None and highest >= known:
             raise self.error(
                 "model.tokenizer",
                 f"the tokenizer gives the id {highest}, the model knows {known}",
                 "is it the tokenizer of this model?",
             )
+
+
+def _highest(rows: Dataset, column: str) -> int:
+    return max(pa.compute.max(chunk.flatten()).as_py() for chunk in rows.data[column].chunks)
