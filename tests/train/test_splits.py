@@ -14,8 +14,8 @@ import pytest
 
 from cook.errors import CookError
 from cook.train import data, excel, tasks
+from cook.train.cutting import cut, shares
 from cook.train.decoding import Unreadable
-from cook.train.parts import cut, shares
 from tests.train.sections import error, section
 
 
