@@ -90,6 +90,7 @@ def open_folder(
 
 def _without_train(recipe: Any, overrides: Sequence[str]) -> Recipe:
     """The recipe without its training data, unless validation is cut out of them."""
-    read = load_recipe(recipe, [*overrides, "data.train=null"])
-    cut = read.data is not None and isinstance(read.data.validation, Mapping)
-    return load_recipe(recipe, overrides) if cut else read
+    without = [*overrides, "data.train=null"]
+    data = load_recipe(recipe, without, partial=True).data
+    cut = data is not None and isinstance(data.validation, Mapping)
+    return load_recipe(recipe, overrides if cut else without)

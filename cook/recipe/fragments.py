@@ -1,11 +1,8 @@
 """Pieces that the sections of a recipe are written with, as JSON Schema.
 
-Annotations of our own: `x-moment` marks a moment of the run, `x-path` a text that may name a
+Two annotations of our own: `x-moment` marks a moment of the run, `x-path` a text that may name a
 local file or folder. `x-path-kind` narrows the latter: `file` (a file or a plain name, never a
 folder), `recipe` (always a path, which must exist), `output` (always a path, which may be new).
-
-`x-added` marks an option that came after the first release: at its default it does not count in a recipe's
-digest, so that checkpoints and results from before it still belong to their recipe.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from cook.recipe.place import Marks, Path, spell, split, where
 from cook.recipe.rules import names, uses
 from cook.recipe.schema import problems, schema
 from cook.recipe.section import Section, thaw
-from cook.recipe.shape import fill, normal, walk
+from cook.recipe.shape import fill, normal
 from cook.recipe.text import Document, kind_of, raise_all, read_text, scan
 from cook.recipe.values import plain
 
@@ -154,19 +154,7 @@ class Recipe:
 
 
 def _asked(value: Section) -> dict[str, Any]:
-    asked = {key: thaw(item) for key, item in value.items() if key != "output"}
-    later = [
-        (path, inner["default"])
-        for path, inner, _ in walk(schema(partial=True), asked)
-        if inner.get("x-added") and "default" in inner
-    ]
-    for path, default in later:
-        around = asked
-        for part in path[:-1]:
-            around = around[part]
-        if around[path[-1]] == default:
-            del around[path[-1]]
-    return asked
+    return {key: thaw(item) for key, item in value.items() if key != "output"}
 
 
 def _canonical(value: Any) -> str:

@@ -53,7 +53,10 @@ AUGMENT = {
     "default": None,
 }
 
-_VALIDATION = files("validation", "split name, file or list of files to evaluate on, or rows of train")
+_VALIDATION = files(
+    "validation",
+    "split name, file or list of files to evaluate on; or rows drawn from train: {split: 10%}",
+)
 VALIDATION = {
     **_VALIDATION,
     "anyOf": [
@@ -63,7 +66,11 @@ VALIDATION = {
             {
                 "split": {
                     "anyOf": [
-                        {"type": "string", "pattern": r"^(?!0+(\.0+)?%)[0-9]{1,2}(\.[0-9]+)?%$"},
+                        {
+                            "type": "string",
+                            "pattern": r"^(?!0+(\.0+)?%)[0-9]{1,2}(\.[0-9]+)?%$",
+                            "examples": ["10%"],
+                        },
                         {"type": "integer", "minimum": 1},
                     ],
                     "description": "how many: a share of the rows, as in 10%, or a number of rows",
@@ -107,29 +114,20 @@ DATA = section(
             ["integer", "null"], None, "tokens of an example; null: the model's own, at most 512", minimum=1
         ),
         "limit": option(["integer", "null"], None, "how many rows of train to use; null: all", minimum=1),
-        "missing": {
-            **choice("error", "what to do with rows whose text or label is empty", "error", "drop"),
-            "x-added": True,
-        },
-        "delimiter": {
-            **option(
-                ["string", "null"],
-                None,
-                "between the columns of csv and tsv files; null: found in the file",
-                minLength=1,
-                maxLength=1,
-            ),
-            "x-added": True,
-        },
-        "encoding": {
-            **option(
-                ["string", "null"],
-                None,
-                "of files of text, such as cp1252; null: UTF-8, or what a byte order mark says",
-                minLength=1,
-            ),
-            "x-added": True,
-        },
+        "missing": choice("error", "what to do with rows that have no text, image or label", "error", "drop"),
+        "delimiter": option(
+            ["string", "null"],
+            None,
+            "between the columns of csv and tsv files; null: found in the file",
+            pattern="^.$",
+            examples=[";"],
+        ),
+        "encoding": option(
+            ["string", "null"],
+            None,
+            "of files of text, such as cp1252; null: UTF-8, or what a byte order mark says",
+            minLength=1,
+        ),
         "augment": AUGMENT,
     },
 )

@@ -140,7 +140,8 @@ def _kind(kind: str, schema: Schema) -> str:
         return f"{name} {of}{' and '.join(bounds)}" if bounds else name
     if kind == "string":
         if "pattern" in schema:
-            return f"a text like {schema.get('default', schema['pattern'])!r}"
+            sample = schema.get("examples", [schema.get("default", schema["pattern"])])[0]
+            return f"a text like {sample!r}"
         return "a text" if not schema.get("minLength") else "a text that is not empty"
     if kind == "array":
         low, high = schema.get("minItems"), schema.get("maxItems")

@@ -22,6 +22,10 @@ ENOUGH = 20
 """Rows from which on a label column may be judged by its values."""
 
 
+BLOCK = 1000
+"""Rows that are looked at together, since images may be large."""
+
+
 def without_missing(
     part: Part, columns: Columns, split: str, error: ErrorAt, *, drop: bool, say: Callable[[str], None]
 ) -> Part:
@@ -63,14 +67,15 @@ def _columns(names: Sequence[str]) -> str:
 def _missing(dataset: Dataset, columns: Sequence[str]) -> list[int]:
     """Rows without a value in one of the columns."""
     rows: set[int] = set()
-    table = dataset.select_columns(list(columns)).with_format("arrow")[:]
-    for name in columns:
-        column = table[name]
-        kind = column.type
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_floating(kind):
-            rows.update(row for row, value in enumerate(column.to_pylist()) if is_missing(value))
-        elif column.null_count:
-            rows.update(pc.indices_nonzero(pc.is_null(column)).to_pylist())
+    blocks = dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=BLOCK)
+    for start, table in zip(range(0, len(dataset), BLOCK), blocks, strict=True):
+        for column in table.columns:
+            kind = column.type
+            if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_floating(kind):
+                found = [row for row, value in enumerate(column.to_pylist()) if is_missing(value)]
+            else:
+                found = pc.indices_nonzero(pc.is_null(column)).to_pylist() if column.null_count else []
+            rows.update(start + row for row in found)
     return sorted(rows)
 
 

@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from cook.errors import CookError
 from cook.train import files
+from cook.train.decoding import Unreadable, read_lines
 from cook.train.tasks.task import Task
 
 Corpus = Callable[[Sequence[str] | None], Iterator[str]]
@@ -51,11 +52,12 @@ def _texts(path: Path, task: Task | None) -> Iterator[str]:
                 files.read([path], delimiter=task.data.delimiter, encoding=task.data.encoding)
             )
         else:
-            with path.open(encoding="utf-8-sig") as lines:
-                yield from (text for line in lines if (text := line.rstrip("\r\n")).strip())
+            lines = read_lines(path, task.data.encoding if task is not None else None)
+            yield from (line for line in lines if line.strip())
     except OSError as failure:
         raise CookError(f"{path} cannot be read: {failure.strerror or failure}") from failure
-    except UnicodeDecodeError as failure:
-        raise CookError(f"{path} is not UTF-8: {failure}") from failure
+    except Unreadable as failure:
+        named = str(path) in str(failure)
+        raise CookError(str(failure) if named else f"{path}: {failure}", hint=failure.hint) from failure
     except ValueError as failure:
         raise CookError(str(failure)) from failure

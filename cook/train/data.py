@@ -7,7 +7,6 @@ is for the task to say.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -21,10 +20,8 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub import utils as hub
 
 from cook.errors import CookError, nearest
-from cook.train import checks, files
-from cook.train.cells import label_names
+from cook.train import checks, cutting, files
 from cook.train.parts import Origin, Part
-from cook.train.parts import cut as cut_rows
 
 DIGITS = "sklearn:digits"
 SLICE = re.compile(r"(?P<name>[\w.\-]+)(\[(?P<first>-?\d+%?)?:(?P<last>-?\d+%?)?\])?")
@@ -97,7 +94,7 @@ def settle(
             for split, part in parts.items()
         }
     if isinstance(data.validation, Mapping) and "validation" not in parts:
-        parts = _cut(parts["train"], data, error, say)
+        parts = cutting.parts(parts["train"], data, error, say)
     found = {split: parts[split].dataset for split in splits}
     needed = {split: columns(dataset) for split, dataset in found.items()} if columns is not None else {}
     if "train" in found:
@@ -107,33 +104,6 @@ def settle(
     if needed:
         checks.compare(found, needed, say, same=same)
     return found
-
-
-def _cut(train: Part, data: Any, error: ErrorAt, say: Callable[[str], None]) -> dict[str, Part]:
-    """Validation as a share of the rows of train, and train without them."""
-    asked, total = data.validation, len(train.dataset)
-    split = asked["split"]
-    size = split if isinstance(split, int) else round(float(split.rstrip("%")) * total / 100)
-    if not 0 < size < total:
-        message = f"{split} of the {total} rows of train are {size} rows, and both parts need some"
-        raise error("data.validation", message, f"there can be 1 to {total - 1} rows")
-    labels = None
-    if asked["stratify"]:
-        if data.label not in train.dataset.features:
-            columns = ", ".join(train.dataset.column_names)
-            raise error("data.label", f"there is no column {data.label!r}", f"the columns are {columns}")
-        labels = label_names(train.dataset, data.label)
-        if single := sorted(name for name, count in Counter(labels).items() if count == 1):
-            listed = ", ".join(map(repr, single[:12])) + (", ..." if len(single) > 12 else "")
-            say(f"validation has no row of {len(single)} classes that have a single row: {listed}")
-    rows = cut_rows(total, size, asked["seed"], labels)
-    if not 0 < len(rows) < total:
-        message = f"no class has two rows, so that {total} rows cannot be cut by class"
-        raise error("data.validation", message, "leave stratify out")
-    if len(rows) != size:
-        say(f"validation has {len(rows)} rows in the place of {size}, so that each class can have its own")
-    rest = np.setdiff1d(np.arange(total), rows)
-    return {"train": train.select(rest), "validation": train.select(rows)}
 
 
 def _read(data: Any, error: ErrorAt, splits: Sequence[str]) -> dict[str, Part]:
@@ -151,6 +121,8 @@ def _read(data: Any, error: ErrorAt, splits: Sequence[str]) -> dict[str, Part]:
             if source is None:
                 source = _source(data, [getattr(data, name) for name in splits], key, error)
             part = _part(source, wanted, key, error)
+        if not len(part.dataset):
+            raise error(key, f"{wanted!r} has no rows")
         result[split] = part
     return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Iterator
 from pathlib import Path
 
 _MARKS = (
@@ -36,7 +37,7 @@ def read_text(path: Path, encoding: str | None = None) -> str:
         OSError: the file cannot be opened.
     """
     data = path.read_bytes()
-    marked = next((name for mark, name in _MARKS if data.startswith(mark)), None)
+    marked = _marked(data)
     used = encoding or marked or "utf-8"
     try:
         text = data.decode(used)
@@ -53,6 +54,23 @@ def read_text(path: Path, encoding: str | None = None) -> str:
         message = "the file is not UTF-8: every second byte is zero"
         raise Unreadable(message, f"name its encoding, perhaps data.encoding: {_likely(data)}")
     return text.removeprefix("\ufeff")
+
+
+def read_lines(path: Path, encoding: str | None = None) -> Iterator[str]:
+    """The lines of a file without their ends, one after the other; as `read_text`."""
+    with path.open("rb") as file:
+        used = encoding or _marked(file.read(4)) or "utf-8"
+    try:
+        with path.open(encoding=used) as lines:
+            for line in lines:
+                yield line.rstrip("\n").removeprefix("\ufeff")
+    except (UnicodeError, LookupError):
+        read_text(path, encoding)  # for its error
+        raise
+
+
+def _marked(data: bytes) -> str | None:
+    return next((name for mark, name in _MARKS if data.startswith(mark)), None)
 
 
 def _likely(data: bytes) -> str:

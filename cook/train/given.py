@@ -61,8 +61,8 @@ def _dataset(rows: Any, where: str) -> Dataset:
             message = f"row {number} (counted from 0) is a {type(row).__name__}, expected a dict"
             raise CookError(message, where=where, hint=ACCEPTED)
         records.append(row)
-    names = dict.fromkeys(name for row in records for name in row)
-    return _of_columns({name: [row.get(name) for row in records] for name in names}, where)
+    keys = dict.fromkeys(name for row in records for name in row)
+    return _of_columns({name: [row.get(name) for row in records] for name in keys}, where)
 
 
 def _of_columns(columns: Mapping[Any, Any], where: str) -> Dataset:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -88,48 +87,3 @@ def overlap(one: Part, other: Part) -> int:
     """How many rows of the same sources both parts have."""
     ours, theirs = one.sources(), other.sources()
     return sum(len(rows & theirs.get(name, set())) for name, rows in ours.items())
-
-
-def cut(total: int, size: int, seed: int, labels: Sequence[str] | None = None) -> np.ndarray:
-    """Rows to take out of `total`, drawn at random: always the same ones for a seed, in their old order.
-
-    Args:
-        size: how many to take.
-        labels: of each row; with them every class gives its share of `size`, at least one row and not all
-            of them. A class of a single row gives none. So there may be more rows than `size`.
-
-    Returns:
-        Row numbers, ascending.
-    """
-    # RandomState's stream is frozen for good, so the rows stay the same across numpy versions.
-    order = np.random.RandomState(seed).permutation(total)
-    if labels is None:
-        return np.sort(order[:size])
-    wanted = shares(Counter(labels), size)
-    chosen = []
-    for row in order:
-        if wanted[labels[row]] > 0:
-            wanted[labels[row]] -= 1
-            chosen.append(int(row))
-    return np.sort(np.array(chosen, dtype=np.int64))
-
-
-def shares(counts: Counter[str], size: int) -> dict[str, int]:
-    """How many of `size` rows each class gives, by largest remainders; see `cut`."""
-    total = sum(counts.values())
-    exact = {name: size * count / total for name, count in counts.items()}
-    result = {
-        name: min(max(int(exact[name]), 1), counts[name] - 1) if counts[name] > 1 else 0 for name in counts
-    }
-    while sum(result.values()) < size:
-        room = [name for name in result if result[name] < counts[name] - 1]
-        if not room:
-            break
-        # Ties go to the first in order of names, whatever order the rows have.
-        result[max(sorted(room), key=lambda name: exact[name] - result[name])] += 1
-    while sum(result.values()) > size:
-        room = [name for name in result if result[name] > 1]
-        if not room:
-            break
-        result[max(sorted(room), key=lambda name: result[name] - exact[name])] -= 1
-    return result

@@ -159,7 +159,8 @@ def _long_cells() -> Iterator[None]:
 
 
 def _checked(found: Iterator[tuple[int, list[str]]]) -> _Read:
-    lines, rows = [], []
+    lines: list[int] = []
+    rows: list[list[str]] = []
     for line, row in found:
         if rows and len(row) != len(rows[0]):
             raise Unreadable(
@@ -196,7 +197,8 @@ def _looks_written(plain: _Read, quoted: _Read) -> bool:
 def _merges_rows(plain: _Read, quoted: _Read) -> bool:
     """Whether quoted cells hold lines that look like rows of their own.
 
-    They do if, in some column behind the first, all these lines have values that other rows have too.
+    They do if, in some column behind the first, all lines have numbers, or these lines have values that other
+    rows have too.
     """
     begin = set(quoted[0])
     inner = [line not in begin for line in plain[0]]
@@ -206,5 +208,6 @@ def _merges_rows(plain: _Read, quoted: _Read) -> bool:
     others = [row for row, one in zip(plain[1][1:], merged[1:], strict=True) if not one]
     return any(
         {row[column] for row in swallowed} <= {row[column] for row in others}
+        or all(row[column].isdecimal() for row in plain[1][1:])
         for column in range(1, len(plain[1][0]))
     )

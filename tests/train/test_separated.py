@@ -58,6 +58,10 @@ def test_words_in_quotes_at_the_start_of_a_text_stay(delimiter):
 def test_quotes_that_would_merge_rows_are_characters():
     text = 'text\tlabel\nfine\t1\n"lovely cast\t1\nbad plot\t0\nawful"\t0\ndull\t0\n'
     assert len(parse(text, "\t").rows) == 5
+    assert parse('text\tlabel\n"a\t0\na"\t1\n', "\t").rows == [['"a', "0"], ['a"', "1"]]
+    named = 'text\tlabel\nfine\tyes\nbad\tno\n"so\tno\nso"\tyes\n'
+    assert len(parse(named, "\t").rows) == 4
+    assert parse('text\tlabel\n"a\tb\nc"\t1\n', "\t").rows == [["a\tb\nc", "1"]]
 
 
 def test_a_title_in_quotes_among_bare_ones_keeps_them():
