@@ -304,7 +304,7 @@ class Session:
         """Which tokens of a watched tensor are not padding: bool [batch, tokens].
 
         Args:
-            like: [batch, tokens, ...], for batches without padding.
+            like: [batch, tokens, ...] or [batch, heads, tokens, width], for batches without padding.
             name: of the tensor: inside of a decoder after an encoder the answer's tokens count.
         """
         decodes = self.anatomy.decodes(name)
@@ -313,10 +313,11 @@ class Session:
             return torch.ones_like(like[..., 0], dtype=torch.bool)
         if mask.ndim == 3 and len(like) == mask.shape[0] * mask.shape[1]:
             mask = mask.flatten(0, 1)  # of multiple choice, whose model takes each choice for an example
-        if mask.shape != like.shape[:2]:
+        tokens = like.shape[0], like.shape[-2 if like.ndim == 4 else 1]
+        if mask.shape != tokens:
             raise CookError(
-                f"which tokens of {name} are padding is not known: it has {tuple(like.shape[:2])} of them by"
-                f" example, the batch's mask {tuple(mask.shape)}",
+                f"which tokens of {name} are padding is not known: it has {tokens} of them by example, the"
+                f" batch's mask {tuple(mask.shape)}",
                 hint="learn from tensors of batches without padding, or without a mask",
             )
         return mask.bool()

@@ -11,7 +11,7 @@ import copy
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -28,6 +28,30 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _BLOCK = 1000
 
 Ids = npt.NDArray[np.int64]
+
+
+class PlainText:
+    """Texts in which no special token is read as such.
+
+    Most tokenizers can be told so. A Unigram model has its special tokens among its pieces, which are found
+    in any text: there a blank is put behind the first character of each.
+
+    Args:
+        specials: the special tokens.
+        ids: their numbers.
+        read: gives the numbers of a text's tokens, without what a template adds.
+    """
+
+    def __init__(self, specials: Iterable[str], ids: Iterable[int], read: Callable[[str], Sequence[int]]):
+        self.specials = [each for each in specials if len(each) > 1]
+        self.ids, self.read = set(ids), read
+
+    def __call__(self, text: str) -> str:
+        if not any(each in text for each in self.specials) or not self.ids.intersection(self.read(text)):
+            return text
+        for each in self.specials:
+            text = text.replace(each, f"{each[0]} {each[1:]}")
+        return text
 
 
 class Lexicon:
@@ -71,7 +95,13 @@ class Lexicon:
 
     def encode(self, texts: Iterable[str], *, template: bool = False) -> Iterator[Ids]:
         """The numbers of each text's tokens, with what a template adds or without."""
-        for block in _blocks(texts):
+        special = [token for token in self.value["added_tokens"] if token.get("special")]
+        plain = PlainText(
+            [token["content"] for token in special],
+            [token["id"] for token in special],
+            lambda each: self.encoder.encode(each, add_special_tokens=False).ids,
+        )
+        for block in _blocks(map(plain, texts)):
             for found in self.encoder.encode_batch_fast(block, add_special_tokens=template):
                 yield np.asarray(found.ids, dtype=np.int64)
 

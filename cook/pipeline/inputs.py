@@ -299,7 +299,8 @@ def _same_tokens(
     if difference := tokenizers.difference(theirs, processor, texts):
         raise recipe.error(
             who,
-            f"the {role}'s tokenizer differs from the model's: {difference}",
+            f"the {role}'s tokenizer ({len(theirs.get_vocab())} tokens) differs from the model's "
+            f"({len(processor.get_vocab())} tokens): {difference}",
             "teacher and student read the same token numbers: use a pair with one tokenizer",
         )
 

@@ -27,7 +27,7 @@ def difference(one: Any, other: Any, texts: Iterable[str] = ()) -> str | None:
         texts: some are read by both.
     """
     if one.get_vocab() != other.get_vocab():
-        return f"it has {len(one.get_vocab())} tokens, the other {len(other.get_vocab())}, or other ones"
+        return "their vocabularies are not the same"
     for text in islice(texts, SAMPLE):
         first, second = (each(text, split_special_tokens=True)["input_ids"] for each in (one, other))
         if first != second:

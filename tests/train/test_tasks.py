@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 from tokenizers import processors
-from transformers import BertConfig, GPT2Config
+from transformers import BertConfig, GPT2Config, XLNetConfig
 
 from cook.errors import CookError
 from cook.train import tasks
@@ -39,7 +39,9 @@ def test_prepared_rows_are_the_tokenizer_s():
     assert found["input_ids"][:] == plain["input_ids"]
     assert found["labels"][:] == [1, 0, 0, 1]
     assert found["length"][:] == [len(row) for row in plain["input_ids"]]
-    assert set(found.column_names) == {"input_ids", "labels", "length", *(set(plain) & {"token_type_ids"})}
+    named = {"input_ids", "labels", "length", "cut"}
+    assert set(found.column_names) == {*named, *(set(plain) & {"token_type_ids"})}
+    assert found["cut"][:] == [False] * len(TEXTS)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -47,7 +49,9 @@ def test_batches_are_padded_as_the_tokenizer_pads(side):
     dataset, tokenizer = rows(a=TEXTS, b=TEXTS[::-1], label=[1, 0, 0, 1]), tiny.tokenizer()
     tokenizer.padding_side = side
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
-    task = bound(dataset, text=["a", "b"])
+    # BERT counts positions from the first column of a batch; XLNet has none that a padding could move.
+    config = XLNetConfig(vocab_size=23, pad_token_id=0, **tiny.LABELS) if side == "left" else None
+    task = bound(dataset, config, text=["a", "b"])
     batch = task.collate(list(task.prepare(dataset, tokenizer)))
     expected = tokenizer(TEXTS, TEXTS[::-1], padding=True, return_tensors="pt")
     assert set(batch) == {*expected, "labels"}

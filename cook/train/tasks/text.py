@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 
 from cook.model.source import class_name
+from cook.model.tokenizer import PlainText
 from cook.train.data import ErrorAt
 
 BEHIND_PADDING = frozenset(
@@ -55,6 +56,8 @@ def _is_text(feature: Any) -> bool:
 def positions(config: Any) -> int | None:
     """How many tokens a model can tell the places of; None where there is no limit."""
     found: int | None = getattr(config, "max_position_embeddings", None)
+    if found is not None and found < 1:
+        return None  # what XLNet says of itself
     if found is not None and config.model_type in BEHIND_PADDING:
         return found - (config.pad_token_id or 0) - 1
     return found
@@ -116,8 +119,13 @@ def encode(
     tokenizer = copy.deepcopy(tokenizer)
     rows = pa.list_(pa.int32())
     options = {"return_attention_mask": False, "split_special_tokens": True}
+    plain = PlainText(
+        tokenizer.all_special_tokens,
+        tokenizer.all_special_ids,
+        lambda each: tokenizer(each, add_special_tokens=False, **options)["input_ids"],
+    )
     for start in range(0, len(texts[0]), ROWS):
-        block = [list(column[start : start + ROWS]) for column in texts]
+        block = [[plain(each) for each in column[start : start + ROWS]] for column in texts]
         found = tokenizer(*block, truncation=True, max_length=length, **options)
         lists = [ids or [pad] for ids in found["input_ids"]]
         result = {
