@@ -88,7 +88,7 @@ def by_gradient(loss: Tensor, logits: Tensor, labels: Tensor) -> bool | None:
     """
     if not (loss.requires_grad and logits.requires_grad):
         return None
-    (slope,) = torch.autograd.grad(loss, logits, retain_graph=True, allow_unused=True)
+    slope: Any = torch.autograd.grad(loss, logits, retain_graph=True, allow_unused=True)[0]
     if slope is None:
         return None
     labelled = (labels != IGNORED).to(slope.device)

@@ -108,7 +108,7 @@ class Anatomy:
         Args:
             name: of a tensor, such as `layers[3].attention.scores`.
         """
-        config = getattr(self.model, "config", None)
+        config: Any = getattr(self.model, "config", None)
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
         window: int | None = getattr(config, "sliding_window", None)
         layer = self._layer_of(name)

@@ -11,6 +11,7 @@ import inspect
 import textwrap
 from collections.abc import Iterable, Iterator
 from functools import cache
+from typing import Any
 
 from torch import nn
 
@@ -34,15 +35,14 @@ def read_directly(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     for name in names:
         parts = name.split(".")
         for end in range(len(parts)):
-            around = modules.get(".".join(parts[:end]))
-            inner = tuple(parts[end:])
-            if around is not None and any(_meant(inner, *read) for read in reads(type(around))):
-                found[name] = type(around).__name__
+            around: Any = type(modules[".".join(parts[:end])])
+            if any(_meant(tuple(parts[end:]), *read) for read in reads(around)):
+                found[name] = around.__name__
     return found
 
 
 @cache
-def reads(kind: type[nn.Module]) -> frozenset[tuple[bool, tuple[str, ...]]]:
+def reads(kind: type) -> frozenset[tuple[bool, tuple[str, ...]]]:
     """The layers whose weight or bias the code of a class reads while it runs.
 
     Returns:

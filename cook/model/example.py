@@ -63,8 +63,10 @@ def small_example(model: Any, tokens: int = 3) -> dict[str, Tensor]:
     if model.main_input_name == "input_features" and getattr(config, "num_mel_bins", None):
         frames = 2 * (getattr(config, "max_source_positions", None) or 50)
         sound = torch.zeros(1, config.num_mel_bins, frames, device=device, dtype=model.dtype)
-        words = {"decoder_input_ids": torch.ones(1, tokens, dtype=torch.long, device=device)}
-        return {"input_features": sound, **(words if config.is_encoder_decoder else {})}
+        heard = {"input_features": sound}
+        if config.is_encoder_decoder:
+            heard["decoder_input_ids"] = torch.ones(1, tokens, dtype=torch.long, device=device)
+        return heard
     if model.main_input_name != "input_ids":
         raise Unmeasured(f"a {type(model).__name__} reads {model.main_input_name}, of which cook makes none")
     parts = ("", "decoder_") if config.is_encoder_decoder else ("",)

@@ -53,7 +53,8 @@ class Proof:
     """Compares what a model gives for an example before and after units leave."""
 
     def __init__(self, anatomy: Anatomy, batches: Callable[[], Iterator[Batch]] | None = None):
-        self.anatomy, self.model = anatomy, anatomy.model
+        self.anatomy = anatomy
+        self.model: Any = anatomy.model
         self._batches = batches
         self._example: Batch | None = None
 
