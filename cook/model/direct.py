@@ -21,8 +21,14 @@ HARMLESS = ("dtype", "device", "shape", "ndim", "requires_grad", "is_cuda", "siz
 ASKING = ("isinstance", "hasattr", "getattr", "type")
 APART = ("__init__", "_init", "init_", "reset", "_tie", "tie_", "_load", "load", "convert", "prune", "resize")
 """Functions that begin so make a model, and do not run it."""
-OF_ALL = ("torch.nn.modules.module", "transformers.modeling_utils", "transformers.generation", "builtins")
-"""Modules with the base classes of all models."""
+OF_ALL = (
+    "torch.nn.modules.module",
+    "transformers.modeling_utils",
+    "transformers.generation",
+    "builtins",
+    "cook.",
+)
+"""Modules with the base classes of all models, and with layers of cook, which others may stand in for."""
 
 
 def read_directly(model: nn.Module, names: Iterable[str]) -> dict[str, str]:

@@ -190,7 +190,10 @@ def test_routers_are_left_out_and_the_plan_says_so(make, step):
     chosen = select(anatomy, None, replaced=True)
     assert not [name for name in chosen if "router" in name]
     assert "Router" in left_out(anatomy, None, None, chosen)
-    cook.apply(model, {"version": 1, "passes": [step]}).model(**TOKENS)
+    missed = left_out(anatomy, None, None, chosen)
+    done = cook.apply(model, {"version": 1, "passes": [step]})
+    done.model(**TOKENS)
+    assert done.report.passes[0].facts["note"] == missed
 
 
 def test_a_layer_with_a_forward_of_its_own_is_refused_by_name():
