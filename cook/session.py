@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from cook.model.anatomy import Anatomy
 from cook.model.blueprint import Blueprint
 from cook.model.depth import STAYS, compact, left_out, missing, unreached
 from cook.model.edit import Edit
-from cook.model.example import FAILURES, small_example
+from cook.model.example import FAILURES, Unmeasured, random_examples, small_example
 from cook.model.folding import check_folded, outputs, outputs_to_be
 from cook.model.gathering import answered_tokens
 from cook.model.hooks import Hooks
@@ -191,6 +192,10 @@ class Session:
         for batch in self._calibration(count):
             read = batch if self.renumbering is None or not self._renumbered else self.renumbering(batch)
             yield {name: value.to(self.model.device) for name, value in read.items() if name != ROWS}
+
+    def inputs(self) -> Iterator[dict[str, Tensor]]:
+        """An example that the model takes, of those for calibration; none where there are none."""
+        return iter(()) if self._calibration is None else self.examples(1)
 
     def texts(self, files: Sequence[str] | None) -> Iterator[str]:
         """The texts in some files, or those that the run trains and is evaluated on; none without data.
@@ -395,11 +400,11 @@ class Session:
         """
         if not self.passes:
             return None
-        try:
-            probe = small_example(self.model)
-            return probe, outputs_to_be(self.model, probe, self.renumbering)
-        except FAILURES:
-            return None
+        with suppress(Unmeasured):
+            for probe in [*random_examples(self.model), small_example(self.model)]:
+                with suppress(*FAILURES):
+                    return probe, outputs_to_be(self.model, probe, self.renumbering)
+        return None
 
     def close(self) -> None:
         """Remove all hooks; the model keeps whatever state it is in."""

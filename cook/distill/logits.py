@@ -11,7 +11,7 @@ from cook.distill.chunked import mean_square, soft_cross_entropy
 from cook.distill.specs import LogitsSpec
 from cook.distill.taught import Taught
 from cook.distill.truncated import truncated_cross_entropy
-from cook.model.alignment import predicts_next
+from cook.model.alignment import beside, predicts_next
 from cook.model.shapes import output_shapes
 from cook.passes import Effect, Term, register
 
@@ -112,6 +112,9 @@ class DistillLogits(LogitsSpec, Taught):
         tokens = None if session.model.config.is_encoder_decoder else session.batch.get("attention_mask")
         try:
             causal = predicts_next(session.model, session.outputs, labels)
+            if student.ndim == 3:
+                labels = beside(labels, student) if labels is not None and labels.ndim == 2 else labels
+                tokens = beside(tokens, student, 1) if tokens is not None and tokens.ndim == 2 else tokens
             rows = labelled(student, labels, None if tokens is None else tokens.bool(), causal=causal)
         except ValueError as error:
             raise self.error(str(error), hint="distill.hidden learns tensors inside of the model") from error

@@ -15,7 +15,7 @@ from cook.lowrank.factors import Spectrum
 from cook.lowrank.sensitivity import TOKENS, sensitivities, until
 from cook.lowrank.specs import LinearSpec
 from cook.lowrank.spectra import Examples, Spectra
-from cook.lowrank.targets import Target, named_in_ranks, targets
+from cook.lowrank.targets import Target, beside, named_in_ranks, targets
 from cook.model import surgery
 from cook.model.blueprint import Blueprint
 from cook.model.edit import Edit
@@ -51,6 +51,8 @@ class LowRankLinear(LinearSpec, Pass):
         if whole := [each.name for each, rank in zip(several, ranks, strict=True) if rank is None]:
             more = f" and {len(whole) - 1} more" if len(whole) > 1 else ""
             note += f"; {whole[0]}{more} would save nothing and stay whole"
+        if missed := beside(self, anatomy):
+            note += f"; {missed}"
         return Effect(
             parameters=list(dict.fromkeys(f"{each.fused or each.name}.weight" for each in several)),
             edits=[
@@ -66,6 +68,7 @@ class LowRankLinear(LinearSpec, Pass):
 
     def attach(self, session: Session) -> None:
         splits, self.targets = self._targets(session.anatomy)
+        self.missed = beside(self, session.anatomy)
         ranks = told(self, session.anatomy, self.targets) if self._recalled is None else self._recalled
         Blueprint(edits=splits).apply(session.model)
         for edit in splits:
@@ -87,6 +90,8 @@ class LowRankLinear(LinearSpec, Pass):
             "share": left / count,
             "energy": 1 - sum(self.lost.values()) / len(self.lost),
         }
+        if self.missed:
+            found["note"] = self.missed
         if self.method != "data":
             return found
         errors = {name: math.sqrt(lost) for name, lost in self.lost.items()}

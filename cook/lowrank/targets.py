@@ -15,7 +15,7 @@ from cook.model.composite import whole
 from cook.model.edit import Edit
 from cook.model.families import Stack
 from cook.model.linear import is_linear, shape
-from cook.model.targets import matching, select, within
+from cook.model.targets import left_out, matching, select, within
 from cook.passes import Pass
 
 
@@ -67,6 +67,12 @@ def targets(owner: Pass, anatomy: Anatomy) -> tuple[list[Edit], list[Target]]:
         edits.append(Edit("apart", name, {"rows": rows, "width": width}))
         found += [Target(f"{name}.{part}", own, columns, name) for part, own in enumerate(rows)]
     return edits, found
+
+
+def beside(owner: Pass, anatomy: Anatomy) -> str:
+    """What the selection holds and is no target, in words; nothing where all of it is one."""
+    include, exclude = owner.given["include"], owner.given["exclude"]
+    return left_out(anatomy, include, exclude, select(anatomy, include, exclude, replaced=True))
 
 
 def named_in_ranks(

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cook.errors import CookError
 
@@ -38,8 +39,10 @@ def predicts_next(model: nn.Module, outputs: Any, labels: Tensor | None) -> bool
     if model in _known:
         return _known[model]
     logits = outputs.logits
-    by_token = labels is not None and logits.ndim == 3 and labels.shape == logits.shape[:2]
-    if labels is None or not by_token or not (labels[:, 1:] != IGNORED).any():
+    if labels is None or logits.ndim != 3 or labels.ndim != 2:
+        return False
+    labels = beside(labels, logits)
+    if labels.shape != logits.shape[:2] or not (labels[:, 1:] != IGNORED).any():
         return False
     found = by_value(outputs.loss, logits, labels)
     if found is None:
@@ -85,7 +88,7 @@ def by_gradient(loss: Tensor, logits: Tensor, labels: Tensor) -> bool | None:
     """
     if not (loss.requires_grad and logits.requires_grad):
         return None
-    (slope,) = torch.autograd.grad(loss, logits, retain_graph=True, allow_unused=True)
+    slope: Any = torch.autograd.grad(loss, logits, retain_graph=True, allow_unused=True)[0]
     if slope is None:
         return None
     labelled = (labels != IGNORED).to(slope.device)
@@ -93,4 +96,33 @@ def by_gradient(loss: Tensor, logits: Tensor, labels: Tensor) -> bool | None:
     shifted[:, :-1] = labelled[:, 1:]
     read = slope.abs().amax(-1) > 0
     fits = {True: torch.equal(read, shifted), False: torch.equal(read, labelled)}
+    return by_class(slope, labels) if fits[True] == fits[False] else fits[True]
+
+
+def by_class(slope: Tensor, labels: Tensor) -> bool | None:
+    """Compare the classes that the loss wants more of with the labels; None when that does not decide it.
+
+    For losses that leave out further rows, by an attention mask.
+
+    Args:
+        slope: of the loss, by the logits: negative for the class of the label.
+    """
+    read = slope.abs().amax(-1) > 0
+    labels, wanted = labels.to(slope.device), slope.argmin(-1)
+    shifted = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    fits = {
+        shift: bool((about[read] == wanted[read]).float().mean() > 0.9)
+        for shift, about in ((True, shifted), (False, labels))
+    }
     return None if fits[True] == fits[False] else fits[True]
+
+
+def beside(values: Tensor, logits: Tensor, missing: int = IGNORED) -> Tensor:
+    """Values of tokens by the rows of logits: those of a prefix, as of an image, are `missing`.
+
+    Args:
+        values: [batch, tokens].
+        logits: [batch, rows, classes]; a model that puts a prefix before the tokens has more rows.
+    """
+    before = logits.shape[1] - values.shape[1]
+    return functional.pad(values, (before, 0), value=missing) if before > 0 else values

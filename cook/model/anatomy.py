@@ -108,7 +108,7 @@ class Anatomy:
         Args:
             name: of a tensor, such as `layers[3].attention.scores`.
         """
-        config = getattr(self.model, "config", None)
+        config: Any = getattr(self.model, "config", None)
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
         window: int | None = getattr(config, "sliding_window", None)
         layer = self._layer_of(name)
@@ -209,7 +209,11 @@ class Anatomy:
 
     def _head(self) -> list[str]:
         base = self.prefix.removesuffix(".")
-        return [name for name, _ in self.model.named_children() if base and name != base]
+        beside = [name for name, _ in self.model.named_children() if base and name != base]
+        head = None
+        with suppress(NotImplementedError, AttributeError):
+            head = self.model.get_output_embeddings()  # type: ignore[operator]
+        return beside or [name for name, module in self.model.named_modules() if name and module is head]
 
     def decodes(self, name: str) -> bool:
         """Whether a tensor, by its name, is inside of a decoder after an encoder, or comes out of it."""

@@ -60,6 +60,13 @@ def small_example(model: Any, tokens: int = 3) -> dict[str, Tensor]:
         return {"pixel_values": image}
     if model.main_input_name == "input_values":
         return {"input_values": torch.zeros(1, SAMPLES, device=device, dtype=model.dtype)}
+    if model.main_input_name == "input_features" and getattr(config, "num_mel_bins", None):
+        frames = 2 * (getattr(config, "max_source_positions", None) or 50)
+        sound = torch.zeros(1, config.num_mel_bins, frames, device=device, dtype=model.dtype)
+        heard = {"input_features": sound}
+        if config.is_encoder_decoder:
+            heard["decoder_input_ids"] = torch.ones(1, tokens, dtype=torch.long, device=device)
+        return heard
     if model.main_input_name != "input_ids":
         raise Unmeasured(f"a {type(model).__name__} reads {model.main_input_name}, of which cook makes none")
     parts = ("", "decoder_") if config.is_encoder_decoder else ("",)
@@ -72,6 +79,42 @@ def small_example(model: Any, tokens: int = 3) -> dict[str, Tensor]:
         mask = torch.zeros(1, 1, tokens, tokens, device="meta", dtype=model.dtype)
         example.update({f"{part}attention_mask": mask for part in parts})
     return example
+
+
+def random_examples(model: Any, tokens: int = 6, size: int = 2) -> list[dict[str, Tensor]]:
+    """What a forward may get through with, of random numbers: two examples, always the same ones.
+
+    On the meta device, `examples`.
+
+    Raises:
+        Unmeasured: as `small_example`.
+    """
+    if device_of(model).type == "meta":
+        return examples(model, tokens)
+    generator = torch.Generator().manual_seed(0)
+    config = model.config
+    several = examples(model, tokens)
+
+    def drawn(name: str, value: Tensor) -> Tensor:
+        shape = (size, *value.shape[1:])
+        if value.is_floating_point():
+            found = torch.randn(shape, generator=generator, dtype=torch.float32)
+        elif name.endswith("input_ids"):
+            found = torch.randint(_vocabulary(model), shape, generator=generator)
+            padding, end = (getattr(config, key, None) for key in ("pad_token_id", "eos_token_id"))
+            found[found == padding] += 1 if padding == 0 else -1
+            if isinstance(end, int):
+                found[:, -1] = end  # heads may look for the end of the text
+        else:
+            return value.expand(shape)
+        return found.to(value)
+
+    return [{name: drawn(name, value) for name, value in each.items()} for each in several]
+
+
+def _vocabulary(model: Any) -> int:
+    text = model.config.get_text_config()
+    return int(getattr(text, "vocab_size", 0) or model.get_input_embeddings().num_embeddings)
 
 
 def _said(config: Any, name: str) -> Any:

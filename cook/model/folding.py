@@ -20,7 +20,10 @@ FOLDED = 1e-3
 @torch.no_grad()
 def outputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors that a model gives for a batch, in eval mode, by name."""
-    with evaluating(model):
+    cuda = [model.device] if model.device.type == "cuda" else []
+    # Some models draw in every forward (ViT-MAE which patches it sees): the same each time.
+    with evaluating(model), torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(0)
         found = model(**batch)
     return {name: value.detach() for name, value in found.items() if isinstance(value, Tensor)}
 

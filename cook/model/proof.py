@@ -1,14 +1,13 @@
-"""Whether the units of a layer may leave: a layer without them must give what it gives with them at zero.
+"""Taking units out of a family without an entry is tried before it is done: its code is known by names alone.
 
-For families that have no entry in `cook.model.families` and are inferred from the names of their modules.
-Names do not tell how an attention divides its projections into heads, or which of them belong together.
+Modules that are called as in Llama may still compute something else with their heads. So the outputs of the
+model with some units held at zero are compared with those of the model without them, on a small example.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -17,140 +16,203 @@ from torch import Tensor, nn
 from cook.errors import CookError
 from cook.model import surgery
 from cook.model.anatomy import Anatomy
-from cook.model.bare import bare
-from cook.model.example import FAILURES, Unmeasured, examples
+from cook.model.example import FAILURES, Unmeasured, random_examples
 from cook.model.families import FAMILIES
+from cook.model.folding import outputs
 from cook.model.hooks import Hooks
-from cook.model.measure import evaluating
-from cook.model.units import Units, masks, remove
+from cook.model.units import Units, masks, owned, remove
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""The positional and the named arguments of a forward."""
+FAR = 1e-3
+"""How far an output may move, relative to the largest one; a wrong cut moves it by about its size."""
+
+Batch = Mapping[str, Tensor]
+Given = dict[str, Tensor]
 
 
-@torch.no_grad()
-def prove(anatomy: Anatomy, several: Sequence[Units]) -> None:
-    """Compare, for one layer of each kind, the masked and the reduced layer on random weights and inputs.
+def prove(
+    anatomy: Anatomy, several: Sequence[Units], batches: Callable[[], Iterator[Batch]] | None = None
+) -> None:
+    """Take every other unit out of the first and the last of each kind, compare, and put it back.
+
+    Nothing is done for a family that has an entry: the shared tests prove it. On the meta device only shapes
+    are compared. Of a model with weights only what these units own is copied, one of them after the other.
 
     Args:
-        anatomy: of the model, also on the meta device. It stays as it is, and only single layers get
-            weights, so that large models need little memory. A family with an entry is not looked at:
-            the shared tests do so.
         several: what may leave.
+        batches: gives inputs of the model, for those that take no small example of random tokens or pixels.
 
     Raises:
-        CookError: the outputs differ, or the reduced layer does not run. A layer whose inputs are not known
-            before there is data passes: the finished model is compared again.
+        CookError: the model then fails, or gives something else than with these units at zero; or there is
+            no example to compare on.
     """
-    model: Any = anatomy.model
-    if anatomy.kind in FAMILIES or (copied := bare(model)) is None:
-        return
-    seen = set()
-    for units in several:
-        layer = units.layers[0]
-        inner = units.outputs[0].module.removeprefix(layer)
-        kind = (type(model.get_submodule(layer)), units.kind, inner, units.count)
-        if units.count > 1 and kind not in seen and (call := _call(copied, layer)) is not None:
-            seen.add(kind)
-            _compare(anatomy.kind, copied, units, call)
+    if anatomy.kind not in FAMILIES:
+        Proof(anatomy, batches).try_out(several)
 
 
-def _compare(kind: str, model: nn.Module, units: Units, call: Call) -> None:
-    generator = torch.Generator().manual_seed(0)
-    keep = torch.arange(units.count) != units.count // 2
-    given = _filled(call, generator)
-    masked = copy.deepcopy(model)
-    for layer in units.layers:
-        _fill(masked.get_submodule(layer), generator)
-    reduced = copy.deepcopy(masked)
-    for name, mask in masks(masked, units, keep):
-        masked.get_parameter(name).mul_(mask)
-    where = f"{units.kind} of {units.where} in a {kind!r} model, whose parts are inferred from their names"
-    hint = f"leave {units.layers[0].rpartition('.')[0]} out, or use prune.weights or lowrank.linear"
-    for layer in units.layers:
-        expected = _run(masked, layer, given)
-        if not expected or not all(bool(each.isfinite().all()) for each in expected):
-            return  # random inputs are not what this layer takes; the finished model is compared
-    try:
-        remove(reduced, units, keep)
-        for layer in units.layers:
-            pairs = list(zip(_run(masked, layer, given), _run(reduced, layer, given), strict=True))
-            if any(
-                one.shape != other.shape or not torch.allclose(one, other, rtol=1e-3, atol=1e-4)
-                for one, other in pairs
-            ):
-                raise CookError(
-                    f"cook does not know the {where}: without one of them a layer gives something else than"
-                    " with it at zero",
-                    hint=hint,
-                )
-    except (*FAILURES, KeyError) as failure:
-        text = " ".join(str(failure).split())[:120]
-        raise CookError(
-            f"cook cannot remove {where}: the smaller layer does not run: {text}", hint=hint
-        ) from None
+class Proof:
+    """Compares what a model gives for an example before and after units leave."""
+
+    def __init__(self, anatomy: Anatomy, batches: Callable[[], Iterator[Batch]] | None = None):
+        self.anatomy = anatomy
+        self.model: Any = anatomy.model
+        self._batches = batches
+        self._example: Batch | None = None
+
+    def try_out(self, several: Sequence[Units]) -> None:
+        """Try one or two units of each kind."""
+        if self.example() is None:
+            return
+        kinds: dict[Any, list[Units]] = {}
+        for each in several:
+            if each.count > 1:
+                kinds.setdefault(self._kind(each), []).append(each)
+        for alike in kinds.values():
+            for each in alike if len(alike) == 1 else (alike[0], alike[-1]):
+                self._try(each)
+
+    def example(self) -> Batch | None:
+        """Inputs that the model takes; None on the meta device where it takes none.
+
+        Raises:
+            CookError: it takes none that cook can make, and none were given.
+        """
+        if self._example is None:
+            self._example = next((each for each in self._examples() if self._runs(each)), None)
+        if self._example is None and not self._weightless:
+            raise CookError(
+                f"cook knows the parts of a {self.anatomy.kind!r} model by their names alone, and has no"
+                " example to check on that taking some of them out is right",
+                hint="give `calibration=`, some batches as the model takes them; in a recipe, data",
+            )
+        return self._example
+
+    def _examples(self) -> Iterator[Batch]:
+        with suppress(Unmeasured):
+            yield from random_examples(self.model)
+        if self._batches is not None and not self._weightless:
+            yield from self._batches()
+
+    @property
+    def _weightless(self) -> bool:
+        return any(each.is_meta for each in self.model.parameters())
+
+    def _runs(self, example: Batch) -> bool:
+        try:
+            self._run(example, ())
+        except FAILURES:
+            return False
+        return True
+
+    @torch.no_grad()
+    def _run(self, example: Batch, modules: Sequence[str]) -> Given:
+        found: Given = {}
+        hooks = Hooks()
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(_: nn.Module, __: Any, output: Any) -> None:
+                if isinstance(output, Tensor):
+                    found[name] = output.detach()
+
+            return hook
+
+        try:
+            for name in modules:
+                hooks.forward(surgery.get(self.model, name), keep(name))
+            whole = outputs(self.model, example)
+        finally:
+            hooks.close()
+        every = {**found, **{f"output {name}": value for name, value in whole.items()}}
+        return {name: value for name, value in every.items() if value.is_floating_point()}
+
+    def _try(self, units: Units) -> None:
+        example = self.example()
+        assert example is not None
+        keep = torch.arange(units.count) % 2 == 0
+        modules = [part.module for part in units.outputs]
+        with restored(self.model, units):
+            with torch.no_grad():
+                for name, mask in masks(self.model, units, keep):
+                    self.model.get_parameter(name).mul_(mask)
+            before = self._run(example, modules)
+            remove(self.model, units, keep)
+            try:
+                after = self._run(example, modules)
+            except FAILURES as failure:
+                raise CookError(self._fails(units.kind, failure), hint=self._hint) from failure
+        if found := moved(before, after):
+            raise CookError(self._moves(units.kind, *found), hint=self._hint)
+
+    def _kind(self, units: Units) -> Any:
+        """What units have in common that are tried out by some of them."""
+        modules = tuple(
+            (part.module.removeprefix(units.layers[0]), part.axis, part.spans) for part in units.parts
+        )
+        layers = tuple(type(surgery.get(self.model, layer)) for layer in units.layers)
+        return units.kind, units.count, units.heads, modules if len(layers) == 1 else units.layers, layers
+
+    @property
+    def _hint(self) -> str:
+        return f"a family needs an entry for that; there are {', '.join(FAMILIES)}"
+
+    def _fails(self, what: str, failure: Exception) -> str:
+        told = str(failure).strip().partition("\n")[0]
+        return (
+            f"a {self.anatomy.kind!r} model does not run without some of its {what}"
+            f" ({type(failure).__name__}: {told}): cook knows it by the names of its modules alone"
+        )
+
+    def _moves(self, what: str, where: str, far: float) -> str:
+        return (
+            f"without some of its {what} a {self.anatomy.kind!r} model gives something else than with these"
+            f" at zero ({where} is {far:.0%} off): cook knows it by the names of its modules alone"
+        )
 
 
-def _run(model: nn.Module, layer: str, call: Call) -> list[Tensor]:
-    arguments, named = copy.deepcopy(call)
-    module = model.get_submodule(layer)
-    with evaluating(module):
-        output = module(*arguments, **named)
-    found = output if isinstance(output, (tuple, list)) else [output]
-    return [each for each in found if isinstance(each, Tensor) and each.is_floating_point()]
-
-
-class _CalledError(Exception):
-    """The layer was reached: the rest of the forward is of no interest."""
-
-
-def _call(model: Any, layer: str) -> Call | None:
-    """What a layer is called with in a forward of a small example; None where none comes there."""
-    calls: list[Call] = []
-
-    def before(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        calls.append((arguments, named))
-        raise _CalledError
-
-    hooks = Hooks()
-    hooks.forward_pre(surgery.get(model, layer), before, named=True)
-    try:
-        with evaluating(model):
-            for example in examples(model):
-                with suppress(*FAILURES, _CalledError):
-                    model(**example)
-                if calls:
-                    return calls[0]
-    except Unmeasured:
-        pass
-    finally:
-        hooks.close()
+def moved(before: Given, after: Given) -> tuple[str, float] | None:
+    """The first output that is another one, and how far it moved relative to its largest number."""
+    for name, was in before.items():
+        now = after.get(name)
+        if now is None or now.shape != was.shape:
+            return name, 1.0
+        if was.is_meta or not was.numel():
+            continue
+        size = float(was.abs().max())
+        far = float((now.float() - was.float()).abs().max()) / max(size, torch.finfo(torch.float32).tiny)
+        allowed = max(FAR, 50 * torch.finfo(was.dtype).eps)
+        if not far <= allowed:
+            return name, far
     return None
 
 
-def _fill(module: nn.Module, generator: torch.Generator) -> None:
-    """Give a module on the meta device random values."""
-    for each in module.modules():
-        for name, parameter in each.named_parameters(recurse=False):
-            setattr(each, name, nn.Parameter(_random(parameter, generator), requires_grad=False))
-        for name, buffer in each.named_buffers(recurse=False):
-            setattr(each, name, _random(buffer, generator))
+@contextmanager
+def restored(model: nn.Module, units: Units) -> Iterator[None]:
+    """Whatever becomes of some units inside, afterwards the model has the parameters that it had, and values.
+
+    Only what these units own of it is copied.
+    """
+    inner = [source for each in model.modules() for source in vars(each).get("_source", ())]
+    several = [*model.modules(), *inner]
+    states = [(each, _state(each)) for each in several]
+    values = {id(number): number for part in units.parts for _, number, _ in owned(model, part)}
+    kept = [(number, number.detach().clone()) for number in values.values()]
+    try:
+        yield
+    finally:
+        for module, (own, changed) in states:
+            vars(module).clear()
+            vars(module).update(own)
+            for config, changes in changed:
+                config._changes.clear()
+                config._changes.update(changes)
+        with torch.no_grad():
+            for number, value in kept:
+                number.copy_(value)
 
 
-def _random(value: Tensor, generator: torch.Generator) -> Tensor:
-    if value.is_floating_point():
-        return 0.3 * torch.randn(value.shape, generator=generator)
-    if value.dtype is torch.bool:
-        return torch.ones(value.shape, dtype=torch.bool)
-    return torch.zeros(value.shape, dtype=value.dtype)
-
-
-def _filled(value: Any, generator: torch.Generator) -> Any:
-    """Arguments with random numbers in their tensors, and without caches of keys and values."""
-    if isinstance(value, Tensor):
-        return _random(value, generator)
-    if isinstance(value, (tuple, list)):
-        return type(value)(_filled(each, generator) for each in value)
-    if isinstance(value, dict):
-        return {name: _filled(each, generator) for name, each in value.items()}
-    return value if value is None or isinstance(value, (bool, int, float, str)) else None
+def _state(module: nn.Module) -> tuple[dict[str, Any], list[tuple[Any, dict[str, int]]]]:
+    own = {
+        name: dict(value) if name in ("_parameters", "_buffers", "_modules") else value
+        for name, value in vars(module).items()
+    }
+    configs = [value for value in own.values() if isinstance(value, surgery.Changed)]
+    return own, [(config, dict(vars(config)["_changes"])) for config in configs]

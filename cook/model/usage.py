@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from cook.model.bare import bare
+from cook.model.direct import read_directly
 from cook.model.example import FAILURES, Unmeasured, examples
 from cook.model.hooks import Hooks
 from cook.model.linear import is_linear
@@ -98,4 +99,6 @@ def read_elsewhere(model: nn.Module) -> set[str]:
                 model(**example)
                 break
     inside = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
-    return readers.found | {name for name in linears if name.rpartition(".")[0] in inside}
+    found = readers.found | {name for name in linears if name.rpartition(".")[0] in inside}
+    # What only runs elsewhere (kernels on GPUs, training) is told by the code of the modules around.
+    return found | set(read_directly(model, linears))

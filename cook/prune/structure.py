@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +85,7 @@ class Structure(StructureSpec, Pass):
             self.cost = goals.measured(session, self.chosen, self._chosen, self.given["budget"])
         if not self._timed:
             self._check(self.chosen)
+        self._prove(session.anatomy, self.chosen, session.inputs)
         self.keep = [torch.ones(each.count, dtype=torch.bool) for each in self.chosen]
         self.owned = [weights(session.model, each) for each in self.chosen]
         self.reached = 0.0
@@ -182,9 +183,11 @@ class Structure(StructureSpec, Pass):
             raise self.error("no layer that is selected has any", option="include")
         return found
 
-    def _prove(self, anatomy: Anatomy, units: list[Units]) -> None:
+    def _prove(
+        self, anatomy: Anatomy, units: list[Units], inputs: Callable[[], Iterator[Any]] | None = None
+    ) -> None:
         try:
-            prove(anatomy, units)
+            prove(anatomy, units, inputs)
         except CookError as error:
             raise self.error(error.message, hint=error.hint) from error
 

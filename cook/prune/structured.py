@@ -84,6 +84,7 @@ class PruneStructured(StructuredSpec, Pass):
             hint = "let it end later: gates learn inside of the window"
             raise self.error("an empty window, in which no gate learns", option="end", hint=hint)
         self._find(session.anatomy)
+        prove(session.anatomy, self._gated(), session.inputs)
         budget = self.given["budget"]
         self.shares = self._shares(goals.measured(session, self.units, units, budget, self.stream))
         if self.goal != "latency":

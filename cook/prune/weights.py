@@ -62,7 +62,7 @@ class PruneWeights(WeightsSpec, Pass):
             note = f"as many {of} to zero as the penalty brings below the threshold"
         else:
             note = f"{pattern} {of} kept" if pattern else f"{final:.1%} {of} to zero"
-        if missed := left_out(anatomy, self.given["include"], self.given["exclude"], modules):
+        if missed := self._missed(anatomy, modules):
             note += f"; {missed}"
         return Effect(
             parameters=names,
@@ -73,6 +73,7 @@ class PruneWeights(WeightsSpec, Pass):
 
     def attach(self, session: Session) -> None:
         self.parameters = self._targets(session.anatomy)
+        self.missed = self._missed(session.anatomy, self.targets)
         self.size = sum(each.numel() for each in session.model.parameters())
         width = self.window.end - self.window.start
         every = self.given["every"]
@@ -128,6 +129,8 @@ class PruneWeights(WeightsSpec, Pass):
         found["share_of_model"] = min(1.0, whole / self.size)
         if (final := final_sparsity(self.given)) is not None:
             found["asked"] = final
+        if self.missed:
+            found["note"] = self.missed
         return {**found, "pattern": self.given["pattern"]} if self.given["pattern"] else found
 
     def status(self) -> str:
@@ -146,6 +149,10 @@ class PruneWeights(WeightsSpec, Pass):
         if self.given["block"] is not None:
             return dict(zip(("out", "in"), block_sizes(self.given["block"]), strict=True))
         return {}
+
+    def _missed(self, anatomy: Anatomy, modules: Sequence[str]) -> str:
+        """What the selection holds and is not pruned, in words; nothing where all of it is."""
+        return left_out(anatomy, self.given["include"], self.given["exclude"], modules)
 
     def _targets(self, anatomy: Anatomy) -> list[str]:
         return targets(self, anatomy, inside=self.method in ONE_SHOT, alone=self.method in MOVING)

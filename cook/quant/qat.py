@@ -44,7 +44,7 @@ class QuantAwareTraining(QatSpec, Pass):
         note = f"{len(layers)} linear layers, weights {self.given['weights']}"
         if self.given["activations"]:
             note += f", inputs {self.given['activations']} ({self.given['observer']})"
-        if missed := left_out(anatomy, self.given["include"], self.given["exclude"], layers):
+        if missed := self._missed(anatomy, layers):
             note += f"; {missed}"
         return Effect(
             parameters=[f"{name}.weight" for name in layers],
@@ -54,6 +54,7 @@ class QuantAwareTraining(QatSpec, Pass):
 
     def attach(self, session: Session) -> None:
         self.layers = self._layers(session.anatomy)
+        self.missed = self._missed(session.anatomy, self.layers)
         self.bits = bits_of(self.given["weights"])
         self.enabled = False
         self.rounding: list[Rounding] = []
@@ -136,13 +137,17 @@ class QuantAwareTraining(QatSpec, Pass):
         found: dict[str, Any] = {"layers": len(self.layers), "weight_bits": self.bits}
         if self.given["activations"]:
             found["activation_bits"] = bits_of(self.given["activations"])
-        return found
+        return {**found, "note": self.missed} if self.missed else found
 
     def state_dict(self) -> dict[str, Any]:
         return {"enabled": self.enabled}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._enable(state["enabled"])
+
+    def _missed(self, anatomy: Anatomy, layers: Sequence[str]) -> str:
+        """What the selection holds and stays as it is, in words; nothing where all of it is rounded."""
+        return left_out(anatomy, self.given["include"], self.given["exclude"], layers)
 
     def _layers(self, anatomy: Anatomy) -> list[str]:
         layers = select(anatomy, self.given["include"], self.given["exclude"], replaced=True)

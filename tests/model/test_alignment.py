@@ -8,7 +8,7 @@ import transformers as T
 from torch.nn import functional
 
 from cook.errors import CookError
-from cook.model.alignment import by_gradient, by_value, predicts_next
+from cook.model.alignment import beside, by_gradient, by_value, predicts_next
 
 H = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
 H |= {"vocab_size": 23, "max_position_embeddings": 40, "pad_token_id": 0}
@@ -77,6 +77,30 @@ def test_alignment_of_language_models(name):
     read = read_by_the_loss(model, batch)
     assert read in ([3, 4, 5, 6], [4, 5, 6, 7])
     assert predicts_next(model, model(**batch), labels) is (read == [3, 4, 5, 6])
+
+
+def test_rows_of_a_prefix_have_no_labels():
+    torch.manual_seed(0)
+    model = T.GitForCausalLM(T.GitConfig(**H, vision_config=V, num_image_with_embedding=None)).eval()
+    tokens = torch.randint(3, 19, (2, 6), generator=torch.Generator().manual_seed(3))
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens}
+    outputs = model(**batch, pixel_values=torch.zeros(2, 3, 8, 8))
+    before = outputs.logits.shape[1] - 6
+    assert before > 0
+    assert predicts_next(model, outputs, tokens)
+    about = beside(tokens, outputs.logits)
+    assert about[:, before:].equal(tokens)
+    assert bool((about[:, :before] == -100).all())
+
+
+@pytest.mark.parametrize("shift", [True, False])
+def test_a_loss_that_leaves_out_rows_by_a_mask(shift):
+    logits = torch.randn(2, 6, 7, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    labels = torch.tensor([[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]])
+    rows, about = (logits[:, :-1], labels[:, 1:]) if shift else (logits, labels)
+    loss = functional.cross_entropy(rows[:, 2:].flatten(0, 1), about[:, 2:].flatten())
+    assert by_value(loss, logits, labels) is None
+    assert by_gradient(loss, logits, labels) is shift
 
 
 @pytest.mark.parametrize("shift", [True, False])

@@ -17,6 +17,8 @@ C = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 G = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 4}
 G |= {"intermediate_size": 48, "max_position_embeddings": 64, **C}
 
+ENCODER = {key: value for key, value in G.items() if key != "num_key_value_heads"}
+
 WRONG = {
     "gpt_bigcode": lambda: T.GPTBigCodeForCausalLM(
         T.GPTBigCodeConfig(n_embd=32, n_layer=2, n_head=4, n_positions=64, n_inner=64, multi_query=False, **C)
@@ -41,9 +43,12 @@ RIGHT = {
     "granite": lambda: T.GraniteForCausalLM(T.GraniteConfig(**G)),
     "olmo": lambda: T.OlmoForCausalLM(T.OlmoConfig(**G)),
     "stablelm": lambda: T.StableLmForCausalLM(T.StableLmConfig(**G)),
-    "camembert": lambda: T.CamembertForMaskedLM(
-        T.CamembertConfig(**{key: value for key, value in G.items() if key != "num_key_value_heads"})
-    ),
+    "camembert": lambda: T.CamembertForMaskedLM(T.CamembertConfig(**ENCODER)),
+    "layoutlm": lambda: T.LayoutLMForSequenceClassification(T.LayoutLMConfig(**ENCODER)),
+    "megatron-bert": lambda: T.MegatronBertForMaskedLM(T.MegatronBertConfig(**ENCODER)),
+    "roformer": lambda: T.RoFormerForMaskedLM(T.RoFormerConfig(**ENCODER)),
+    "esm": lambda: T.EsmForMaskedLM(T.EsmConfig(**ENCODER)),
+    "yoso": lambda: T.YosoForMaskedLM(T.YosoConfig(**ENCODER)),
 }
 HALF = {"sparsity": 0.5, "scope": "layer", "importance": "magnitude"}
 
@@ -74,6 +79,35 @@ def test_heads_and_neurons_of_inferred_families(kind):
     done = cook.apply(model, {"version": 1, "passes": half}).model
     assert done.num_parameters() < sum(each.numel() for each in RIGHT[kind]().parameters())
     done(input_ids=torch.randint(3, 40, (2, 7)))
+
+
+def test_a_model_that_draws_in_every_forward_is_compared_with_the_same_draws():
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    model = T.ViTMAEModel(T.ViTMAEConfig(**size, image_size=16, patch_size=8)).eval()
+    state = torch.get_rng_state()
+    cook.apply(model, {"version": 1, "passes": [{"prune.heads": HALF}]})
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_trying_units_out_leaves_the_model_as_it_was():
+    model = RIGHT["granite"]().eval()
+    anatomy = Anatomy(model)
+    before = {name: (value, value.clone()) for name, value in model.named_parameters()}
+    sizes = {name: str(module) for name, module in model.named_modules()}
+    prove(anatomy, units.units(anatomy))
+    after = dict(model.named_parameters())
+    assert all(after[name] is value and torch.equal(value, copy) for name, (value, copy) in before.items())
+    assert {name: str(module) for name, module in model.named_modules()} == sizes
+
+
+def test_a_model_without_an_example_needs_one_for_calibration():
+    model = RIGHT["granite"]().eval()
+    anatomy = Anatomy(model)
+    model.main_input_name = "rays"
+    with pytest.raises(CookError, match="has no example") as caught:
+        prove(anatomy, units.heads(anatomy))
+    assert "calibration=" in caught.value.hint
+    prove(anatomy, units.heads(anatomy), lambda: iter([{"input_ids": torch.tensor([[3, 4, 5]])}]))
 
 
 def test_a_finished_model_that_gives_something_else_is_not_handed_out(monkeypatch):

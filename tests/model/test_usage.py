@@ -11,10 +11,13 @@ from torch.nn import functional
 import cook
 from cook.errors import CookError
 from cook.model.anatomy import Anatomy
+from cook.model.direct import read_directly
+from cook.model.integer import IntLinear
 from cook.model.linear import is_linear
 from cook.model.targets import left_out, select
 from cook.model.usage import read_elsewhere
 from tests import tiny
+from tests.model import families
 
 S = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
 S |= {"vocab_size": 40, "pad_token_id": 0}
@@ -73,7 +76,8 @@ def siglip():
 
 
 READ = {
-    mamba: {"backbone.layers.0.mixer.dt_proj"},
+    # A CPU calls all but the first of these; kernels on a GPU get the weights of all three.
+    mamba: {f"backbone.layers.0.mixer.{name}" for name in ("dt_proj", "x_proj", "out_proj")},
     rwkv: {f"rwkv.blocks.{n}.{name}" for n in (0, 1) for name in ("attention.output", "feed_forward.value")},
     siglip: {"vision_model.head.attention.out_proj"},
 }
@@ -88,6 +92,68 @@ def test_weights_that_other_code_reads(make):
     with torch.device("meta"):
         bare = make()
     assert read_elsewhere(bare) == READ[make]
+
+
+class Elsewhere(nn.Module):
+    """Reads weights of its layers directly where some machines only come to."""
+
+    def __init__(self):
+        super().__init__()
+        self.called, self.read = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.asked, self.inner = nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2))
+        self._init_weights(self.read)
+
+    def _init_weights(self, module):
+        nn.init.zeros_(self.called.weight)
+
+    def forward(self, inputs):
+        if self.called.bias is not None and inputs.dtype == self.asked.weight.dtype:
+            inputs = self.asked(self.called(inputs))
+        return self.fast(inputs) if inputs.is_cuda else self.inner(self.read(inputs))
+
+    def fast(self, inputs):
+        return nn.functional.linear(inputs, self.read.weight)
+
+
+def test_code_that_this_machine_does_not_come_to_is_read():
+    model = nn.Sequential(Elsewhere(), Elsewhere())
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    assert read_directly(model, names) == {"0.read": "Elsewhere", "1.read": "Elsewhere"}
+
+
+@pytest.mark.parametrize("family", families.ALL)
+def test_the_code_of_known_families_reads_no_weight_of_a_layer(family):
+    model = families.made(family, families.ATTENTION.get(family, "sdpa"), device="meta")
+    assert not read_directly(model, [name for name, module in model.named_modules() if is_linear(module)])
+
+
+def test_a_model_of_sound_can_be_rounded():
+    config = T.WhisperConfig(
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        vocab_size=40,
+        num_mel_bins=4,
+        max_source_positions=6,
+        max_target_positions=8,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    )
+    model = T.WhisperForConditionalGeneration(config).eval()
+    done = cook.apply(model, {"version": 1, "passes": ["quant.qat"]}).model
+    assert isinstance(done.model.encoder.layers[0].fc1, IntLinear)
+
+
+def test_the_head_is_what_gives_logits_where_no_base_model_is_told_apart():
+    model = T.T5ForConditionalGeneration(T.T5Config(**families.SETTINGS["t5"]))
+    assert Anatomy(model).roots("head") == ["lm_head"]
+    assert Anatomy(T.T5EncoderModel(model.config)).roots("head") == []
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -124,7 +190,10 @@ def test_routers_are_left_out_and_the_plan_says_so(make, step):
     chosen = select(anatomy, None, replaced=True)
     assert not [name for name in chosen if "router" in name]
     assert "Router" in left_out(anatomy, None, None, chosen)
-    cook.apply(model, {"version": 1, "passes": [step]}).model(**TOKENS)
+    missed = left_out(anatomy, None, None, chosen)
+    done = cook.apply(model, {"version": 1, "passes": [step]})
+    done.model(**TOKENS)
+    assert done.report.passes[0].facts["note"] == missed
 
 
 def test_a_layer_with_a_forward_of_its_own_is_refused_by_name():
