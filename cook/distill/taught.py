@@ -18,6 +18,11 @@ LESSON: dict[str, Any] = {
 """The options that each has."""
 
 
+def decimal(value: float) -> str:
+    """A number in plain decimals: "0.5", "0.00001"."""
+    return f"{value:.8f}".rstrip("0").rstrip(".")
+
+
 class Taught(Pass):
     """A pass that adds a loss to learn from a teacher, and leaves the model as large as it was."""
 
@@ -34,6 +39,14 @@ class Taught(Pass):
 
     def task_weight(self) -> float:
         return float(self.given["task_weight"])
+
+    def facts(self, session: Session) -> dict[str, Any]:
+        first, last = self.window.start, max(self.window.start, self.window.end - 1)
+        weight, task = decimal(self.given["weight"]), decimal(self.given["task_weight"])
+        return {
+            "note": f"learned from the teacher in steps {first:,} to {last:,}, loss weight {weight}, task"
+            f" loss weight {task}"
+        }
 
     def settled(self, done: int) -> bool:
         """At any time: the model is no larger while it learns from a teacher."""

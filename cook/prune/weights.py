@@ -140,7 +140,13 @@ class PruneWeights(Pass):
         found = {"method": self.method, "zeros": zeros, "of": whole, "sparsity": zeros / whole, **self.seen}
         if (final := final_sparsity(self.given)) is not None:
             found["asked"] = final
-        return {**found, "pattern": self.given["pattern"]} if self.given["pattern"] else found
+        if self.given["pattern"]:
+            found["pattern"] = self.given["pattern"]
+        found["note"] = (
+            f"{zeros:,} of {whole:,} weights ({100 * zeros / whole:.1f} %) in {len(weights)} matrices are"
+            f" zero, chosen by {self.method}"
+        )
+        return found
 
     def status(self) -> str:
         return f"{self.reached:.0%} zero"

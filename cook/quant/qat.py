@@ -161,6 +161,11 @@ class QuantAwareTraining(Pass):
         found: dict[str, Any] = {"layers": len(self.layers), "weight_bits": self.bits}
         if self.given["activations"]:
             found["activation_bits"] = bits_of(self.given["activations"])
+        note = f"{len(self.layers)} linear layers stored as {self.given['weights']}"
+        if self.given["activations"]:
+            how = {"token": "by token", "moving": "by a moving maximum"}
+            note += f", inputs rounded to {self.given['activations']} {how.get(self.given['observer'], '')}"
+        found["note"] = note.rstrip()
         return found
 
     def state_dict(self) -> dict[str, Any]:
