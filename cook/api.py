@@ -19,7 +19,7 @@ from cook.model.quantizer import blueprint_of
 from cook.pipeline import environment
 from cook.pipeline.inputs import Data, load_student, make_passes, own_teacher, read_data, silent, taught_by
 from cook.pipeline.plan import plan_in_memory
-from cook.pipeline.rows import pass_rows, state, student
+from cook.pipeline.rows import pass_rows, positive_class, state, student, told_of_rows
 from cook.pipeline.train import Work, carry_out
 from cook.recipe import Recipe, load_recipe, thaw
 from cook.report import Model, Report
@@ -144,6 +144,7 @@ def apply(
             before=state(outcome.before),
             after=state(outcome.after),
             float32_bytes=4 * outcome.before["parameters"],
+            positive_class=positive_class(source.config, outcome.after["metrics"]),
         ),
         passes=pass_rows(passes, outcome),
         train=outcome.train,
@@ -152,6 +153,7 @@ def apply(
             seed=train.seed if train else None,
             precision=_precision(model, train),
         ),
+        data=told_of_rows(rows),
     )
     return Result(model.eval(), report, outcome.processor)
 

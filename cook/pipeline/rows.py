@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from datasets import Dataset
 
 from cook.passes import Pass
 from cook.pipeline.train import Outcome
@@ -24,6 +26,28 @@ def student(recipe: Recipe) -> dict[str, Any] | None:
     return {key: section[key] for key in ("layers", "config", "path") if section.get(key) is not None}
 
 
+def positive_class(config: Any, metrics: Mapping[str, Any]) -> str | None:
+    """The label that `f1_binary` is of; None where there is no such metric."""
+    if "f1_binary" not in metrics:
+        return None
+    return str((getattr(config, "id2label", None) or {}).get(1, 1))
+
+
+def told_of_rows(
+    rows: Mapping[str, Dataset], truncated: Mapping[str, int] | None = None
+) -> dict[str, dict[str, int]]:
+    """The `data` of a report: how many rows each split has, and how many of them were cut.
+
+    Args:
+        rows: prepared splits.
+        truncated: rows that were longer than the model reads, by split, where the task counted them.
+    """
+    if not rows:
+        return {}
+    told = {"rows": {split: len(table) for split, table in rows.items()}}
+    return {**told, "truncated": dict(truncated)} if truncated else told
+
+
 def pass_rows(passes: Sequence[Pass], outcome: Outcome) -> list[PassRow]:
     """A row a pass, in recipe order; its window is told as first and last step."""
     rows = []
@@ -42,6 +66,7 @@ def pass_rows(passes: Sequence[Pass], outcome: Outcome) -> list[PassRow]:
                 before=states[0],
                 after=states[-1],
                 facts=outcome.facts[each.id],
+                amounts=outcome.amounts[each.id],
             )
         )
     return rows
