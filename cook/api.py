@@ -30,7 +30,7 @@ from cook.pipeline.inputs import (
     taught_by,
 )
 from cook.pipeline.plan import plan_in_memory
-from cook.pipeline.rows import pass_rows, state, student
+from cook.pipeline.rows import pass_rows, positive_class, state, student, told_of_rows
 from cook.pipeline.train import Work, carry_out
 from cook.recipe import Recipe, load_recipe, thaw
 from cook.report import Model, Report
@@ -160,6 +160,7 @@ def apply(
             before=state(outcome.before),
             after=state(outcome.after),
             float32_bytes=4 * outcome.before["parameters"],
+            positive_class=positive_class(source.config, outcome.after["metrics"]),
         ),
         passes=pass_rows(passes, outcome),
         train=outcome.train,
@@ -168,6 +169,7 @@ def apply(
             seed=train.seed if train else None,
             precision=_precision(model, train),
         ),
+        data=told_of_rows(read, rows, recipe.eval.limit),
     )
     return Result(model.eval(), report, outcome.processor)
 

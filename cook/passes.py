@@ -232,7 +232,10 @@ class Pass(Spec):
         """Leave plain modules behind, and entries in `session.blueprint` for what is not plain."""
 
     def facts(self, session: Session) -> dict[str, Any]:
-        """What was reached (sparsity, ranks, scales), as JSON values for the report."""
+        """What was reached (sparsity, ranks, scales), as JSON values for the report.
+
+        Under `note` one line for people: words and rounded numbers, about 120 characters at most.
+        """
         return {}
 
     def status(self) -> str:

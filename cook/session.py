@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -89,6 +89,8 @@ class Session:
             padding token of `model`.
         source: the model that `model` was made from as its student: what `"self"` means then.
         before_attach: called with each pass just before it is attached.
+        around: makes the context in which a pass is attached, and again the one in which it finishes; for
+            measuring what each of them changes.
         calibration: gives batches of at most so many examples, the same at every call, for passes that
             look at data while nothing trains.
         masks: of `model`, still empty, for somebody who wants to know of them; None makes them.
@@ -110,6 +112,7 @@ class Session:
         teacher: Given = None,
         source: PreTrainedModel | None = None,
         before_attach: Callable[[Pass], None] | None = None,
+        around: Callable[[Pass], AbstractContextManager[Any]] = nullcontext,
         calibration: Callable[[int], Iterator[Mapping[str, Tensor]]] | None = None,
         masks: Masks | None = None,
         tokenizer: Any | None = None,
@@ -120,6 +123,7 @@ class Session:
         self.model = model
         self.total_steps = total_steps
         self.steps_per_epoch = max(1, steps_per_epoch)
+        self._around = around
         self._calibration = calibration
         self._corpus = corpus
         self._renumbered = False
@@ -154,7 +158,8 @@ class Session:
                     before_attach(each)
                 if recalled is not None:
                     each.recall(recalled[each.id])
-                self._attach(each)
+                with self._around(each):
+                    self._attach(each)
             self._check_left_out()
             for each in self.passes:
                 # Before tensors are watched: what a gate lets through is what the next module gets.
@@ -381,7 +386,8 @@ class Session:
             for phase in PHASES:
                 for each in self.passes:
                     if each.phase == phase:
-                        each.finish(self)
+                        with self._around(each):
+                            each.finish(self)
                         self.facts[each.id] = each.facts(self)
             sharing.check(self.model, self.blueprint.shared)
             self.blueprint = settle(self.model, current(self.model, compact(self.model, self.blueprint)))

@@ -189,7 +189,7 @@ def _resolved(model: PreTrainedModel, teacher: Any, source: PreTrainedModel | No
         hint = "load the teacher and give the model itself, or 'self' for a copy of the student"
         what = repr(teacher) if isinstance(teacher, str) else f"a {type(teacher).__name__}"
         raise CookError(f"found {what} for a teacher, expected a model or 'self'", hint=hint)
-    theirs, ours = (folded(getattr(each.config, "label2id", None) or {}) for each in (made, model))
+    theirs, ours = (folded(getattr(each.config, "label2id", None)) for each in (made, model))
     if theirs.keys() == ours.keys() and theirs != ours:
         # Other names may mean the same; the same names in another order never do.
         message = f"the teacher's labels are {theirs}, the student's are {ours}"
@@ -198,11 +198,12 @@ def _resolved(model: PreTrainedModel, teacher: Any, source: PreTrainedModel | No
     return made
 
 
-def folded(label2id: Mapping[str, int]) -> dict[str, int]:
+def folded(label2id: Mapping[str, Any] | None) -> dict[str, int]:
     """Labels by their names without case and surrounding blanks, as the labels of data are matched; as they
     are where two would fall together."""
-    found = {str(name).strip().casefold(): int(number) for name, number in label2id.items()}
-    return found if len(found) == len(label2id) else dict(label2id)
+    given = {str(name): int(number) for name, number in (label2id or {}).items()}
+    found = {name.strip().casefold(): number for name, number in given.items()}
+    return found if len(found) == len(given) else given
 
 
 def read_alike(model: PreTrainedModel, student: PreTrainedModel) -> None:

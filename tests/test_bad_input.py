@@ -147,6 +147,16 @@ def test_a_tracker_that_is_not_installed(cook: Cook, monkeypatch: pytest.MonkeyP
     assert "cook-compress[track]" in cook(section("train", track="tensorboard")).text
 
 
+@pytest.mark.parametrize(("name", "package"), [("wandb", "wandb"), ("comet_ml", "comet-ml")])
+def test_other_trackers_name_their_package(
+    cook: Cook, monkeypatch: pytest.MonkeyPatch, name: str, package: str
+) -> None:
+    monkeypatch.setattr("cook.pipeline.environment.get_available_trackers", list)
+    text = cook(section("train", track=name)).text
+    assert f"train.track: {name} is not installed" in text
+    assert f"pip install {package}" in text
+
+
 def test_an_output_that_is_taken(pantry: Path, cook: Cook) -> None:
     taken, file = pantry / "taken", pantry / "val.tsv"
     text = cook(RECIPE, "--set", f"output.path={taken}").text

@@ -37,9 +37,9 @@ def test_latency_is_compared_under_the_same_attention(
     )
     seen: dict[str, str] = {}
 
-    def latency(models: Mapping[str, Any], batch: Any) -> dict[str, dict[str, float]]:
+    def latency(models: Mapping[str, Any], batch: Any) -> dict[str, dict[str, Any]]:
         seen.update({name: model.config._attn_implementation for name, model in models.items()})
-        return {name: {"median": 1.0, "low": 1.0, "high": 1.0} for name in models}
+        return {name: {"median": 1.0, "low": 1.0, "high": 1.0, "times": [1.0]} for name in models}
 
     monkeypatch.setattr(measure, "latency", latency)
     batch = {name: value for name, value in tiny.batch(size=1).items() if name != "labels"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -173,6 +174,11 @@ def test_it_is_all_in_the_report(dish: Dish) -> None:
         windowed = "start" in each.options
         assert value["window"] == ([each.window.start, each.window.end - 1] if windowed else None)
         assert value["facts"] == run.outcome.facts[each.id]
+        note = value["facts"]["note"]
+        assert note
+        assert len(note) <= 125
+        assert not re.search(r"\w_\w|\de[+-]?\d", note), note
+        assert note[0].islower() or note[0].isdigit()
     assert run.outcome.after["bytes"] == folder.weight_bytes(dish.folder)
     told = run.outcome.train
     assert told is not None

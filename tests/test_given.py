@@ -53,7 +53,7 @@ def test_rows_of_every_kind_are_the_same_table(rows):
 def test_a_dataframe_and_a_generator_are_trained_on():
     more = pandas.DataFrame({"sentence": ["lovely film", "dull plot"], "label": [1, 0]})
     result = apply({"train": FRAME, "validation": (row for row in more.to_dict("records"))})
-    assert result.report.train["rows"] == {"train": 4, "validation": 2}
+    assert result.report.data["rows"] == {"train": 4, "validation": 2}
 
 
 def test_missing_values_in_memory_are_refused_or_dropped():
@@ -68,12 +68,12 @@ def test_missing_values_in_memory_are_refused_or_dropped():
         apply({"train": labels})
     with pytest.warns(UserWarning, match="1 of 4 rows are left out, which have no label"):
         result = apply({"train": labels}, missing="drop")
-    assert result.report.train["rows"] == {"train": 3}
+    assert result.report.data["rows"] == {"train": 3}
 
 
 def test_validation_is_cut_out_of_rows_in_memory():
     result = apply({"train": FRAME}, validation={"split": "50%", "stratify": True})
-    assert result.report.train["rows"] == {"train": 2, "validation": 2}
+    assert result.report.data["rows"] == {"train": 2, "validation": 2}
 
 
 def test_what_is_odd_is_a_warning():

@@ -124,7 +124,8 @@ def test_the_report_says_what_it_is_and_a_slice_is_sliced_again(kitchen, tmp_pat
     report = Report.read(target)
     (row,) = report.passes
     assert row.name == "prune.layers"
-    assert row.facts == {"kept": chosen(6, 4, "alternate"), "of": 6}
+    assert row.facts == {"kept": chosen(6, 4, "alternate"), "of": 6, "note": "2 of 6 layers removed"}
+    assert row.amounts["removed"] == report.model.after.removed > 0
     assert report.model.name == str(tmp_path / "out")
     assert report.reload is not None
     assert report.reload.exact

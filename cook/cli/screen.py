@@ -6,7 +6,9 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import sys
+import textwrap
 import traceback
 from typing import Any
 
@@ -47,7 +49,7 @@ def fail(error: BaseException, *, debug: bool, most: int | None = MOST) -> int:
     if debug:
         complain("".join(traceback.format_exception(error)).rstrip())
     if isinstance(error, CookError):
-        complain(f"error: {_message(error, most)}")
+        complain(wrapped(f"error: {_message(error, most)}"))
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
         complain("error: interrupted")
@@ -66,6 +68,24 @@ def _message(error: CookError, most: int | None) -> str:
     lines = [error.message, *map(str, error.problems[:most])]
     if most is not None and len(error.problems) > most:
         lines.append(f"and {len(error.problems) - most} more: `cook validate` tells them all")
+    return "\n".join(lines)
+
+
+def wrapped(text: str) -> str:
+    """`text` in lines that fit the terminal, or COLUMNS; as it is where there is neither.
+
+    Lines are broken between words and keep their indent; a longer word, such as a path, stays whole.
+    """
+    if not (sys.stderr.isatty() or os.environ.get("COLUMNS", "").isdigit()):
+        return text
+    room = max(40, min(100, shutil.get_terminal_size((80, 24)).columns))
+    lines: list[str] = []
+    for line in text.splitlines():
+        indent = line[: len(line) - len(line.lstrip())]
+        more = textwrap.wrap(
+            line, room, subsequent_indent=f"{indent}  ", break_long_words=False, break_on_hyphens=False
+        )
+        lines += more if len(line) > room else [line]
     return "\n".join(lines)
 
 

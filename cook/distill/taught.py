@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cook.distill.specs import TaughtSpec
 from cook.passes import Pass
 
 if TYPE_CHECKING:
     from cook.session import Session
+
+
+def decimal(value: float) -> str:
+    """A number in plain decimals: "0.5", "0.00001"."""
+    return f"{value:.8f}".rstrip("0").rstrip(".")
 
 
 class Taught(TaughtSpec, Pass):
@@ -24,6 +29,14 @@ class Taught(TaughtSpec, Pass):
 
     def task_weight(self) -> float:
         return float(self.given["task_weight"])
+
+    def facts(self, session: Session) -> dict[str, Any]:
+        first, last = self.window.start, max(self.window.start, self.window.end - 1)
+        weight, task = decimal(self.given["weight"]), decimal(self.given["task_weight"])
+        return {
+            "note": f"learned from the teacher in steps {first:,} to {last:,}, loss weight {weight}, task"
+            f" loss weight {task}"
+        }
 
     def settled(self, done: int) -> bool:
         """At any time: the model is no larger while it learns from a teacher."""

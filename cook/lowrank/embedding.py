@@ -74,7 +74,12 @@ class FactoriseEmbedding(EmbeddingSpec, Pass):
         }
 
     def facts(self, session: Session) -> dict[str, Any]:
-        return dict(self.found)
+        before, after = (self.found[f"parameters_{when}"] for when in ("before", "after"))
+        note = (
+            f"rank {self.found['rank']}, {after:,} of {before:,} parameters left,"
+            f" {100 * self.found['energy']:.1f} % of the energy kept"
+        )
+        return {**self.found, "note": note}
 
     def _find(self, model: nn.Module) -> str:
         """The name of the embedding, if factors of this rank make it smaller."""

@@ -90,8 +90,13 @@ class LowRankLinear(LinearSpec, Pass):
             "share": left / count,
             "energy": 1 - sum(self.lost.values()) / len(self.lost),
         }
+        changed = len(found["ranks"])
+        found["note"] = (
+            f"{changed} of {len(pairs)} linear layers factorised, {left:,} of {count:,} weights left,"
+            f" {100 * found['energy']:.1f} % of the energy kept"
+        )
         if self.missed:
-            found["note"] = self.missed
+            found["note"] += f"; {self.missed}"
         if self.method != "data":
             return found
         errors = {name: math.sqrt(lost) for name, lost in self.lost.items()}

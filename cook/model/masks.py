@@ -94,6 +94,10 @@ class Masks:
         """The mask that `owner` laid over parameter `name`, if any."""
         return self._masks.get(self._first_name(self._model.get_parameter(name)), {}).get(owner)
 
+    def held(self, owner: str) -> int:
+        """How many numbers the masks of `owner` hold at zero."""
+        return sum(int((~owners[owner]).sum()) for owners in self._masks.values() if owner in owners)
+
     def leaving(self, parameter: Tensor) -> Tensor | None:
         """What of a parameter will leave the model at the end: bool, in its shape; None for nothing."""
         for name, owners in self._masks.items():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,13 @@ class Tally:
 
 
 @torch.no_grad()
-def tally(model: nn.Module, dtype: torch.dtype | None = None, masks: Masks | None = None) -> Tally:
+def tally(
+    model: nn.Module,
+    dtype: torch.dtype | None = None,
+    masks: Masks | None = None,
+    *,
+    as_finished: bool = True,
+) -> Tally:
     """Count a model as `finish` would leave it now: masks folded, fake-quantised weights as integers.
 
     Args:
@@ -42,14 +49,17 @@ def tally(model: nn.Module, dtype: torch.dtype | None = None, masks: Masks | Non
             zeros are 0.
         dtype: what floating-point parameters are stored in; their own when None.
         masks: what they say will leave is not counted.
+        as_finished: False counts weights as they are held now: in floats, without what a stand-in does to
+            them.
     """
     leaving = masks.leaving if masks is not None else lambda _: None
     counts = [
-        _weigh(module, name, parameter, leaving(parameter), dtype)
+        _weigh(module, name, parameter, leaving(parameter), dtype, as_finished)
         for module, name, parameter in _weights(model)
     ]
     parameters, zeros, size = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0, 0)
-    return Tally(parameters, zeros, size + _buffer_bytes(model, dtype) + _input_scale_bytes(model))
+    scales = _input_scale_bytes(model) if as_finished else 0
+    return Tally(parameters, zeros, size + _buffer_bytes(model, dtype) + scales)
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
@@ -66,7 +76,12 @@ def _weights(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
 
 
 def _weigh(
-    module: nn.Module, name: str, tensor: Tensor, leaving: Tensor | None, dtype: torch.dtype | None
+    module: nn.Module,
+    name: str,
+    tensor: Tensor,
+    leaving: Tensor | None,
+    dtype: torch.dtype | None,
+    as_finished: bool,
 ) -> tuple[int, int, int]:
     if isinstance(module, IntLinear):
         if name in ("scale", "input_scale"):
@@ -74,7 +89,7 @@ def _weigh(
         if name == "weight":
             values = unpack(module.weight, module.bits, module.in_features)
             return values.numel(), _zeros(values), _bytes(tensor, None)
-    if isinstance(module, TransformedLinear) and name == "weight":
+    if as_finished and isinstance(module, TransformedLinear) and name == "weight":
         flipped = leaving.t() if leaving is not None and module.transposed else leaving
         values = _left(module.effective(), flipped)
         if bits := module.stored_bits:
@@ -203,7 +218,8 @@ def latency(
         rounds: timed rounds after two that are not.
 
     Returns:
-        For each name the median and the quartiles of milliseconds: `{"before": {"median": ...}}`.
+        For each name the median and the quartiles of milliseconds, and the time of every round: the n-th
+        times of two models were taken one after the other. `{"before": {"median": ..., "times": [...]}}`.
     """
     times: dict[str, list[float]] = {name: [] for name in models}
     device = next(iter(batch.values())).device
@@ -219,9 +235,45 @@ def latency(
     return {name: _summary(values) for name, values in times.items()}
 
 
-def _summary(values: list[float]) -> dict[str, float]:
+def _summary(values: list[float]) -> dict[str, Any]:
     low, middle, high = statistics.quantiles(values, n=4)
-    return {"median": middle, "low": low, "high": high}
+    return {"median": middle, "low": low, "high": high, "times": values}
+
+
+def paired_ratio(before: Sequence[float], after: Sequence[float]) -> dict[str, float]:
+    """How many times faster `after` is, from times taken in turns.
+
+    Machines slow down and speed up while they are timed, which both times of one round share: the ratio is
+    taken in each round. The interval is that of the sign test for a median, which assumes no distribution.
+
+    Args:
+        before, after: times by round, in the same order and unit.
+
+    Returns:
+        `ratio`, the median over the rounds; `low` and `high`, its interval of at least 95 % confidence (of
+        fewer than six rounds, which cannot give that: the smallest and the largest ratio).
+    """
+    ratios = sorted(was / now for was, now in zip(before, after, strict=True))
+    rounds = len(ratios)
+    outside = 0
+    below, total = 0.0, 2.0**rounds
+    while (below := below + math.comb(rounds, outside) / total) <= 0.025:
+        outside += 1
+    first = max(0, outside - 1)
+    return {"ratio": statistics.median(ratios), "low": ratios[first], "high": ratios[rounds - 1 - first]}
+
+
+def operations(model: nn.Module) -> list[tuple[str, str, tuple[int, ...], torch.dtype | None]]:
+    """What a model computes with: its modules and the shapes and types of what they hold, without values.
+
+    Two models with equal ones run the same kernels on the same shapes.
+    """
+    found: list[tuple[str, str, tuple[int, ...], torch.dtype | None]] = []
+    for name, module in model.named_modules():
+        found.append((name, type(module).__name__, (), None))
+        for key, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            found.append((name, key, tuple(value.shape), value.dtype))
+    return found
 
 
 def _wait(device: torch.device) -> None:

@@ -17,6 +17,7 @@ from cook.model.folding import outputs
 from cook.model.integer import IntLinear
 from cook.model.quiet import quiet
 from cook.model.verify import verify
+from cook.pipeline.inputs import silent
 from cook.pipeline.output import LOGS, work_folder
 from cook.recipe import Recipe
 from cook.report import Reload, Report, card
@@ -37,6 +38,7 @@ def deliver(
     *,
     dtype: torch.dtype | None,
     force: bool,
+    say: Callable[[str], None] = silent,
 ) -> None:
     """Save the model, load it back as a stranger would, time it, and write everything into the output.
 
@@ -49,6 +51,7 @@ def deliver(
         sample: one example without its label, to verify and to time with.
         dtype: of the floats that are written.
         force: replace a model folder that is there already.
+        say: takes a line for people before each part that may take long.
 
     Raises:
         RunError: the disk refuses, or the reloaded model gives something else. No output is left then.
@@ -58,7 +61,9 @@ def deliver(
     device = next(model.parameters()).device
     stored = folder.cast(model.cpu(), dtype)
     batch = {name: _as(value.cpu(), stored.dtype) for name, value in sample.items()}
+    say("saving")
     folder.save(stored, draft, processor=processor, shard_size=recipe.output.shard_size, force=True)
+    say("loading the folder back in a process of its own")
     found = verify(
         draft,
         batch,
@@ -71,12 +76,20 @@ def deliver(
     report.reload = Reload(**found)
     report.model.extra["weight_bytes"] = folder.weight_bytes(draft)
     if recipe.eval.latency:
+        say("measuring latency")
         report.model.latency = _latency(recipe, auto_class, whole, draft, batch, device)
-    base = recipe.model.path
+    base, data = recipe.model.path, recipe.data
     texts = {
         "recipe.yaml": asked.to_yaml(target),
         f"recipe.source{Path(asked.name).suffix or '.yaml'}": asked.text,
-        "README.md": card(report, asked.text, asked.overrides, name=target.name, base_model=base),
+        "README.md": card(
+            report,
+            asked.text,
+            asked.overrides,
+            name=target.name,
+            base_model=base,
+            dataset=None if data is None else data.path,
+        ),
     }
     for name, text in texts.items():
         folder.write(draft, name, text)
@@ -124,14 +137,15 @@ def _latency(
     models = {"before": whole(), "after": after}
     moved = {name: _as(value, torch.float32).to(device) for name, value in batch.items()}
     times = measure.latency({name: one.to(device).eval() for name, one in models.items()}, moved)
-    was, now = times["before"]["median"], times["after"]["median"]
+    paired = measure.paired_ratio(times["before"]["times"], times["after"]["times"])
     return {
         "batch": 1,
         "shape": {name: list(value.shape) for name, value in batch.items()},
         "device": device.type,
-        "before_ms": was,
-        "after_ms": now,
-        "ratio": was / now,
-        "spread": max((row["high"] - row["low"]) / row["median"] / 2 for row in times.values()),
+        "before_ms": times["before"]["median"],
+        "after_ms": times["after"]["median"],
+        **paired,
+        "spread": (paired["high"] - paired["low"]) / paired["ratio"] / 2,
         "rounds": measure.ROUNDS,
+        "same_operations": measure.operations(models["before"]) == measure.operations(models["after"]),
     }

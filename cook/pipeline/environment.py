@@ -14,6 +14,7 @@ import torch
 import transformers
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, is_tensorboard_available
 
 import cook
@@ -25,6 +26,9 @@ ENGINES = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_
 
 PATIENCE = datetime.timedelta(hours=12)
 """How long processes wait for one that prepares data or asks a teacher about it."""
+
+TRACKER_PACKAGES = {"comet_ml": "comet-ml"}
+"""Where a tracker's package is not called as the tracker is."""
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -51,9 +55,8 @@ def accelerator(
     if train.device == "cuda" and (on_cpu or not torch.cuda.is_available()):
         found = "the model is on the CPU" if on_cpu else "torch finds no CUDA device here"
         raise recipe.error("train.device", found, "leave it out to take what there is")
-    if train.track == "tensorboard" and not is_tensorboard_available():
-        hint = "pip install 'cook-compress[track]'"
-        raise recipe.error("train.track", "tensorboard is not installed", hint)
+    if train.track is not None:
+        _check_tracker(recipe, train.track)
     made = Accelerator(
         mixed_precision=PRECISIONS[train.precision],
         # Left alone, accelerate takes processes of torchrun without a GPU for so many runs of one process.
@@ -97,6 +100,35 @@ def check_launch(variables: Mapping[str, str]) -> None:
             hint="start them with torchrun --nproc_per_node 2 -m cook run RECIPE; for a single process, leave"
             " out --num_processes and MASTER_ADDR",
         )
+
+
+def _check_tracker(recipe: Recipe, name: str) -> None:
+    """Refuse a tracker whose package is missing: accelerate would leave it out."""
+    extra = "cook-compress[track]"
+    if name == "tensorboard":
+        there, package = is_tensorboard_available(), f"'{extra}'"
+    else:
+        there = name in map(str, get_available_trackers())
+        package = TRACKER_PACKAGES.get(name, name)
+    if not there:
+        raise recipe.error("train.track", f"{name} is not installed", f"pip install {package}")
+
+
+def start_tracker(accelerator: Accelerator, recipe: Recipe, folder: str) -> None:
+    """Begin to log, into `folder` of the work folder for tensorboard, else under the output's name.
+
+    Raises:
+        CookError: the tracker refuses, for example because nobody is logged in.
+    """
+    track = recipe.train.track if recipe.train is not None else None
+    if track is None:
+        return
+    try:
+        accelerator.init_trackers(folder if track == "tensorboard" else Path(recipe.output.path).name)
+    except Exception as failure:  # each tracker has errors of its own
+        reason = (str(failure).strip() or type(failure).__name__).splitlines()[-1]
+        hint = f"set {track} up as its documentation says, or leave train.track out"
+        raise recipe.error("train.track", f"{track} does not start: {reason}", hint) from failure
 
 
 def _launched() -> int:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 from cook import passes as registry
 from cook.errors import CookError
 from cook.model import load, student
+from cook.model.source import auto_class_of
 from cook.passes import Pass
 from cook.pipeline import tokenizers
 from cook.recipe import Recipe
@@ -117,7 +119,7 @@ def load_model(
     """
     model = load.load(
         recipe.model,
-        auto_class=data.task.auto_class if data else "AutoModel",
+        auto_class=data.task.auto_class if data else auto_class_without_data(recipe),
         labels=data.labels if data else None,
         meta=meta,
         integers=integers,
@@ -129,6 +131,16 @@ def load_model(
     if data is not None:
         data.task.bind(model.config, data.labels, building=origin.new_head)
     return model
+
+
+def auto_class_without_data(recipe: Recipe) -> str:
+    """The Auto class of the recipe's task; without one, that of the head that the model's folder names."""
+    model = recipe.model
+    if model.task is not None:
+        return tasks.find(model.task, where=recipe.where("model", "task")).auto_class
+    if model.path is not None and Path(model.path).is_dir():
+        return auto_class_of(Path(model.path))
+    return "AutoModel"
 
 
 def load_student(

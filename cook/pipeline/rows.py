@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from datasets import Dataset
+
 from cook.passes import Pass
+from cook.pipeline.inputs import Data
 from cook.pipeline.train import Outcome
 from cook.recipe import Recipe, thaw
 from cook.report import PassRow, State
@@ -22,6 +25,33 @@ def student(recipe: Recipe) -> dict[str, Any] | None:
         return None
     section = thaw(recipe.student)
     return {key: section[key] for key in ("layers", "config", "path") if section.get(key) is not None}
+
+
+def positive_class(config: Any, metrics: Mapping[str, Any]) -> str | None:
+    """The label that `f1_binary` is of; None where there is no such metric."""
+    if "f1_binary" not in metrics:
+        return None
+    return str((getattr(config, "id2label", None) or {}).get(1, 1))
+
+
+def told_of_rows(
+    data: Data | None, rows: Mapping[str, Dataset], limit: int | None = None
+) -> dict[str, dict[str, int]]:
+    """The `data` of a report: how many rows each split has, and how many of them were cut.
+
+    Args:
+        data: what the rows were prepared from; None without data.
+        rows: prepared splits. Copies by augmentation, which come last, do not count.
+        limit: how many rows are evaluated on at most, as `eval.limit` says.
+    """
+    if data is None or not rows:
+        return {}
+    counts = {split: len(raw) for split, raw in data.raw.items()}
+    originals = {split: table.select(range(counts[split])) for split, table in rows.items()}
+    if "validation" in counts and limit is not None:
+        counts["validation"] = min(counts["validation"], limit)
+    truncated = {split: data.task.cut(table) for split, table in originals.items()}
+    return {"rows": counts, "truncated": truncated}
 
 
 def pass_rows(passes: Sequence[Pass], outcome: Outcome) -> list[PassRow]:
@@ -42,6 +72,7 @@ def pass_rows(passes: Sequence[Pass], outcome: Outcome) -> list[PassRow]:
                 before=states[0],
                 after=states[-1],
                 facts=outcome.facts[each.id],
+                amounts=outcome.amounts[each.id],
             )
         )
     return rows

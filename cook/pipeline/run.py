@@ -9,15 +9,19 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from transformers import PreTrainedModel
 
 import cook
 from cook.errors import CookError
 from cook.model import load
+from cook.model.example import small_example
 from cook.pipeline import depend, environment, output, tokenizers
 from cook.pipeline.deliver import deliver
 from cook.pipeline.inputs import (
+    Data,
     Say,
+    auto_class_without_data,
     load_model,
     load_student,
     load_teacher,
@@ -29,7 +33,7 @@ from cook.pipeline.inputs import (
     stored_dtype,
 )
 from cook.pipeline.plan import plan_passes
-from cook.pipeline.rows import pass_rows, state, student
+from cook.pipeline.rows import pass_rows, positive_class, state, student, told_of_rows
 from cook.pipeline.train import Outcome, Work, carry_out
 from cook.recipe import Recipe, load_recipe
 from cook.report import Model, Report
@@ -51,8 +55,11 @@ def run(
 ) -> Report:
     """Carry out a recipe and write its output folder.
 
+    Without a `train` section the passes act at once: they need no data but what they look at, and without
+    data no metric is measured.
+
     Args:
-        recipe: a path, a mapping or a Recipe, with model, data, train and output.
+        recipe: a path, a mapping or a Recipe, with model and output; to train, with data and train.
         resume: go on from the newest checkpoint; on a finished run return its report.
         force: replace an output, or an interrupted run, that is there.
         say: takes a line for people.
@@ -89,43 +96,51 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
 
     asked = recipe
     recipe = depend.built(asked, build, say)
-    data = read_data(recipe, say)
+    data = read_data(recipe, say) if recipe.data is not None else None
     passes = make_passes(recipe)
     planned = load_model(recipe, data, silent, meta=True)
     teachers = planned_teachers(recipe, planned, data)
     plan_passes(load_student(recipe, planned, data, silent), passes, teachers)
 
     accelerator = environment.accelerator(recipe, folder.parent)
-    accelerator.init_trackers(output.LOGS)
+    environment.start_tracker(accelerator, recipe, output.LOGS)
     processes = accelerator.num_processes
-    seed_everything(recipe.train.seed)  # a head, or a whole model, that starts from random weights
+    seed = 0 if recipe.train is None else recipe.train.seed
+    seed_everything(seed)  # a head, or a whole model, that starts from random weights
     source = load_model(recipe, data, say)
-    processor = load.load_processor(recipe.model, data.task.processor) or data.task.plain_processor()
+    if recipe.train is None and load.origin_of(source).new_head:
+        hint = "compress a model that was trained for the task, or add 'train: {epochs: 1}'"
+        raise recipe.error("model", "it has no trained head, and there is no train section", hint)
+    processor = _processor(recipe, data, source)
     model = load_student(recipe, source, data, say, processor)
     dtype = stored_dtype(recipe, source)
-    texts = data.task.texts(data.raw["train"])
-    tokenizers.check(recipe, source.config, processor, data.task, texts)
-    rows = prepared(data, processor, say)
-    teacher = load_teacher(recipe, source, data, processor, say)
-    rows["train"] = augmented(
-        rows["train"],
-        data.task,
-        recipe.train,
-        processor=processor,
-        model=source,
-        teacher=teacher,
-        accelerator=accelerator,
-    )
-
-    inputs = {
-        "the training rows": cache.of_rows(data.raw["train"], data.raw["train"].column_names),
-        "the model's weights": cache.of_tensors(
-            {name: value.flatten()[:SOME] for name, value in source.state_dict().items()}
-        ),
-    }
+    if data is not None:
+        texts = data.task.texts(next(iter(data.raw.values())))
+        tokenizers.check(recipe, source.config, processor, data.task, texts)
+    rows = _prepared(data, processor, say)
+    teacher = None
+    inputs = {}
+    if recipe.train is not None:
+        assert data is not None
+        teacher = load_teacher(recipe, source, data, processor, say)
+        rows["train"] = augmented(
+            rows["train"],
+            data.task,
+            recipe.train,
+            processor=processor,
+            model=source,
+            teacher=teacher,
+            accelerator=accelerator,
+        )
+        inputs = {
+            "the training rows": cache.of_rows(data.raw["train"], data.raw["train"].column_names),
+            "the model's weights": cache.of_tensors(
+                {name: value.flatten()[:SOME] for name, value in source.state_dict().items()}
+            ),
+        }
 
     def state() -> dict[str, Any] | None:
-        if not resume:
+        if not resume or recipe.train is None:
             return None
         with accelerator.main_process_first():  # it moves damaged checkpoints aside
             return output.restore(folder, asked, processes, say, inputs)
@@ -134,12 +149,12 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
         Work(
             model=model,
             passes=passes,
-            task=data.task,
+            task=None if data is None else data.task,
             rows=rows,
             train=recipe.train,
             evaluation=recipe.eval,
             accelerator=accelerator,
-            raw=data.raw,
+            raw={} if data is None else data.raw,
             processor=processor,
             source=source if recipe.student else None,
             teacher=teacher,
@@ -148,34 +163,40 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
             identity=output.identity(asked, processes, inputs),
             state=state(),
             progress=progress,
+            say=say,
         )
     )
+    auto_class = auto_class_without_data(recipe) if data is None else data.task.auto_class
     report = Report(
         cook=cook.__version__,
         created=environment.now(),
         recipe={"name": asked.name, "digest": asked.digest},
-        model=_model(recipe, data.task.auto_class, source, outcome),
+        model=_model(recipe, auto_class, source, outcome),
         passes=pass_rows(passes, outcome),
         train=outcome.train,
         environment=environment.describe(
-            accelerator.device, seed=recipe.train.seed, precision=recipe.train.precision, processes=processes
+            accelerator.device,
+            seed=seed,
+            precision="fp32" if recipe.train is None else recipe.train.precision,
+            processes=processes,
         ),
+        data=told_of_rows(data, rows, recipe.eval.limit),
     )
     for tracker in accelerator.trackers:
         tracker.finish()
     if accelerator.is_main_process:
-        assert outcome.sample is not None
         deliver(
             recipe,
             asked,
-            data.task.auto_class,
+            auto_class,
             partial(load_model, recipe, data, silent),
             report,
             model,
             outcome.processor,
-            outcome.sample,
+            outcome.sample or small_example(model),
             dtype=dtype,
             force=force,
+            say=say,
         )
         shutil.rmtree(folder.parent, ignore_errors=True)
         say(f"written to {recipe.output.path}")
@@ -184,13 +205,34 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
 
 
 def _check_sections(recipe: Recipe) -> None:
-    for section in ("model", "data", "train", "output"):
+    """What a run needs: a model and an output; to train, data; without training, one-shot passes."""
+    trains = ("data",) if recipe.train is not None else ()
+    for section in ("model", *trains, "output"):
         if getattr(recipe, section) is None:
             raise CookError(
                 f"the recipe has no {section} section",
                 where=recipe.name,
-                hint="`cook run` needs model, data, train and output; cook.apply takes passes alone",
+                hint="`cook run` needs model and output, and data to train on",
             )
+    if recipe.train is None and not recipe.passes:
+        hint = "add passes that act at once, or 'train: {epochs: 1}' with data"
+        raise CookError("there is neither training nor a pass: nothing to do", where=recipe.name, hint=hint)
+
+
+def _processor(recipe: Recipe, data: Data | None, model: PreTrainedModel) -> Any | None:
+    """The tokenizer or image processor, that the output folder gets too."""
+    if data is not None:
+        return load.load_processor(recipe.model, data.task.processor) or data.task.plain_processor()
+    kind = "image" if model.main_input_name == "pixel_values" else "tokenizer"
+    return load.load_processor(recipe.model, kind)
+
+
+def _prepared(data: Data | None, processor: Any, say: Say) -> dict[str, Dataset]:
+    """The splits as the model reads them."""
+    if data is None:
+        return {}
+    say(f"preparing {sum(map(len, data.raw.values())):,} rows")
+    return prepared(data, processor, say)
 
 
 def _model(recipe: Recipe, auto_class: str, source: PreTrainedModel, outcome: Outcome) -> Model:
@@ -203,4 +245,5 @@ def _model(recipe: Recipe, auto_class: str, source: PreTrainedModel, outcome: Ou
         source_bytes=load.origin_of(source).bytes,
         float32_bytes=4 * outcome.before["parameters"],
         auto_class=auto_class,
+        positive_class=positive_class(source.config, outcome.after["metrics"]),
     )

@@ -202,7 +202,16 @@ def _write(source: Whole, made: PreTrainedModel, whole: Slice, part: Slice, *, f
                 before=before,
                 after=after,
                 states=[before, after],
-                facts={"kept": part.layers, "of": len(whole.layers)},
+                facts={
+                    "kept": part.layers,
+                    "of": len(whole.layers),
+                    "note": f"{len(whole.layers) - len(part.layers)} of {len(whole.layers)} layers removed",
+                },
+                amounts={
+                    "zeros": after.zeros - before.zeros,
+                    "removed": before.parameters - after.parameters,
+                    "bytes": (after.bytes or 0) - (before.bytes or 0),
+                },
             )
         ],
         environment=environment.describe(device, seed=None, precision="fp32"),

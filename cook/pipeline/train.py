@@ -19,6 +19,7 @@ from cook.model.folding import check_folded, outputs, outputs_to_be, round_to
 from cook.model.masks import Masks
 from cook.model.renumbering import Renumbering
 from cook.passes import Pass
+from cook.pipeline.inputs import silent
 from cook.session import Session
 from cook.teacher import Given, read_alike
 from cook.train import calibration
@@ -26,7 +27,7 @@ from cook.train.accounting import Accounting, State
 from cook.train.batches import fetch
 from cook.train.cached import fill
 from cook.train.corpus import corpus
-from cook.train.evaluate import evaluate
+from cook.train.evaluate import evaluate, metric_named
 from cook.train.failures import evaluation_memory_errors
 from cook.train.loop import Loop, steps_of
 from cook.train.tasks import Task
@@ -49,6 +50,7 @@ class Work:
         dtype: what floating-point weights are stored in.
         state: the checkpoint from which a run goes on; forgotten once it is taken back.
         begun: called with the loop before it runs.
+        say: takes a line for people before each part that may take long.
     """
 
     model: PreTrainedModel
@@ -69,6 +71,7 @@ class Work:
     state: Mapping[str, Any] | None = None
     begun: Callable[[Loop], None] | None = None
     progress: bool = True
+    say: Callable[[str], None] = silent
 
 
 @dataclass
@@ -84,6 +87,7 @@ class Outcome:
     before: State
     after: State
     states: dict[str, list[State]]
+    amounts: dict[str, dict[str, int]]
     facts: dict[str, dict[str, Any]]
     train: dict[str, Any] | None
     sample: dict[str, Tensor] | None
@@ -103,11 +107,14 @@ def carry_out(work: Work) -> Outcome:
     sample = example(work)
     masks = Masks(work.model)
     accounting = accounting_of(work, work.model, work.passes, masks)
+    work.say("measuring the model")
     before = accounting.state(0) if work.source is None else _of_source(work, work.source)
     accounting.whole = before["parameters"]
     _check_metric(work, before["metrics"])
     total, per_epoch = steps_of(work.train, len(work.rows["train"])) if work.train else (0, 1)
     loop = None
+    if any("calibration" in each.wants() for each in work.passes):
+        work.say("calibrating")
     with Session(
         work.passes,
         work.model,
@@ -116,6 +123,7 @@ def carry_out(work: Work) -> Outcome:
         teacher=work.teacher,
         source=work.source,
         before_attach=accounting.attaching,
+        around=accounting.acting,
         calibration=_calibration(work),
         masks=masks,
         tokenizer=work.processor if hasattr(work.processor, "get_vocab") else None,
@@ -130,6 +138,7 @@ def carry_out(work: Work) -> Outcome:
             session.before_step(total)
         numbers = session.renumbering
         trained = outputs_to_be(work.model, sample, numbers) if sample else None
+        work.say("finishing")
         session.finish()
     round_to(work.model, work.dtype)
     if sample and trained is not None:
@@ -138,11 +147,12 @@ def carry_out(work: Work) -> Outcome:
     if numbers:
         _read_again(work, session.tokenizer)
     after = accounting.finished(total)
-    told = _told(work, loop, total / per_epoch) if loop else None
+    told = _told(work, loop, total / per_epoch, after["metrics"]) if loop else None
     return Outcome(
         before,
         after,
         accounting.states,
+        accounting.amounts,
         session.facts,
         told,
         sample=example(work),
@@ -280,38 +290,22 @@ def _check_metric(work: Work, metrics: Mapping[str, float]) -> None:
         if work.train.select == "best":
             raise work.task.error("train.select", "without validation data there is no best checkpoint")
         return
-    name = work.train.metric or work.task.metric
+    name = metric_named(work.train.metric or work.task.metric, metrics)
     if name not in metrics:
         known = f"there are {', '.join(metrics)}"
         raise work.task.error("train.metric", f"there is no metric {name!r}", nearest(name, metrics) or known)
 
 
-def _told(work: Work, loop: Loop, epochs: float) -> dict[str, Any]:
+def _told(work: Work, loop: Loop, epochs: float, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """What the report says of training; `metrics` are those of the finished model."""
     assert work.task is not None
     best = loop.best if work.train.select == "best" else None
     return {
-        "rows": _counts(work),
-        "truncated": _truncated(work),
         "steps": loop.total,
         "epochs": round(epochs, 3),
         "seconds": round(loop.seconds, 1),
         "selected": "best" if best else "last",
         "selected_step": best[1] if best else loop.total,
-        "metric": work.train.metric or work.task.metric,
+        "metric": metric_named(work.train.metric or work.task.metric, metrics),
         "history": loop.history,
     }
-
-
-def _counts(work: Work) -> dict[str, int]:
-    """The rows that were trained on, without copies by augmentation, and those that were evaluated."""
-    counts = {split: len(rows) for split, rows in work.raw.items()}
-    if "validation" in counts and work.evaluation.limit is not None:
-        counts["validation"] = min(counts["validation"], work.evaluation.limit)
-    return counts
-
-
-def _truncated(work: Work) -> dict[str, int]:
-    """The rows of each split that were cut to the length of an example; copies by augmentation aside."""
-    assert work.task is not None
-    originals = {split: work.rows[split].select(range(len(raw))) for split, raw in work.raw.items()}
-    return {split: work.task.cut(rows) for split, rows in originals.items()}

@@ -72,9 +72,12 @@ class PruneLayerDrop(LayerDropSpec, Pass):
         return [self.layers[number] for number in numbers]
 
     def facts(self, session: Session) -> dict[str, Any]:
+        share = self.gone / max(1, self.forwards * len(self.layers))
+        note = f"{100 * share:.1f} % of the runs through {len(self.layers)} layers left out in training"
         return {
+            "note": note,
             "rate": float(self.given["rate"]),
-            "dropped": self.gone / max(1, self.forwards * len(self.layers)),
+            "dropped": share,
             "layers": len(self.layers),
             "forwards": self.forwards,
         }

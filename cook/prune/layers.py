@@ -90,6 +90,10 @@ def _compare(
     cosines[number] = functional.cosine_similarity(inner.float(), outer.float(), dim=-1)
 
 
+SHOWN = 12
+"""Layers whose numbers a note lists."""
+
+
 @register
 class PruneLayers(LayersSpec, Pass):
     """Leaves layers out; the numbers of layers in a recipe stay those of the model as it was loaded."""
@@ -134,6 +138,9 @@ class PruneLayers(LayersSpec, Pass):
 
     def facts(self, session: Session) -> dict[str, Any]:
         found: dict[str, Any] = {"kept": self.kept, "of": self.whole}
+        found["note"] = f"{self.whole - len(self.kept)} of {self.whole} layers removed"
+        if len(self.kept) <= SHOWN:
+            found["note"] += f"; layers {', '.join(map(str, self.kept))} stay"
         return found if self.influence is None else {**found, "influence": self.influence}
 
     def state_dict(self) -> dict[str, Any]:

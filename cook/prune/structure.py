@@ -127,7 +127,12 @@ class Structure(StructureSpec, Pass):
             found = {"goal": self.cost.goal, "reached": self.cost.of(left) / self.cost.whole}
             if self._timed:
                 found |= {"foretold": found["reached"], "reached": self.met}
+        note = f"{sum(gone):,} of {sum(whole):,} {self._units()} removed"
+        if self.cost is not None:
+            what = {"macs": "multiply-accumulates"}.get(self.cost.goal, self.cost.goal)
+            note += f"; {100 * found['reached']:.1f} % of the {what} left, asked {100 * self.share:.1f} %"
         return found | {
+            "note": note,
             "left": {each.where: stays for each, stays in zip(self.chosen, left, strict=True)},
             "removed": sum(gone),
             "of": sum(whole),
@@ -136,6 +141,10 @@ class Structure(StructureSpec, Pass):
             "parameters": sum(count * each for count, each in zip(gone, self.owned, strict=True)),
             "importance": self.given["importance"],
         }
+
+    def _units(self) -> str:
+        """What is removed, in words: "heads", "heads and neurons"."""
+        return " and ".join(dict.fromkeys(each.kind for each in self.chosen))
 
     def status(self) -> str:
         whole = sum(len(each) for each in self.keep)

@@ -150,16 +150,24 @@ class PruneStructured(StructuredSpec, Pass):
             if home is None or self.kept[home]
         }
         gone = set(self._gone())
+        reached = self.shares.of(self.kept, counts, width_of(self.wide))
+        layers = [
+            number for number, layer in enumerate(self.all_layers) if layer in self.live and layer not in gone
+        ]
+        what = {"macs": "multiply-accumulates"}.get(self.goal, self.goal)
+        note = (
+            f"{100 * reached:.1f} % of the {what} left, asked {100 * self.asked:.1f} %;"
+            f" {len(layers)} of {len(self.all_layers)} layers stay"
+        )
+        if self.wide is not None:
+            note += f", width {int(self.wide.sum())} of {len(self.wide)}"
         return {
+            "note": note,
             "goal": self.goal,
             "asked": self.asked,
-            "reached": self.shares.of(self.kept, counts, width_of(self.wide)),
+            "reached": reached,
             "expected": self.soft,
-            "layers": [
-                number
-                for number, layer in enumerate(self.all_layers)
-                if layer in self.live and layer not in gone
-            ],
+            "layers": layers,
             "of": len(self.all_layers),
             "left": left,
             **({} if self.wide is None else {"hidden": int(self.wide.sum()), "of_hidden": len(self.wide)}),

@@ -100,7 +100,12 @@ class PruneVocabulary(VocabularySpec, Pass):
         self.found["parameters_gone"] = before - sum(each.numel() for each in session.model.parameters())
 
     def facts(self, session: Session) -> dict[str, Any]:
-        return dict(self.found)
+        before, after = (self.found[f"tokens_{when}"] for when in ("before", "after"))
+        note = f"{after:,} of {before:,} tokens kept"
+        if self.found["texts"]:
+            covered, texts = 100 * self.found["covered"], self.found["texts"]
+            note += f", {covered:.1f} % of all tokens in {texts:,} texts"
+        return {**self.found, "note": note}
 
     def _find(self, model: Any) -> Vocabulary:
         with self._placed():

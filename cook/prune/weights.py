@@ -129,9 +129,15 @@ class PruneWeights(WeightsSpec, Pass):
         found["share_of_model"] = min(1.0, whole / self.size)
         if (final := final_sparsity(self.given)) is not None:
             found["asked"] = final
+        if self.given["pattern"]:
+            found["pattern"] = self.given["pattern"]
+        found["note"] = (
+            f"{zeros:,} of {whole:,} weights ({100 * zeros / whole:.1f} %) in {len(weights)} matrices are"
+            f" zero, chosen by {self.method}"
+        )
         if self.missed:
-            found["note"] = self.missed
-        return {**found, "pattern": self.given["pattern"]} if self.given["pattern"] else found
+            found["note"] += f"; {self.missed}"
+        return found
 
     def status(self) -> str:
         return f"{self.reached:.0%} zero"

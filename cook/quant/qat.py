@@ -137,7 +137,12 @@ class QuantAwareTraining(QatSpec, Pass):
         found: dict[str, Any] = {"layers": len(self.layers), "weight_bits": self.bits}
         if self.given["activations"]:
             found["activation_bits"] = bits_of(self.given["activations"])
-        return {**found, "note": self.missed} if self.missed else found
+        note = f"{len(self.layers)} linear layers stored as {self.given['weights']}"
+        if self.given["activations"]:
+            how = {"token": "by token", "moving": "by a moving maximum"}
+            note += f", inputs rounded to {self.given['activations']} {how.get(self.given['observer'], '')}"
+        found["note"] = note.rstrip() + (f"; {self.missed}" if self.missed else "")
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         return {"enabled": self.enabled}

@@ -132,6 +132,9 @@ DATA = section(
     },
 )
 
+TRACKERS = "tensorboard wandb comet_ml mlflow aim clearml dvclive swanlab trackio".split()
+"""What accelerate logs to."""
+
 TRAIN = section(
     "the one training run that all passes share: epochs or steps",
     {
@@ -168,7 +171,12 @@ TRAIN = section(
         "device": choice(None, "where to train; null: cuda when there is one", "cpu", "cuda", None),
         "workers": option("integer", 0, "processes that prepare batches", minimum=0, maximum=256),
         "log_every": moment("1%", "how often losses are logged"),
-        "track": choice(None, "tracker", "tensorboard", None),
+        "track": choice(
+            None,
+            "tracker of losses, metrics and sparsity",
+            *TRACKERS,
+            None,
+        ),
     },
     oneOf=one_of("epochs", "steps"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from cook.report import table
 from cook.report.draw import clean
@@ -14,6 +15,35 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 """`owner/name`, or a bare `name` such as gpt2: no absolute and no relative path."""
 
 
+PIPELINE_TAGS = {
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModelForImageClassification": "image-classification",
+    "AutoModelForQuestionAnswering": "question-answering",
+    "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForCausalLM": "text-generation",
+}
+"""The hub's name for what a model does, by the class that loads it."""
+
+LICENCE = ("license", "license_name", "license_link")
+
+
+def licence_of(folder: str | None) -> dict[str, str]:
+    """The licence entries of the card in a model folder; none where it has no card or says nothing."""
+    import yaml
+
+    if folder is None:
+        return {}
+    try:
+        text = (Path(folder) / "README.md").read_text(encoding="utf-8")
+        found = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+        front = yaml.safe_load(found[1]) if found else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}  # the base model's card is a courtesy: a broken one stops nothing
+    entries = front if isinstance(front, dict) else {}
+    return {key: entries[key] for key in LICENCE if isinstance(entries.get(key), str)}
+
+
 def card(
     report: Report,
     recipe_text: str,
@@ -21,6 +51,7 @@ def card(
     *,
     name: str,
     base_model: str | None = None,
+    dataset: str | None = None,
 ) -> str:
     """The text of a model card.
 
@@ -29,13 +60,20 @@ def card(
         recipe_text: the recipe as written, shown at the end.
         overrides: what was changed in it on the command line.
         name: what the model is called: the heading, and the argument of `from_pretrained`.
-        base_model: what was compressed; named in the front matter when it is a hub id.
+        base_model: what was compressed; named in the front matter when it is a hub id. The licence of a
+            folder's own card is taken over.
+        dataset: what it was trained on; named in the front matter when it is a hub id.
     """
     import yaml
 
     front: dict[str, object] = {"library_name": "transformers"}
     if base_model is not None and HUB_ID.fullmatch(base_model):
         front["base_model"] = base_model
+    if tag := PIPELINE_TAGS.get(report.model.auto_class or ""):
+        front["pipeline_tag"] = tag
+    front |= licence_of(base_model)
+    if dataset is not None and HUB_ID.fullmatch(dataset) and not Path(dataset).exists():
+        front["datasets"] = [dataset]
     front["tags"] = ["cook", "compression"]
     if metrics := [metric for metric in report.model.after.metrics if metric != "loss"]:
         front["metrics"] = metrics
@@ -75,7 +113,10 @@ def _measured(report: Report) -> str:
     text = "Sizes on disk are those of weights as they are written"
     if report.model.latency:
         text += ", and latencies were timed, before and after side by side in one process"
-    return f"{text}; nothing is estimated from the number of zeros."
+    text = f"{text}; nothing is estimated from the number of zeros."
+    if told := table.rows_told(report):
+        text += f" {told[0].upper()}{told[1:]}."
+    return text
 
 
 def _use(report: Report, name: str) -> str:
@@ -90,7 +131,8 @@ def _use(report: Report, name: str) -> str:
     needs = (
         "The folder is an ordinary one: transformers alone loads it."
         if plain
-        else "Install cook with `pip install cook-compress`; without it, loading fails."
+        else "Loading needs cook: run `pip install .` in a clone of its repository. Without `import cook`"
+        " transformers stops with a size mismatch."
     )
     code = "\n".join(lines)
     return f"{needs}\n\n```python\n{code}\n```"

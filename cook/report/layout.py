@@ -15,6 +15,7 @@ _COUNT = {"type": "integer", "minimum": 0}
 _MAYBE_COUNT = {"type": ["integer", "null"], "minimum": 0}
 _MAYBE_NUMBER = {"type": ["number", "null"]}
 _NUMBERS = {"type": "object", "additionalProperties": _MAYBE_NUMBER}
+_COUNTS = {"type": "object", "additionalProperties": _COUNT}
 _TEXT = {"type": "string"}
 
 
@@ -37,7 +38,15 @@ _TIME = {"type": "number", "exclusiveMinimum": 0, "description": "the median, in
 _SPREAD = {**_MAYBE_NUMBER, "description": "the spread of the ratio over the rounds, as a share: 0.04 is 4 %"}
 LATENCY = _record(
     {"before_ms": _TIME, "after_ms": _TIME},
-    {"batch": _COUNT, "ratio": _MAYBE_NUMBER, "spread": _SPREAD, "rounds": _COUNT},
+    {
+        "batch": _COUNT,
+        "ratio": {**_MAYBE_NUMBER, "description": "before / after, the median over the rounds"},
+        "low": {**_MAYBE_NUMBER, "description": "of the interval of the ratio (95 %)"},
+        "high": _MAYBE_NUMBER,
+        "spread": _SPREAD,
+        "rounds": _COUNT,
+        "same_operations": {"type": "boolean", "description": "the same modules on the same shapes"},
+    },
 )
 MODEL = _record(
     {"name": _TEXT, "before": STATE, "after": STATE},
@@ -48,6 +57,7 @@ MODEL = _record(
         "teachers": {"type": "array", "items": _TEXT},
         "latency": {"anyOf": [LATENCY, {"type": "null"}]},
         "auto_class": {"type": ["string", "null"]},
+        "positive_class": {"type": ["string", "null"]},
     },
 )
 PASS = _record(
@@ -57,6 +67,7 @@ PASS = _record(
         "window": {"type": ["array", "null"], "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
         "states": {"type": "array", "items": STATE},
         "facts": {"type": "object"},
+        "amounts": {"type": "object", "additionalProperties": {"type": "integer"}},
     },
 )
 TRAIN = _record(
@@ -89,6 +100,7 @@ REPORT = {
             "train": {"anyOf": [TRAIN, {"type": "null"}]},
             "reload": {"anyOf": [RELOAD, {"type": "null"}]},
             "environment": {"type": "object"},
+            "data": _record({}, {"rows": _COUNTS, "truncated": _COUNTS}),
         },
     ),
 }

@@ -64,6 +64,7 @@ class Model:
         float32_bytes: its parameters at the start, in float32.
         latency: `batch`, `shape`, `before_ms` and `after_ms` (medians), `ratio`, `spread`, `rounds`.
         auto_class: the transformers class that loads it ("AutoModelForSequenceClassification").
+        positive_class: the label that `f1_binary` is of, for a model of two classes; else None.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Model:
     teachers: list[str] = field(default_factory=list)
     latency: dict[str, Any] | None = None
     auto_class: str | None = None
+    positive_class: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -85,6 +87,8 @@ class PassRow:
     Attributes:
         window: the first and the last step, or None for a pass that acted without training or after it.
         facts: what the pass says of itself; a text under "note" is shown in the tables.
+        amounts: what the pass itself did, exactly: `zeros` added, parameters `removed`, `bytes` added. Empty
+            in a report of an older cook, which has only the states at both ends of the window.
     """
 
     id: str
@@ -95,6 +99,7 @@ class PassRow:
     window: tuple[int, int] | None = None
     states: list[State] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    amounts: dict[str, int] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
     def during(self) -> tuple[State, State]:
@@ -122,7 +127,7 @@ class Reload:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class Report:
     """One run. `train` is None when nothing was trained, `reload` when nothing was saved.
 
@@ -132,6 +137,8 @@ class Report:
         recipe: `name` and `digest`.
         train: `steps`, `epochs`, `seconds`, `history`, `selected`, `selected_step`, `metric`.
         environment: versions, device, threads, seed.
+        data: `rows` and `truncated`, by split: how many rows there were to train and validate on, and how
+            many of them were cut because they were too long. Empty without data.
     """
 
     cook: str
@@ -142,12 +149,31 @@ class Report:
     train: dict[str, Any] | None = None
     reload: Reload | None = None
     environment: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
     version: int = layout.VERSION
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """The tables, as for a terminal."""
+        from cook.report.table import terminal
+
+        return terminal(self)
+
+    def __repr__(self) -> str:
+        passes = ", ".join(row.id for row in self.passes) or "no passes"
+        return f"<Report of {self.model.name}: {passes}>"
+
+    def _repr_markdown_(self) -> str:
+        """The tables in a notebook."""
+        from cook.report.table import markdown
+
+        return markdown(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values, a copy. Numbers that are not finite become null."""
         value: dict[str, Any] = _fold(self)
+        if not self.data:
+            del value["data"]
         order = ["version", "cook", "recipe", "created", "model", "passes", "train", "reload", "environment"]
         return {**{name: value[name] for name in order}, **value}
 

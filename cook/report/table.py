@@ -6,6 +6,7 @@ stored still, and removed parameters, which are gone, have columns of their own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,9 +15,16 @@ from cook.report.draw import clean, grid, pipes, wrap
 from cook.report.report import Model, PassRow, Report, State
 
 ZEROS = "Zeros are stored still and do not make dense kernels faster; removed parameters are gone."
+AMOUNTS = (
+    "Zeros, removed parameters and bytes of a row are what its pass did itself; a metric is shown only where"
+    " no other pass acted at the same time, and `cook ablate` says what it owes to each pass."
+)
 WINDOWS = (
     "Windows overlap: a row says what changed while its pass ran, `cook ablate` what changed because of it."
 )
+"""Of a report from before amounts were counted for each pass."""
+NO_DIFFERENCE = "no difference measured"
+WITHIN = "within one standard error"
 UNWEIGHTED = " (unweighted)"
 """What the log puts behind the name of a term that its weight was not yet multiplied with."""
 PASS_ALIGN, LOSS_ALIGN = "<>>>>>", "<>>"
@@ -24,14 +32,16 @@ COUNT, SIZE, SPEED = ("fewer", "more"), ("smaller", "larger"), ("faster", "slowe
 
 
 def terminal(report: Report) -> str:
-    """The report for a terminal: the model before and after, then a row a pass; 100 columns, no colour."""
+    """The report for a terminal: the model before and after, then a row a pass; as wide as the terminal
+    and at most 100 columns, without colour."""
     parts = [
         "\n".join(wrap(title(report)) + wrap(setting(report))),
         grid(summary_rows(report), align="<>><"),
     ]
     if report.passes:
         notes = {index: note(row) for index, row in enumerate(report.passes, start=1)}
-        parts.append(grid(pass_rows(report), align=PASS_ALIGN, notes=notes))
+        rows = pass_rows(report)
+        parts.append(grid(rows, align=PASS_ALIGN[: len(rows[0])], notes=notes))
     if losses := loss_rows(report):
         parts.append(grid(losses, align=LOSS_ALIGN))
     parts.append("\n".join(wrap(legend(report)) + wrap(reloaded(report))))
@@ -44,7 +54,7 @@ def markdown(report: Report) -> str:
     if report.passes:
         head, *rows = pass_rows(report)
         noted = [[*row, note(entry)] for row, entry in zip(rows, report.passes, strict=True)]
-        parts.append(pipes([[*head, "note"], *noted], align=PASS_ALIGN + "<"))
+        parts.append(pipes([[*head, "note"], *noted], align=PASS_ALIGN[: len(head)] + "<"))
     if losses := loss_rows(report):
         parts.append(pipes(losses, align=LOSS_ALIGN))
     parts += [legend(report), reloaded(report), clean(setting(report))]
@@ -79,7 +89,31 @@ def lineage(model: Model, shown: Callable[[str], str] = str) -> list[str]:
 
 def legend(report: Report) -> str:
     """What the columns mean, and what they do not."""
-    return f"{ZEROS} {WINDOWS}" if report.passes else ZEROS
+    parts = [ZEROS]
+    if report.passes:
+        parts.append(AMOUNTS if any(row.amounts for row in report.passes) else WINDOWS)
+    if report.model.positive_class is not None and "f1_binary" in report.model.after.metrics:
+        parts.append(f"f1_binary is the F1 of the label {report.model.positive_class!r}.")
+    return " ".join(parts)
+
+
+def rows_told(report: Report) -> str:
+    """How many rows there were, and how many were cut: "trained on 67,349 rows, validated on 872"."""
+    counts = _by_split(report, "rows")
+    words = {"train": "trained on" if report.train else "training split:", "validation": "validated on"}
+    parts = [f"{words.get(split, split)} {count:,} rows" for split, count in counts.items()]
+    cut = {split: count for split, count in _by_split(report, "truncated").items() if count}
+    of = {"train": "of training", "validation": "of validation"}
+    if cut:
+        told = " and ".join(f"{count:,} {of.get(split, f'of {split}')}" for split, count in cut.items())
+        parts.append(f"rows cut for their length: {told}")
+    return ", ".join(parts)
+
+
+def _by_split(report: Report, what: str) -> dict[str, int]:
+    """Counts by split, of the report's `data`, or of `train` where an older one has them there."""
+    found = report.data.get(what) or (report.train or {}).get(what) or {}
+    return {split: found[split] for split in ("train", "validation") if found.get(split) is not None}
 
 
 def setting(report: Report) -> str:
@@ -101,6 +135,8 @@ def setting(report: Report) -> str:
         parts.append(units.several(threads, "thread"))
     if (processes := environment.get("processes") or 1) > 1:
         parts.append(f"{processes} processes")
+    if told := rows_told(report):
+        parts.append(told)
     parts += [f"{key} {environment[key]}" for key in ("seed", "torch", "transformers") if key in environment]
     return ", ".join([*parts, f"cook {report.cook}"])
 
@@ -129,15 +165,13 @@ def summary_rows(report: Report) -> list[list[str]]:
         ["sparsity", units.percent(before.sparsity), units.percent(after.sparsity), ""],
         *_size_rows(model),
         _measure("MACs", before.macs, after.macs, units.count, COUNT),
-        *(_metric_row(name, before, after) for name in _metric_names(before, after)),
+        *(_metric_row(name, before, after, _validated(report)) for name in _metric_names(before, after)),
     ]
     if latency := model.latency:
         batch = latency.get("batch")
         name = "latency" if batch is None else f"latency, batch {batch}"
         times = (latency["before_ms"], latency["after_ms"])
-        rows.append(_measure(name, *times, units.milliseconds, SPEED))
-        if latency.get("spread") is not None:
-            rows[-1][3] += f" (± {100 * latency['spread']:.1f} %)"
+        rows.append([name, *map(units.milliseconds, times), latency_verdict(latency)])
     return rows
 
 
@@ -149,6 +183,40 @@ def _removed_row(before: int, after: int) -> list[str]:
 
 def pass_rows(report: Report) -> list[list[str]]:
     """A head, then a row a pass: what its window did to sparsity, size and the main metric."""
+    if not any(row.amounts for row in report.passes):
+        return _rows_by_window(report)
+    name = main_metric(report)
+    rows = [["pass", "window", "zeros", "removed", "size on disk"]]
+    alone = [name is not None and _alone(row, report.passes) for row in report.passes]
+    if any(alone):
+        rows[0].append(name or "")
+    for row, is_alone in zip(report.passes, alone, strict=True):
+        amounts = row.amounts
+        line = [
+            row.id,
+            _window(row.window),
+            units.change(units.count, amounts.get("zeros")),
+            units.count(amounts.get("removed")),
+            units.change(units.size, amounts.get("bytes")),
+        ]
+        if any(alone):
+            before, after = (state.metrics.get(name or "") for state in row.during())
+            line.append(units.metric_pair(name or "", before, after) if is_alone else units.NOTHING)
+        rows.append(line)
+    return rows
+
+
+def _alone(row: PassRow, passes: Sequence[PassRow]) -> bool:
+    """Whether no other pass acted in the window; one without a window may act at any time."""
+    others = [other for other in passes if other is not row]
+    if row.window is None:
+        return not others
+    first, last = row.window
+    return all(other.window and (other.window[1] < first or last < other.window[0]) for other in others)
+
+
+def _rows_by_window(report: Report) -> list[list[str]]:
+    """The rows of a report that has only the states at both ends of each window."""
     name = main_metric(report)
     rows = [["pass", "window", "sparsity", "removed", "size on disk", name or "metric"]]
     for row in report.passes:
@@ -165,6 +233,24 @@ def pass_rows(report: Report) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def latency_verdict(latency: Mapping[str, Any]) -> str:
+    """ "1.24x faster (± 3.1 %)", or that no difference was measured.
+
+    None was where both models compute the same operations on the same shapes, so that any difference is
+    the machine's, or where the interval of the ratio holds 1. Older reports have a spread in its place.
+    """
+    before, after, spread = latency["before_ms"], latency["after_ms"], latency.get("spread")
+    low, high = latency.get("low"), latency.get("high")
+    ratio: float = before / after if low is None else latency["ratio"]
+    if low is None or high is None:
+        high = ratio * (1 + (spread or 0))
+        low = ratio * (1 - (spread or 0))
+    verdict = units.times(ratio, 1.0, *SPEED)
+    if latency.get("same_operations") or (low <= 1 <= high and spread is not None) or verdict == "same":
+        return NO_DIFFERENCE
+    return verdict if spread is None else f"{verdict} (± {100 * spread:.1f} %)"
 
 
 def loss_rows(report: Report) -> list[list[str]]:
@@ -187,8 +273,9 @@ def note(row: PassRow) -> str:
         return given
     parts = []
     for key, value in row.facts.items():
+        key = key.replace("_", " ")
         if isinstance(value, float):
-            parts.append(f"{key} {value:.4g}")
+            parts.append(f"{key} {units.decimal(value)}")
         elif isinstance(value, str | int | bool):
             parts.append(f"{key} {str(value).lower() if isinstance(value, bool) else value}")
     return ", ".join(parts)
@@ -316,11 +403,33 @@ def _metric_names(before: State, after: State) -> list[str]:
     return list(dict.fromkeys([*before.metrics, *after.metrics]))
 
 
-def _metric_row(name: str, before: State, after: State) -> list[str]:
+def _validated(report: Report) -> int | None:
+    """Rows that metrics were measured on, as far as the report says."""
+    return _by_split(report, "rows").get("validation")
+
+
+def standard_error(share: float, rows: int) -> float:
+    """Of a share of independent rows, such as an accuracy: sqrt(p (1 - p) / n)."""
+    return math.sqrt(max(0.0, share * (1 - share)) / rows)
+
+
+def within_error(name: str, before: units.Number, after: units.Number, rows: int | None) -> bool:
+    """Whether an accuracy changed by no more than the standard error of the one before on so many rows.
+
+    Other metrics have no such formula, and are never marked.
+    """
+    if name != "accuracy" or before is None or after is None or not rows or before == after:
+        return False
+    return abs(after - before) <= standard_error(before, rows)
+
+
+def _metric_row(name: str, before: State, after: State, rows: int | None) -> list[str]:
     values = (before.metrics.get(name), after.metrics.get(name))
     change = units.metric_change(name, *values)
     if change and units.is_share(name):
         change += " points"
+    if within_error(name, *values, rows):
+        change += f", {WITHIN}"
     return [name, units.metric(name, values[0]), units.metric(name, values[1]), change]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 NOTHING = "-"
 """What stands for a number that was not measured."""
 
@@ -48,6 +51,22 @@ def several(number: int | float, one: str) -> str:
     """A number of things: "1 epoch", "2.5 epochs"."""
     text = f"{number:g}" if isinstance(number, float) else str(number)
     return f"{text} {one}" + ("" if number == 1 else "s")
+
+
+def change(draw: Callable[[Number], str], value: Number) -> str:
+    """A signed amount: `change(size, -1_180_000)` is "-1.18 MB"."""
+    if value is None:
+        return NOTHING
+    return draw(0) if not value else f"{'-' if value < 0 else '+'}{draw(abs(value))}"
+
+
+def decimal(value: float) -> str:
+    """A number to four figures, never with an exponent: "22,220", "0.3283"."""
+    if not math.isfinite(value) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    digits = 4 if not value else max(0, 3 - math.floor(math.log10(abs(value))))
+    text = f"{value:.{min(digits, 10)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def is_share(name: str) -> bool:

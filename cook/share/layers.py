@@ -85,7 +85,8 @@ class ShareLayers(LayersSpec, Pass):
             "parts": self.given["parts"],
             "init": self.given["init"],
             "saved": self.saved,
-            "note": "sharing saves memory, not time",
+            "note": f"{sum(map(len, self.numbers))} layers in {_several(len(self.numbers), 'group')},"
+            f" {self.saved:,} parameters fewer; sharing saves memory, not time",
             "distance": {str(number): far for number, (far, _) in self.distances.items()},
         }
         if self.rank:
@@ -154,3 +155,7 @@ class ShareLayers(LayersSpec, Pass):
 def _tensors(model: nn.Module, group: Group, layer: str) -> dict[str, Tensor]:
     """Copies of what a layer will share, by the names in it."""
     return {name: each.detach().clone() for name, each in group.parameters(model, layer).items()}
+
+
+def _several(count: int, one: str) -> str:
+    return f"{count} {one}" + ("" if count == 1 else "s")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,10 @@ from cook.passes import Pass
 
 Metrics = dict[str, float]
 State = dict[str, Any]
+
+
+def _amounts() -> dict[str, int]:
+    return {"zeros": 0, "removed": 0, "bytes": 0}
 
 
 class Accounting:
@@ -42,7 +47,31 @@ class Accounting:
         self._evaluate, self._macs, self._dtype, self._masks = evaluate, macs, dtype, masks
         self.states: dict[str, list[State]] = {each.id: [] for each in passes}
         self.whole = tally(model, dtype).parameters
+        self.amounts: dict[str, dict[str, int]] = {each.id: _amounts() for each in passes}
+        """What each pass itself did to the model: `zeros` added, parameters `removed`, `bytes` added."""
         self._last: tuple[tuple[int, Tally], State] | None = None
+        self._attached: dict[str, int] = {}
+
+    @contextmanager
+    def acting(self, each: Pass) -> Iterator[None]:
+        """Add up what `each` does inside: once while it is attached, and once while it finishes.
+
+        Passes act one at a time there, so nothing is counted twice, however windows overlap. Weights that a
+        mask holds at zero become zero in between, and count for the pass whose mask it is; so do those of
+        them that were zero before.
+        """
+        finishing = each.id in self._attached
+        held = self._masks.held(each.id) if self._masks is not None else 0
+        zeros = max(0, held - self._attached[each.id]) if finishing else 0
+        before = tally(self.model, self._dtype, as_finished=False)
+        yield
+        after = tally(self.model, self._dtype, as_finished=False)
+        amounts = self.amounts[each.id]
+        amounts["zeros"] += zeros + after.zeros - before.zeros
+        amounts["removed"] += before.parameters - after.parameters
+        amounts["bytes"] += after.bytes - before.bytes
+        if not finishing:
+            self._attached[each.id] = self._masks.held(each.id) if self._masks is not None else 0
 
     def attaching(self, each: Pass) -> None:
         """Called just before a pass is attached."""

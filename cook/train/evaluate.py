@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -43,6 +43,18 @@ def evaluate(
         model, sample(dataset, limit), task, batch_size=batch_size, device=device, autocast=autocast
     )
     return {**task.metrics(found), "loss": loss}
+
+
+F1_NAMES = ("f1_binary", "f1_macro")
+"""What recipes before these names called `f1`: with two classes the first, with more the second."""
+
+
+def metric_named(name: str, metrics: Iterable[str]) -> str:
+    """The metric that a recipe means: `f1` stands for whichever of `F1_NAMES` the task has."""
+    known = list(metrics)
+    if name == "f1" and name not in known:
+        return next((each for each in F1_NAMES if each in known), name)
+    return name
 
 
 def predict(

@@ -34,6 +34,7 @@ from cook.session import Session
 from cook.teacher import not_finite as not_finite_teacher
 from cook.train import batches, checkpoint, processes
 from cook.train.accounting import Accounting
+from cook.train.evaluate import metric_named
 from cook.train.failures import interrupted, memory_errors, not_finite
 from cook.train.optimizer import adamw, scheduler
 from cook.train.progress import bar
@@ -215,11 +216,14 @@ class Loop:
             epoch, offset = epoch + 1, 0
 
     def _evaluate(self) -> None:
-        metrics = self.accounting.state(self.done)["metrics"]
+        state = self.accounting.state(self.done)
+        metrics = state["metrics"]
         self.history.append({"step": self.done, "metrics": metrics})
-        self.accelerator.log({f"validation/{name}": value for name, value in metrics.items()}, step=self.done)
+        curves = {f"validation/{name}": value for name, value in metrics.items()}
+        curves |= {f"model/{name}": state[name] for name in ("sparsity", "parameters", "bytes")}
+        self.accelerator.log(curves, step=self.done)
         settled = all(each.settled(self.done) for each in self.session.passes)
-        name = self.train.metric or self.task.metric
+        name = metric_named(self.train.metric or self.task.metric, metrics)
         if self.train.select == "best" and settled:
             if name not in metrics:
                 raise RunError(f"there is no metric {name!r} to select by; there are {', '.join(metrics)}")

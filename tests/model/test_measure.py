@@ -7,11 +7,29 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from cook.model.integer import IntLinear, unpack
 from cook.model.masks import Masks, soften
-from cook.model.measure import Tally, evaluating, latency, macs, tally
+from cook.model.measure import Tally, evaluating, latency, macs, operations, paired_ratio, tally
 from cook.model.transformed import transform
 from cook.quant.fake import FakeQuantMoving, FakeQuantToken, FakeQuantWeight
 from tests import bound, tiny
 from tests.tiny import FAMILIES
+
+
+def test_the_ratio_of_paired_times_shrugs_off_a_machine_that_slows_down():
+    speeds = [1.0 + 0.2 * (turn % 7) for turn in range(15)]
+    found = paired_ratio([3.0 * each for each in speeds], [2.0 * each for each in speeds])
+    assert found == pytest.approx({"ratio": 1.5, "low": 1.5, "high": 1.5})
+    ratios = [1.0 + turn / 100 for turn in range(15)]
+    found = paired_ratio(ratios, [1.0] * 15)
+    # The sign test of 15 pairs: the 4th smallest and the 4th largest.
+    assert found == pytest.approx({"ratio": 1.07, "low": 1.03, "high": 1.11})
+    assert paired_ratio([1.0, 2.0], [1.0, 1.0]) == {"ratio": 1.5, "low": 1.0, "high": 2.0}
+
+
+def test_equal_operations_differ_in_values_alone():
+    model, other = tiny.model(), tiny.model(seed=1)
+    assert operations(model) == operations(other)
+    assert operations(model) != operations(tiny.model(layers=1))
+    assert operations(model) != operations(tiny.model().half())
 
 
 def brute(model: nn.Module, dtype: torch.dtype | None = None) -> Tally:

@@ -201,6 +201,8 @@ def test_a_run_is_evaluated_whole_in_its_middle():
     result = cook.apply(model, config, data=data, tokenizer=tiny.tokenizer())
     facts = result.report.passes[0].facts
     wanted = [len(dropped(4, 0.5, 0, step, forward)) for step in range(6) for forward in range(2)]
+    share = f"{100 * sum(wanted) / 48:.1f} %"
+    assert facts.pop("note") == f"{share} of the runs through 4 layers left out in training"
     assert facts == {"rate": 0.5, "dropped": sum(wanted) / 48, "layers": 4, "forwards": 12}
     losses = [entry["metrics"]["loss"] for entry in result.report.train["history"] if "metrics" in entry]
     assert len(losses) == 3

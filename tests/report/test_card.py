@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from cook.report import card
 from tests.report.example import report
@@ -22,6 +24,7 @@ def test_card() -> None:
     assert front(text) == {
         "library_name": "transformers",
         "base_model": "google/vit-base",
+        "pipeline_tag": "image-classification",
         "tags": ["cook", "compression"],
         "metrics": ["accuracy"],
     }
@@ -32,6 +35,47 @@ def test_card() -> None:
     assert "Zeros are stored still and do not make dense kernels faster" in text
     assert "latencies were timed" in text
     assert text.endswith("```yaml\nversion: 1\npasses: []\n```\n")
+
+
+def test_the_hub_reads_the_front_matter(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\n# base\n")
+    text = card(report(), "version: 1", name="small", base_model=str(base), dataset="nyu-mll/glue")
+    data = ModelCard(text).data.to_dict()
+    assert data == {
+        "library_name": "transformers",
+        "pipeline_tag": "image-classification",
+        "license": "apache-2.0",
+        "datasets": ["nyu-mll/glue"],
+        "tags": ["cook", "compression"],
+        "metrics": ["accuracy"],
+    }
+    known = ModelCard(card(report(), "", name="small", base_model="google/vit-base")).data
+    assert known.base_model == "google/vit-base"
+    assert known.license is None
+
+
+@pytest.mark.parametrize(
+    "readme", [None, "no front matter", "---\n: [\n---\n", "---\nlicense: [mit]\n---\n", "---\n"]
+)
+def test_a_licence_is_never_invented(tmp_path: Path, readme: str | None) -> None:
+    if readme is not None:
+        (tmp_path / "README.md").write_text(readme)
+    assert "license" not in front(card(report(), "", name="small", base_model=str(tmp_path)))
+
+
+def test_the_card_names_no_package_that_is_not_published() -> None:
+    text = card(report(), "version: 1", name="small")
+    assert "cook-compress" not in text
+    assert "`pip install .` in a clone of its repository" in text
+
+
+def test_rows_are_told() -> None:
+    built = report()
+    built.data = {"rows": {"train": 1437, "validation": 360}, "truncated": {"train": 7, "validation": 0}}
+    text = card(built, "version: 1", name="small")
+    assert "Trained on 1,437 rows, validated on 360 rows, rows cut for their length: 7 of training." in text
 
 
 def test_a_plain_folder_needs_no_cook() -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from cook.report import Report, ablation_table, markdown, plan_table, terminal
-from cook.report.draw import clean, grid, pipes, shorten
-from cook.report.table import loss_rows, title
+from cook.report.draw import clean, grid, pipes, shorten, wrap
+from cook.report.table import latency_verdict, loss_rows, title
 from tests.report.example import report, state
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
 
 
 def widest(text: str) -> int:
@@ -83,6 +89,94 @@ def test_terminal_fits_100_columns_and_has_no_escapes() -> None:
     assert widest(text) <= 100
     assert all(letter.isprintable() or letter == "\n" for letter in text)
     assert "best checkpoint (step 7)" in text
+
+
+LATENCY = {"before_ms": 1.24, "after_ms": 1.0, "ratio": 1.24, "rounds": 15}
+
+
+@pytest.mark.parametrize(
+    ("told", "verdict"),
+    [
+        ({"low": 1.2, "high": 1.3, "spread": 0.04, "same_operations": False}, "1.24x faster (± 4.0 %)"),
+        ({"low": 0.9, "high": 1.3, "spread": 0.16, "same_operations": False}, "no difference measured"),
+        ({"low": 1.2, "high": 1.3, "spread": 0.04, "same_operations": True}, "no difference measured"),
+        ({"spread": 0.1}, "1.24x faster (± 10.0 %)"),
+        ({"spread": 0.3}, "no difference measured"),
+        ({}, "1.24x faster"),
+        ({"ratio": 0.5, "low": 0.4, "high": 0.6, "spread": 0.2}, "2.00x slower (± 20.0 %)"),
+    ],
+)
+def test_a_latency_is_only_told_where_one_was_measured(told: dict[str, Any], verdict: str) -> None:
+    assert latency_verdict({**LATENCY, **told}) == verdict
+
+
+def amounts(built: Report) -> Report:
+    """The example with what each pass did itself."""
+    for row, (zeros, size) in zip(built.passes, [(0, 0), (237_952, 0), (0, -1_181_532)], strict=True):
+        row.amounts = {"zeros": zeros, "removed": 0, "bytes": size}
+    return built
+
+
+def test_a_row_holds_what_its_pass_did_itself() -> None:
+    text = terminal(amounts(report()))
+    assert line(text, "prune.weights  ") == "prune.weights 90-539 +238 k 0 0 B"
+    assert line(text, "quant.qat  ") == "quant.qat 540-899 0 0 -1.18 MB"
+    alone = amounts(report())
+    alone.passes = alone.passes[1:]
+    text = terminal(alone)
+    assert line(text, "prune.weights  ") == "prune.weights 90-539 +238 k 0 0 B 96.11 → 95.56 % (-0.55)"
+    assert Report.from_dict(alone.to_dict()) == alone
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 200])
+def test_everything_fits_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for built in (report(), amounts(report())):
+        built.passes[0].id = "a.pass.with.a.remarkably.long.name#2"
+        built.passes[0].window = (1_000_000, 2_000_000)
+        built.data = {"rows": {"train": 67_349, "validation": 872}}
+        text = terminal(built)
+        assert widest(text) <= min(columns, 100)
+        assert str(built) == text
+        for number in ("67,349 rows", "1.63 MB", "58.9 %"):
+            assert number in text
+
+
+def test_numbers_keep_their_units() -> None:
+    for room in range(24, 40):
+        lines = wrap("from 45.2 → 12.1 MB in 1,234 rows, ± 3.1 % of it", width=room + 4, indent="    ")
+        assert not [
+            each for each in lines if each.rstrip(",").split()[-1] in {"45.2", "12.1", "1,234", "±", "→"}
+        ]
+
+
+def test_a_difference_within_one_standard_error_is_marked() -> None:
+    built = report()
+    built.data = {"rows": {"validation": 100}}  # one standard error is 1.72 points
+    assert (
+        line(terminal(built), "accuracy")
+        == "accuracy 96.94 % 95.28 % -1.66 points, within one standard error"
+    )
+    built.data = {"rows": {"validation": 1000}}
+    assert line(terminal(built), "accuracy") == "accuracy 96.94 % 95.28 % -1.66 points"
+    assert "validated on 1,000 rows" in markdown(built)
+
+
+def test_f1_says_which_class_is_positive() -> None:
+    built = report()
+    built.model.after.metrics = {"accuracy": 0.9, "f1_binary": 0.8}
+    built.model.positive_class = "spam"
+    assert line(terminal(built), "f1_binary") == "f1_binary - 80.00 %"
+    assert "f1_binary is the F1 of the label 'spam'." in " ".join(terminal(built).split())
+    built.model.after.metrics = {"f1": 0.8}
+    assert line(terminal(built), "f1") == "f1 - 80.00 %"
+
+
+def test_printing_a_report_gives_its_tables() -> None:
+    built = report()
+    assert str(built) == terminal(built)
+    assert repr(built) == "<Report of digits-vit: distill.logits, prune.weights, quant.qat>"
+    assert built._repr_markdown_() == markdown(built)
 
 
 def test_a_report_with_next_to_nothing_in_it() -> None:

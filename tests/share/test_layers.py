@@ -270,7 +270,8 @@ def test_as_much_is_computed_as_before_and_it_is_said():
     assert macs(model, tiny.batch()) == before
     session.finish()
     facts = session.facts["share.layers"]
-    assert facts["note"] == "sharing saves memory, not time"
+    fewer = f"{facts['saved']:,} parameters fewer"
+    assert facts["note"] == f"4 layers in 1 group, {fewer}; sharing saves memory, not time"
     assert facts["groups"] == [[0, 1, 2, 3]]
     assert set(facts["distance"]) == {"0", "1", "2", "3"}
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from cook.model.masks import Masks
 from cook.model.measure import tally
 from cook.passes import Window
 from cook.session import Session
@@ -15,13 +16,25 @@ QUANT = {"quant.qat": {"start": 4}}
 class Counted:
     """Accounting over a tiny model, and how often it was evaluated."""
 
-    def __init__(self, *items, steps=8):
+    def __init__(self, *items, steps=8, fill=False):
         self.model = tiny.model()
+        if fill:  # biases begin at zero, and would count for the pass whose mask lies over them
+            for parameter in self.model.parameters():
+                parameter.data[parameter == 0] = 0.01
+        self.before = tally(self.model)
         self.passes = bound.passes(*items)
         self.evaluations = 0
-        self.accounting = Accounting(self.model, self.passes, evaluate=self.evaluate, macs=lambda: 7)
+        masks = Masks(self.model)
+        self.accounting = Accounting(
+            self.model, self.passes, evaluate=self.evaluate, macs=lambda: 7, masks=masks
+        )
         self.session = Session(
-            self.passes, self.model, total_steps=steps, before_attach=self.accounting.attaching
+            self.passes,
+            self.model,
+            total_steps=steps,
+            before_attach=self.accounting.attaching,
+            around=self.accounting.acting,
+            masks=masks,
         )
 
     def evaluate(self):
@@ -79,6 +92,39 @@ def test_equal_states_are_evaluated_once_and_are_not_shared():
     assert counted.evaluations == before + 1
     second["zeros"] = -1
     assert counted.accounting.state(3) == first
+
+
+BOTH = {"prune.weights": {"sparsity": 0.5, "end": 6}}, {"quant.qat": {"start": 0}}
+LATE = {"prune.heads": {"sparsity": 0.5, "importance": "random"}}
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        BOTH,
+        BOTH[::-1],
+        (LATE, *BOTH),
+        ({"prune.neurons": {"sparsity": 0.5, "importance": "magnitude"}}, BOTH[1]),
+    ],
+)
+def test_amounts_belong_to_the_pass_that_made_them(items):
+    """Although all windows overlap; together the amounts are what the whole run did."""
+    counted = Counted(*items, fill=True)
+    before = counted.before
+    counted.run(range(8))
+    counted.session.finish()
+    after, told = tally(counted.model), counted.accounting.amounts
+    assert sum(each["zeros"] for each in told.values()) == after.zeros - before.zeros
+    assert sum(each["removed"] for each in told.values()) == before.parameters - after.parameters
+    assert sum(each["bytes"] for each in told.values()) == after.bytes - before.bytes
+    assert told["quant.qat"]["bytes"] < 0 == told["quant.qat"]["removed"]
+    if "prune.weights" in told:
+        assert told["prune.weights"]["bytes"] == told["prune.weights"]["removed"] == 0
+        assert told["prune.weights"]["zeros"] > 0.3 * after.parameters
+    for name in ("prune.heads", "prune.neurons"):
+        if name in told:
+            assert told[name]["removed"] == before.parameters - after.parameters > 0
+            assert told[name]["bytes"] == -4 * told[name]["removed"]
 
 
 def test_an_empty_window_has_no_end_of_its_own():

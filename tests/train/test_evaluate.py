@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cook.train import data, tasks
-from cook.train.evaluate import evaluate, evaluating, predict
+from cook.train.evaluate import evaluate, evaluating, metric_named, predict
 from cook.train.tasks.task import IGNORE
 from tests import tiny
 from tests.train.sections import error, section
@@ -47,7 +47,7 @@ def test_the_figures_are_those_of_one_row_at_a_time(setting):
         found = evaluate(model, rows, task, batch_size=size)
         assert found["accuracy"] == pytest.approx(sum(right) / len(right))
         assert found["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
-        assert set(found) == {"accuracy", "f1", "loss"}
+        assert set(found) == {"accuracy", "f1_binary", "loss"}
     predicted, _ = predict(model, rows, task, batch_size=7)
     assert (predicted["predicted"] == predicted["labels"]).tolist() == right, "in the order of the rows"
     assert predicted["labels"].tolist() == rows["labels"][:]
@@ -97,3 +97,11 @@ def test_rows_of_different_lengths_are_joined():
     rows = datasets.Dataset.from_dict({"input_ids": lists, "length": [1, 3, 2], "labels": [0, 1, 0]})
     found, _ = predict(tiny.model(), rows, task, batch_size=1)
     assert found["tokens"].tolist() == [[1, IGNORE, IGNORE], [2, 3, 4], [5, 6, IGNORE]]
+
+
+def test_f1_of_old_recipes_is_the_one_that_the_task_has():
+    assert metric_named("f1", ["accuracy", "f1_binary"]) == "f1_binary"
+    assert metric_named("f1", ["accuracy", "f1_macro"]) == "f1_macro"
+    assert metric_named("f1", ["accuracy", "f1"]) == "f1"
+    assert metric_named("f1", ["loss"]) == "f1"
+    assert metric_named("accuracy", ["accuracy", "f1_macro"]) == "accuracy"

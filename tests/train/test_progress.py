@@ -36,6 +36,18 @@ def test_a_log_holds_few_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert drawings(Terminal(), monkeypatch) >= 90
 
 
+def test_the_facts_fit_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    facts = "task 0.123, logits 0.456, sparsity 58.9 %"
+    with bar(12_345, 1_234) as made:
+        made.ncols, made.dynamic_ncols = 80, None
+        made.set_postfix_str(facts)
+    drawn = stream.getvalue().split("\r")
+    assert facts in drawn[-1] or facts in drawn[-2]
+    assert max(map(len, drawn)) <= 81  # and the line's end
+
+
 def test_a_bar_that_is_not_shown_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)

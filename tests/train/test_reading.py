@@ -158,7 +158,7 @@ def test_a_run_reports_what_it_cut(tmp_path, own_cache):
     report = cook.run(recipe(tmp_path), say=said.append, progress=False)
     lengths = [len(line.split("\t")[0].split()) + 2 for line in (tmp_path / "train.tsv").open()][1:]
     cut = sum(length > 6 for length in lengths)
-    assert report.train["truncated"] == {"train": cut, "validation": cut}
+    assert report.data["truncated"] == {"train": cut, "validation": cut}
     assert any(f"train: {cut} of 16 rows are longer than 6 tokens and were cut" in line for line in said)
 
 

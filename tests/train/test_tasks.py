@@ -216,10 +216,10 @@ def test_labels_that_are_none_are_refused():
 
 def test_scores_are_those_of_scikit_learn():
     labels, predicted = torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0])
-    assert scores(labels, predicted, 2) == {"accuracy": 0.75, "f1": pytest.approx(2 / 3)}
+    assert scores(labels, predicted, 2) == {"accuracy": 0.75, "f1_binary": pytest.approx(2 / 3)}
     labels, predicted = torch.tensor([0, 1, 2, 2]), torch.tensor([0, 2, 2, 2])
-    assert scores(labels, predicted, 3)["f1"] == f1_score(labels, predicted, average="macro")
-    assert scores(torch.tensor([0]), torch.tensor([0]), 2) == {"accuracy": 1.0, "f1": 0.0}
+    assert scores(labels, predicted, 3)["f1_macro"] == f1_score(labels, predicted, average="macro")
+    assert scores(torch.tensor([0]), torch.tensor([0]), 2) == {"accuracy": 1.0, "f1_binary": 0.0}
 
 
 def test_a_head_with_too_few_classes_is_told_how_to_be_replaced():

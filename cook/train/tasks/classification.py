@@ -14,15 +14,16 @@ from cook.train.tasks.task import Task
 
 
 def scores(labels: torch.Tensor, predicted: torch.Tensor, classes: int) -> dict[str, float]:
-    """Accuracy and F1.
+    """Accuracy and F1, named after the average that scikit-learn takes.
 
     Args:
         labels, predicted: class ids, shape `(examples,)`.
-        classes: of the model: with two, F1 is that of class 1, else the mean over classes (macro).
+        classes: of the model. With two, `f1_binary` is the F1 of class 1 (the positive one); with more,
+            `f1_macro` is the unweighted mean of the F1 of every class.
     """
     average = "binary" if classes == 2 else "macro"
     f1 = f1_score(labels.numpy(), predicted.numpy(), average=average, zero_division=0.0)
-    return {"accuracy": (labels == predicted).double().mean().item(), "f1": float(f1)}
+    return {"accuracy": (labels == predicted).double().mean().item(), f"f1_{average}": float(f1)}
 
 
 class Classification(Task):
@@ -76,7 +77,7 @@ class Classification(Task):
         return {"predicted": outputs.logits.argmax(-1), "labels": batch["labels"]}
 
     def metrics(self, predictions: Mapping[str, torch.Tensor]) -> dict[str, float]:
-        """`accuracy` and `f1`: of class 1 for a model of two classes, else macro."""
+        """`accuracy`, and `f1_binary` for a model of two classes or `f1_macro` for one of more."""
         return scores(predictions["labels"], predictions["predicted"], self.config.num_labels)
 
     def _label_ids(self, dataset: Dataset) -> list[int]:
