@@ -333,3 +333,13 @@ def test_outputs_beside_the_data_are_none_of_it(tmp_path: Path) -> None:
     assert depend.stale(recipe) is None
     tiny.table(tmp_path / "data" / "train.tsv", 24)
     assert depend.stale(recipe) is not None
+
+
+@pytest.mark.parametrize("passes", [[], None, "left out"])
+def test_an_empty_list_of_passes_is_said(kitchen: Path, passes: Any) -> None:
+    """Without the key a recipe only trains, which is a use of its own."""
+    sections = {} if passes == "left out" else {"passes": passes}
+    path = write(kitchen / f"empty-{passes}.yaml", train={"steps": 1}, eval={"latency": False}, **sections)
+    said: list[str] = []
+    run(path, say=said.append, progress=False)
+    assert ("passes is empty: nothing is compressed" in said) == (passes != "left out")

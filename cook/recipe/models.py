@@ -62,12 +62,15 @@ MODEL = section(
             items=TEXT,
             minItems=1,
         ),
-        "head": choice(
-            "keep",
-            "keep the model's own classifier, or leave it out for a new one of the data's labels",
-            "keep",
-            "new",
-        ),
+        "head": {
+            **choice(
+                "keep",
+                "keep the model's own classifier, or leave it out for a new one of the data's labels",
+                "keep",
+                "new",
+            ),
+            "x-added": True,  # after the first release: recipes that leave it out ask for what they did
+        },
         "trust_remote_code": TRUST,
         "allow_pickle": PICKLE,
         "attention": choice(

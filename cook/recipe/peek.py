@@ -68,7 +68,9 @@ def _mistakes(recipe: Recipe) -> Found:
         paths, wrong = _files(recipe, split)
         yield from wrong
         data = recipe.data
-        tables[split] = [(path, look(path, data.get("delimiter"), data.get("encoding"))) for path in paths]
+        tables[split] = [
+            (path, look(path, data.label, data.get("delimiter"), data.get("encoding"))) for path in paths
+        ]
     for split, found in tables.items():
         if found and all(table.empty for _, table in found):
             yield recipe.error(
@@ -147,18 +149,18 @@ def _columns(recipe: Recipe) -> Iterator[tuple[str, str]]:
 def _labels(recipe: Recipe, tables: Mapping[str, list[tuple[Path, Table]]]) -> Found:
     """Columns without any label, and more labels than the model's head has classes."""
     column, read = recipe.data.label, [each for found in tables.values() for each in found]
-    known: list[str] = []
+    known: set[str] = set()
     for path, table in read:
-        if table.rows is None or any(column not in row for row in table.rows):
+        if table.labels is None:
             continue
-        values = [_name(row[column]) for row in table.rows]
-        if values and not any(values):
+        values = {_name(value) for value in table.labels}
+        if values == {""}:
             yield recipe.error("data.label", f"no row of {path.name} has a label in column {column!r}")
             return
-        known += values
-    whole = all(tables.values()) and all(table.rows is not None for _, table in read)
+        known |= values
+    whole = all(tables.values()) and all(table.labels is not None for _, table in read)
     cut = recipe.data.limit is not None or any("[" in str(recipe.data[split]) for split in SPLITS)
-    labels = {value for value in known if value not in ("", "-1")}
+    labels = known - {"", "-1"}
     classes = _classes(recipe)
     if whole and not cut and classes is not None and len(labels) > len(classes):
         yield recipe.error(

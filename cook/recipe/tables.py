@@ -27,13 +27,13 @@ class Table:
         columns: their names; None where they are not certain.
         possible: further names that a column could have, under another delimiter.
         empty: whether there certainly is no row.
-        rows: the values of the rows by column; None where they are not certain.
+        labels: of all rows, in their order; None where they are not certain.
     """
 
     columns: tuple[str, ...] | None = None
     possible: frozenset[str] = frozenset()
     empty: bool = False
-    rows: tuple[dict[str, Any], ...] | None = None
+    labels: tuple[Any, ...] | None = None
 
     def lacks(self, column: str) -> bool:
         """Whether there certainly is no such column. Blanks and capitals are no certain difference."""
@@ -46,10 +46,11 @@ class Table:
 UNKNOWN = Table()
 
 
-def look(path: Path, delimiter: str | None = None, encoding: str | None = None) -> Table:
+def look(path: Path, label: str, delimiter: str | None = None, encoding: str | None = None) -> Table:
     """What can be known of a file at once.
 
     Args:
+        label: the column of the labels.
         delimiter, encoding: as the recipe has them; None where it leaves them open.
     """
     suffix = path.suffix.lower()
@@ -63,25 +64,25 @@ def look(path: Path, delimiter: str | None = None, encoding: str | None = None) 
         if "\0" in text:  # not the encoding that it was read in
             return UNKNOWN
         if suffix in (".csv", ".tsv"):
-            return _separated(text, delimiter or ("\t" if suffix == ".tsv" else ","), delimiter, whole)
+            usual = delimiter or ("\t" if suffix == ".tsv" else ",")
+            return _separated(text, label, usual, delimiter, whole)
         if suffix == ".txt":
             return Table(("text",), empty=not data)
         if suffix in (".json", ".jsonl", ".ndjson") and whole:
-            return _objects(text)
+            return _objects(text, label)
     except (OSError, ValueError, LookupError, TypeError, csv.Error, RecursionError):
         pass  # whoever reads it in earnest says what is wrong
     return UNKNOWN
 
 
-def _separated(text: str, usual: str, given: str | None, whole: bool) -> Table:
+def _separated(text: str, label: str, usual: str, given: str | None, whole: bool) -> Table:
     lines = list(io.StringIO(text, newline=""))
     if not lines:
         return Table((), empty=True)
     if not whole and text.count('"') % 2:  # the names of the columns go on in the next line
         return UNKNOWN
-    headers = {mark: next(csv.reader(lines, delimiter=mark), []) for mark in {usual, given or usual}}
-    if given is None:
-        headers |= {mark: next(csv.reader(lines, delimiter=mark), []) for mark in DELIMITERS}
+    marks = (usual, *DELIMITERS) if given is None else (usual,)
+    headers = {mark: next(csv.reader(lines, delimiter=mark), []) for mark in marks}
     columns = tuple(headers.pop(usual))
     possible = frozenset(name for header in headers.values() for name in header)
     if not whole:
@@ -89,19 +90,19 @@ def _separated(text: str, usual: str, given: str | None, whole: bool) -> Table:
     empty = not any(line.strip() for line in lines[1:]) and not text.count('"')
     # Whether a quote in a TSV means anything depends on all rows.
     certain = usual == "," or '"' not in text
-    return Table(
-        columns, possible, empty, _rows(columns, csv.reader(lines, delimiter=usual)) if certain else None
-    )
+    labels = _labels(columns, label, csv.reader(lines, delimiter=usual)) if certain else None
+    return Table(columns, possible, empty, labels)
 
 
-def _rows(columns: tuple[str, ...], read: Iterable[list[str]]) -> tuple[dict[str, Any], ...] | None:
+def _labels(columns: tuple[str, ...], label: str, read: Iterable[list[str]]) -> tuple[str, ...] | None:
     rows = [row for row in read if row][1:]
-    if not rows or any(len(row) != len(columns) for row in rows):
+    if not rows or label not in columns or any(len(row) != len(columns) for row in rows):
         return None
-    return tuple(dict(zip(columns, row, strict=True)) for row in rows)
+    at = columns.index(label)
+    return tuple(row[at] for row in rows)
 
 
-def _objects(text: str) -> Table:
+def _objects(text: str, label: str) -> Table:
     if text.lstrip().startswith("["):
         rows = json.loads(text)
     else:
@@ -109,9 +110,8 @@ def _objects(text: str) -> Table:
     if not all(isinstance(row, dict) for row in rows):
         return UNKNOWN
     columns = tuple(dict.fromkeys(name for row in rows for name in row))
-    return Table(
-        columns, empty=not rows, rows=tuple({name: row.get(name) for name in columns} for row in rows)
-    )
+    labels = tuple(row.get(label) for row in rows) if label in columns else None
+    return Table(columns, empty=not rows, labels=labels)
 
 
 def _parquet(path: Path) -> Table:

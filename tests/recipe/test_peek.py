@@ -174,8 +174,8 @@ def test_what_is_not_certain_is_left_to_the_reader(folder: Path, name: str, data
 
 def test_a_large_file_is_known_by_its_first_line(folder: Path) -> None:
     (folder / "val.csv").write_text("text,label\n" + "fine,yes\n" * (LIMIT // 8))
-    assert look(folder / "val.csv").columns == ("text", "label")
-    assert look(folder / "val.csv").rows is None
+    assert look(folder / "val.csv", "label").columns == ("text", "label")
+    assert look(folder / "val.csv", "label").labels is None
     assert "no column 'sentence' in val.csv" in refused(recipe(folder))
 
 
