@@ -324,7 +324,7 @@ class Session:
         if mask.ndim == 3 and len(like) == mask.shape[0] * mask.shape[1]:
             mask = mask.flatten(0, 1)  # of multiple choice, whose model takes each choice for an example
         tokens = like.shape[0], like.shape[-2 if like.ndim == 4 else 1]
-        if mask.shape != tokens:
+        if like.ndim > 2 and mask.shape != tokens:
             raise CookError(
                 f"which tokens of {name} are padding is not known: it has {tokens} of them by example, the"
                 f" batch's mask {tuple(mask.shape)}",

@@ -13,6 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NO_COLOR", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.pop("COLUMNS", None)  # test processes are told the width of somebody's terminal
 
 DEALT, SHARDS = {"tests/test_every_pass.py"}, 6
 """Files whose cases are dealt out to as many test processes."""

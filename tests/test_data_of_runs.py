@@ -47,7 +47,7 @@ def test_a_run_and_its_evaluation_cut_the_same_rows(pantry: Path, capsys: pytest
     printed = capsys.readouterr()
     assert said in " ".join((printed.out + printed.err).split())
     report = json.loads((pantry / "out" / "dropped" / "report.json").read_text())
-    assert report["train"]["rows"] == {"train": 30, "validation": 10}
+    assert report["data"]["rows"] == {"train": 30, "validation": 10}
     data = read_data(load_recipe(path), silent)
     assert data.counts == {"train": 30, "validation": 10}
     opened = open_folder(pantry / "out" / "dropped", path)
@@ -78,7 +78,7 @@ def test_the_rows_that_are_evaluated_are_counted(pantry: Path) -> None:
     path = recipe(pantry, "limited", train="plain.tsv", limit=20)
     assert main(["run", str(path), "--quiet", "--set", "eval.limit=4"]) == 0
     report = json.loads((pantry / "out" / "limited" / "report.json").read_text())
-    assert report["train"]["rows"] == {"train": 20, "validation": 4}
+    assert report["data"]["rows"] == {"train": 20, "validation": 4}
 
 
 def test_corpora_are_read_with_the_options_of_data(tmp_path: Path) -> None:

@@ -139,7 +139,8 @@ def test_the_report_says_what_it_is_and_a_slice_is_sliced_again(kitchen, tmp_pat
         assert torch.equal(loaded(again.path)(**BATCH).logits, model(**BATCH).logits)
 
 
-def test_depths_are_compared_without_writing(kitchen, capsys):
+def test_depths_are_compared_without_writing(kitchen, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     before = sorted(kitchen.rglob("*"))
     words = ["--layers", "2", "--layers", "4", "--layers", "1,4", "--dry"]
     assert main(["slice", str(kitchen / "out"), *words]) == 0

@@ -69,7 +69,10 @@ def shallow(kitchen: Path) -> tuple[Path, Report]:
     def layers(models: dict[str, Any], *_: Any) -> dict[str, Any]:
         """How many layers each timed model has, in the place of its time."""
         depths = {name: float(model.config.num_hidden_layers) for name, model in models.items()}
-        return {name: {"low": depth, "median": depth, "high": depth} for name, depth in depths.items()}
+        return {
+            name: {"low": depth, "median": depth, "high": depth, "times": [depth] * 15}
+            for name, depth in depths.items()
+        }
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cook.pipeline.deliver.measure.latency", layers)
