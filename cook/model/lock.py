@@ -1,6 +1,8 @@
 """The lock of a folder: one parameter that is stored with an extra leading axis.
 
-So a plain load, which knows nothing of the Blueprint, fails instead of misreading the folder.
+So a plain load, which knows nothing of the Blueprint, fails instead of misreading the folder. transformers
+then prints a report of the keys that do not fit, and raises an error that points at it and that no folder can
+change. So that the report names the remedy, an empty tensor is stored as well, whose name says it.
 """
 
 from __future__ import annotations
@@ -9,11 +11,15 @@ import re
 from collections import ChainMap
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cook.errors import CookError
 from cook.model import surgery
 from cook.model.integer import IntLinear
+
+NOTICE = "import_cook_before_loading_this_model"
+"""The name of the empty tensor."""
 
 
 def lock_of(model: Any) -> str:
@@ -91,4 +97,5 @@ def locked_state(model: nn.Module, lock: str) -> dict[str, Tensor]:
         weights, name = _offloaded(model, lock)
         value = weights.weights_map[name]
     state[lock] = value.unsqueeze(0)
+    state[NOTICE] = torch.empty(0)
     return state

@@ -25,7 +25,7 @@ from cook.model import sharing, surgery
 from cook.model.blueprint import Blueprint
 from cook.model.embedding import FactorisedEmbedding, TransposedLinear
 from cook.model.integer import IntLinear
-from cook.model.lock import lock_of, locked_state, unlock, widen
+from cook.model.lock import NOTICE, lock_of, locked_state, unlock, widen
 
 
 class CookConfig(QuantizationConfigMixin):
@@ -74,6 +74,10 @@ class CookQuantizer(HfQuantizer):
             if self.blueprint.lock in {*ties, *ties.values()}:
                 raise CookError(f"the lock {self.blueprint.lock} is shared", where="blueprint")
             widen(model, self.blueprint.lock)
+            model._keys_to_ignore_on_load_unexpected = {
+                *(model._keys_to_ignore_on_load_unexpected or ()),
+                NOTICE,
+            }
         for name, module in model.named_modules():
             if isinstance(module, IntLinear):
                 self._integers.add(f"{name}.weight")

@@ -89,6 +89,15 @@ def test_a_stranger_without_cook_is_refused(folders):
     assert done.stdout == "", "these loaded without cook"
 
 
+def test_a_plain_load_names_cook_in_the_report_that_its_error_points_at(folders):
+    path = next(path for path in folders if path.name != "plain")
+    load = f"import transformers; transformers.{auto_class(folders[path][0])}.from_pretrained({str(path)!r})"
+    done = subprocess.run([sys.executable, "-c", load], capture_output=True, text=True, check=False, cwd="/")
+    assert done.returncode
+    assert done.stderr.rstrip().endswith("For details look at the above report!")
+    assert "import_cook_before_loading_this_model" in done.stderr
+
+
 def test_a_folder_that_does_not_load_back_fails_the_run(folders, monkeypatch):
     path, (family, model) = next(iter(folders.items()))
     monkeypatch.setattr("cook.model.verify.STRANGER", "import sys; sys.exit('the reason')")
