@@ -10,6 +10,8 @@ import pytest
 from transformers import AutoModelForSequenceClassification
 
 from cook.cli import main
+from cook.errors import CookError
+from cook.recipe import load_recipe
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("strangers")
@@ -112,3 +114,16 @@ def test_what_has_nothing_to_work_on_is_refused(
 ) -> None:
     assert main(["run", str(written(tmp_path, "none", data=False, **sections))]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_teacher_without_training_is_refused(tmp_path: Path) -> None:
+    tiny.folder(tmp_path / "bert")
+    value = {
+        "version": 1,
+        "model": {"path": str(tmp_path / "bert")},
+        "teacher": "self",
+        "passes": ["quant.qat"],
+        "output": {"path": str(tmp_path / "out")},
+    }
+    with pytest.raises(CookError, match="nothing is trained, so nothing learns from a teacher"):
+        load_recipe(value)

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch.optim.swa_utils import AveragedModel
 
 import cook
-from cook.errors import CookError
+from cook.errors import CookError, RunError
 from cook.session import Session
 from tests import tiny
 
@@ -159,3 +159,21 @@ def test_a_batch_is_a_mapping_or_keywords():
         for given, named in (((), {}), ((batch,), batch), ((list(batch.values()),), {}), (({},), {})):
             with pytest.raises(CookError, match=r"session\.module"):
                 session.module(*given, **named)
+
+
+@pytest.mark.parametrize(
+    ("step", "broken", "words"),
+    [
+        (
+            {"prune.heads": {"sparsity": 0.5, "importance": "magnitude"}},
+            "cook.model.removal.Removal.remove",
+            r"has 4 heads, \d should be left",
+        ),
+        ("quant.qat", "cook.quant.qat.surgery.replace", "does not hold integers of 8 bits"),
+    ],
+)
+def test_what_a_pass_says_that_it_did_is_measured(step, broken, words, monkeypatch):
+    session = cook.attach(tiny.model(), {"version": 1, "passes": [step]}, total_steps=STEPS)
+    monkeypatch.setattr(broken, lambda *_: None)
+    with pytest.raises(RunError, match=words):
+        session.finish()

@@ -97,6 +97,9 @@ def _needs(value: dict[str, Any], known: list[Known], sound: list[Known], proble
         for name, needs in wanted:
             if need in needs:
                 wants.setdefault(section, name)
+    if "teacher" in value and "train" not in value and "train" not in wants:
+        hint = "leave it out, or add 'train: {epochs: 1}' and data"
+        yield problem(("teacher",), "nothing is trained, so nothing learns from a teacher", hint)
     for section, who in wants.items():
         if section not in value:
             yield problem((section,), f"missing; {who} needs it", advice[section])
