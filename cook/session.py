@@ -245,7 +245,7 @@ class Session:
     def before_step(self, step: int) -> None:
         """Move every schedule to `step`, counted from 0."""
         self.step = step
-        self._steps.begun = True
+        self._steps.begin()
         for each in self.passes:
             each.before_step(self)
 
@@ -288,6 +288,7 @@ class Session:
                 terms[unique] = term.weight * term.value
                 self.unweighted[unique] = term.value.detach()
         terms = {"task": task_weight * self.outputs.loss, **terms}
+        self._steps.learned |= self.trains and torch.is_grad_enabled()
         trained = [p for p in self.module.trained.parameters() if p.requires_grad]
         if idle := [*trained, *unreached(self.anatomy, absent)]:
             # What is trained and has no part in this loss must still take part, or DDP waits for it for ever.
@@ -379,6 +380,8 @@ class Session:
         """
         try:
             self._steps.check_held(self.masks, applied=self._bound)
+            self._steps.check_called(bound=self._bound)
+            self._restore_layerdrop()
             if self.step < self.total_steps - 1:
                 # The loop ended early: what is due is done before any shape changes.
                 self.before_step(self.total_steps)
@@ -415,9 +418,7 @@ class Session:
     def close(self) -> None:
         """Remove all hooks; the model keeps whatever state it is in."""
         self.hooks.close()
-        while self._layerdrop:
-            module, rate = self._layerdrop.pop()
-            module.layerdrop = rate
+        self._restore_layerdrop()
         self._let_go()
 
     def __enter__(self) -> Session:
@@ -463,19 +464,24 @@ class Session:
         """
         if not self._tensors.read:
             return
-        dropping = {
-            name: module
-            for name, module in self.model.named_modules()
-            if isinstance(getattr(module, "layerdrop", None), float) and module.layerdrop > 0
-        }
-        for name, module in dropping.items():
-            self._layerdrop.append((module, module.layerdrop))
-            warnings.warn(
-                f"{name}.layerdrop is {module.layerdrop}; it is 0 while passes learn from tensors of layers,"
-                " which have to be there in every forward",
-                stacklevel=2,
-            )
-            module.layerdrop = 0.0
+        # Some models keep the rate in a module, others read it from the config in every forward.
+        for prefix, module in self.model.named_modules():
+            for name, holder in ((prefix, module), ("config", getattr(module, "config", None))):
+                rate = getattr(holder, "layerdrop", None)
+                if not isinstance(rate, float) or rate <= 0:
+                    continue
+                self._layerdrop.append((holder, rate))
+                warnings.warn(
+                    f"{name}.layerdrop is {rate}; it is 0 while passes learn from tensors of layers,"
+                    " which have to be there in every forward",
+                    stacklevel=2,
+                )
+                setattr(holder, "layerdrop", 0.0)  # noqa: B010 - a module or a config
+
+    def _restore_layerdrop(self) -> None:
+        while self._layerdrop:
+            holder, rate = self._layerdrop.pop()
+            holder.layerdrop = rate
 
     def _let_go(self) -> None:
         self._tensors.clear()

@@ -19,11 +19,42 @@ class Steps:
         begun: whether `before_step` was called.
         applied: whether a bound optimizer made a step and applied the masks.
         checked: steps whose weights were looked at.
+        learned: whether a loss was computed with gradients.
+        moved: whether `before_step` was ever called.
+        ended: whether `after_step` was ever called.
     """
 
     begun: bool = False
     applied: bool = False
     checked: int = 0
+    learned: bool = False
+    moved: bool = False
+    ended: bool = False
+
+    def begin(self) -> None:
+        """At the start of a step."""
+        self.begun = self.moved = True
+
+    def check_called(self, *, bound: bool) -> None:
+        """At the end: that a loop that computed losses began and ended its steps.
+
+        Args:
+            bound: whether an optimizer is bound. If it made no step at all, as with gradients that
+                overflow, there was no step to end.
+
+        Raises:
+            CookError: with the call that is missing.
+        """
+        if self.learned and not self.moved:
+            raise CookError(
+                "session.before_step() was never called: no schedule moved",
+                hint="call session.before_step(step) at the start of each step, counted from 0",
+            )
+        if self.learned and not self.ended and (self.applied or not bound):
+            raise CookError(
+                "session.after_step() was never called: no pass knows that a step was made",
+                hint="call session.after_step() after each step of the optimizer",
+            )
 
     def check(self, masks: Masks) -> None:
         """After a step: that it began with `before_step`, and that the masks were applied.
@@ -36,6 +67,7 @@ class Steps:
                 "session.after_step() without session.before_step(): no schedule moves",
                 hint="call session.before_step(step) at the start of each step, counted from 0",
             )
+        self.ended = True
         applied, self.begun, self.applied = self.applied, False, False
         if masks and (not applied or self.checked < LOOKED_AT):
             self.checked += 1

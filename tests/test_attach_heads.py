@@ -110,6 +110,25 @@ def test_layers_that_the_model_itself_drops_stay_while_they_are_learned_from():
     plain.close()
 
 
+def test_a_rate_that_the_model_reads_from_its_config_is_set_aside_too():
+    def make():
+        return T.Wav2Vec2ForSequenceClassification(T.Wav2Vec2Config(**SOUND | {"layerdrop": 0.5})).train()
+
+    name = "wav2vec2.encoder.layers.1[out]"
+    config = {"version": 1, "passes": [{"distill.hidden": {"map": {name: name}}}]}
+    student = make()
+    with pytest.warns(UserWarning, match=r"config\.layerdrop is 0\.5") as seen:
+        session = cook.attach(student, config, total_steps=20, teacher=make())
+    assert len([each for each in seen if "layerdrop" in str(each.message)]) == 1, "modules share the config"
+    for step in range(20):
+        torch.manual_seed(step)
+        session.before_step(step)
+        session.module({"input_values": torch.randn(2, 400), "labels": torch.tensor([0, 1])})
+        session.after_step()
+    session.finish()
+    assert student.config.layerdrop == 0.5
+
+
 def test_several_labels_that_only_the_first_batch_shows():
     batch = {**tiny.batch(), "labels": torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0], [0.0, 0.0]])}
     with cook.attach(

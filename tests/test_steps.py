@@ -91,6 +91,45 @@ def test_no_schedule_is_moved():
         session.after_step()
 
 
+LOOPS = {
+    "weights": ({"prune.weights": HALF}, {}),
+    "structured": ({"prune.structured": {"budget": {"parameters": 0.8}}}, {}),
+    "movement": ({"prune.weights": {"sparsity": 0.5, "method": "movement"}}, {}),
+    "logits": ({"distill.logits": {"start": "50%"}}, {"teacher": "self"}),
+    "integers": ({"quant.qat": {"start": "50%"}}, {}),
+}
+
+
+@pytest.mark.parametrize("bound", [True, False])
+@pytest.mark.parametrize("missing", ["before_step", "after_step"])
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_call_is_missing_in_the_whole_loop(name, missing, bound):
+    """Without `before_step` nothing was scheduled, and `finish` must not make up for it in silence."""
+    entry, options = LOOPS[name]
+    config = {"version": 1, "passes": [entry]}
+    with cook.attach(tiny.model().train(), config, total_steps=STEPS, **options) as session:
+        optimizer = adamw(session)
+        if bound:
+            session.bind(optimizer)
+        for number in range(STEPS):
+            if missing != "before_step":
+                session.before_step(number)
+            sum(session.module(tiny.batch(seed=number)).values()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        with pytest.raises(CookError, match=rf"session\.{missing}\(\) was never called|session\.bind"):
+            session.finish()
+
+
+def test_steps_that_are_all_skipped_need_no_end():
+    """As with gradients that overflow in half precision: `after_step` is for real steps alone."""
+    with attached() as session:
+        session.bind(adamw(session))
+        session.before_step(0)
+        sum(session.module(tiny.batch()).values()).backward()
+        session.finish()
+
+
 def test_weights_that_are_replaced_after_the_last_step():
     with attached() as session:
         optimizer = adamw(session)

@@ -135,7 +135,7 @@ def left_out(
         each.numel() for name in inside for each in model.get_submodule(name).parameters(recurse=False)
     )
     whole = sum(each.numel() for each in model.parameters())
-    return f"left out: {', '.join(kinds)} with {count / whole:.0%} of the model's parameters"
+    return f"left out: {', '.join(kinds)} with {count / whole:.0%} of all parameters"
 
 
 def default(anatomy: Anatomy) -> list[str]:
