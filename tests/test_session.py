@@ -129,6 +129,7 @@ def test_finish_removes_all_hooks():
     bound_to.bind(optimizer)
     assert hooks_of(model) == 4
     assert len(bound_to.hooks) == 5
+    bound_to.before_step(0)
     bound_to.module(tiny.batch())
     bound_to.finish()
     assert hooks_of(model) == len(bound_to.hooks) == len(optimizer._optimizer_step_post_hooks) == 0

@@ -178,6 +178,7 @@ def test_evaluation_and_steps_outside_of_the_window_are_whole():
         assert whole()
         session.module.train()
         model(**tiny.batch())  # not a forward of the session: somebody looks at the model
+        session.after_step()
     session.finish()
     assert session.facts["prune.layerdrop"]["forwards"] == 2
     assert hooks(model).keys() == {f"{name}._forward_hooks" for name in hooked(model)}

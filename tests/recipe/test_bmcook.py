@@ -124,6 +124,7 @@ def test_hidden_states_are_compared_as_in_bmcook():
     session = bound.session(student, *convert(config).value["passes"], teacher=teacher)
     session.before_step(0)
     found = session.module.eval()(batch)["hidden"]
+    session.after_step()
     session.finish()
     with torch.no_grad():
         outputs = [model(**batch, output_hidden_states=True) for model in (student, teacher)]
