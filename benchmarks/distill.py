@@ -34,8 +34,9 @@ from benchmarks import loop
 from benchmarks.distill_by_hand import METHODS, STUDENT, TEACHER, ByHand, Losses
 from benchmarks.pairs import machine, measure, ratio, table
 from benchmarks.turns import Loop as Turns
-from cook.pipeline.inputs import make_passes, silent
+from cook.pipeline.inputs import make_passes
 from cook.recipe import load_recipe
+from cook.say import silent
 from cook.session import Session
 from cook.teacher import Named
 from cook.train.cached import CachedTeacher, fill

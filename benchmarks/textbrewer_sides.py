@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 
 from cook.model.load import load_processor
 from cook.pipeline import environment
-from cook.pipeline.inputs import load_model, load_student, make_passes, read_data, silent
+from cook.pipeline.inputs import load_model, load_student, make_passes, read_data
 from cook.recipe import Recipe, load_recipe
+from cook.say import silent
 from cook.session import Session
 from cook.train import batches
 from cook.train.accounting import Accounting

@@ -26,14 +26,14 @@ from cook.pipeline.inputs import (
     own_teacher,
     prepared,
     read_data,
-    silent,
     taught_by,
 )
 from cook.pipeline.plan import plan_in_memory
-from cook.pipeline.rows import pass_rows, positive_class, state, student, told_of_rows
+from cook.pipeline.rows import data_counts, pass_rows, positive_class, state, student
 from cook.pipeline.train import Work, carry_out
 from cook.recipe import Recipe, load_recipe, thaw
 from cook.report import Model, Report
+from cook.say import silent
 from cook.session import Session
 from cook.teacher import Given
 from cook.train import calibration as examples
@@ -169,7 +169,7 @@ def apply(
             seed=train.seed if train else None,
             precision=_precision(model, train),
         ),
-        data=told_of_rows(read, rows, recipe.eval.limit),
+        data=data_counts(read, rows, recipe.eval.limit),
     )
     return Result(model.eval(), report, outcome.processor)
 

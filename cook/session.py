@@ -13,9 +13,8 @@ session.finish()                            plain modules again; model.save_pret
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -30,10 +29,11 @@ from cook.model.anatomy import Anatomy
 from cook.model.blueprint import Blueprint
 from cook.model.depth import STAYS, compact, left_out, missing, unreached
 from cook.model.edit import Edit
-from cook.model.example import FAILURES, Unmeasured, random_examples, small_example
+from cook.model.example import Unmeasured, first_through, random_examples, small_example
 from cook.model.folding import check_folded, outputs, outputs_to_be
 from cook.model.gathering import answered_tokens
 from cook.model.hooks import Hooks
+from cook.model.layerdrop import without_layerdrop
 from cook.model.masks import Masks
 from cook.model.plain import current, settle
 from cook.model.quantizer import attach_quantizer, blueprint_of
@@ -142,8 +142,7 @@ class Session:
         self._avoidable: list[tuple[Pass, Sequence[str]]] = []
         self.step = 0
         self._steps = Steps()
-        self._bound = False
-        self._layerdrop: list[tuple[Any, float]] = []
+        self._layerdrop = ExitStack()
         self.learning_rate: float | None = None
         """The largest of the optimizer that is bound, before any schedule."""
         self.batch: Mapping[str, Tensor] = {}
@@ -165,7 +164,8 @@ class Session:
                 # Before tensors are watched: what a gate lets through is what the next module gets.
                 each.open(self)
             self._tensors.open()
-            self._keep_layers()
+            if self._tensors.read:
+                self._layerdrop.enter_context(without_layerdrop(self.model))
             for one in self.teachers:
                 one.open()
         except BaseException:
@@ -232,7 +232,7 @@ class Session:
         Several optimizers are bound one by one. A wrapper of accelerate is taken for what it wraps.
         """
         inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper has no step hooks
-        self._bound = True
+        self._steps.bound = True
         self.hooks.after_step(inner, self._stepped)
         rates = [group.get("initial_lr", group["lr"]) for group in inner.param_groups]
         self.learning_rate = max(map(float, rates))
@@ -379,9 +379,8 @@ class Session:
             RunError: the finished model gives something else for a small example than before.
         """
         try:
-            self._steps.check_held(self.masks, applied=self._bound)
-            self._steps.check_called(bound=self._bound)
-            self._restore_layerdrop()
+            self._steps.check_all(self.masks)
+            self._layerdrop.close()
             if self.step < self.total_steps - 1:
                 # The loop ended early: what is due is done before any shape changes.
                 self.before_step(self.total_steps)
@@ -410,15 +409,16 @@ class Session:
         if not self.passes:
             return None
         with suppress(Unmeasured):
-            for probe in [*random_examples(self.model), small_example(self.model)]:
-                with suppress(*FAILURES):
-                    return probe, outputs_to_be(self.model, probe, self.renumbering)
+            several = [*random_examples(self.model), small_example(self.model)]
+            return first_through(
+                several, lambda probe: (probe, outputs_to_be(self.model, probe, self.renumbering))
+            )
         return None
 
     def close(self) -> None:
         """Remove all hooks; the model keeps whatever state it is in."""
         self.hooks.close()
-        self._restore_layerdrop()
+        self._layerdrop.close()
         self._let_go()
 
     def __enter__(self) -> Session:
@@ -456,32 +456,6 @@ class Session:
         for owner, layers in self._avoidable:
             if message := missing(self._tensors.read, layers):
                 raise owner.error(message, hint=STAYS)
-
-    def _keep_layers(self) -> None:
-        """Switch off the model's own layerdrop where passes learn from its layers.
-
-        In training its forwards would leave layers out at random, whose tensors are then missing.
-        """
-        if not self._tensors.read:
-            return
-        # Some models keep the rate in a module, others read it from the config in every forward.
-        for prefix, module in self.model.named_modules():
-            for name, holder in ((prefix, module), ("config", getattr(module, "config", None))):
-                rate = getattr(holder, "layerdrop", None)
-                if not isinstance(rate, float) or rate <= 0:
-                    continue
-                self._layerdrop.append((holder, rate))
-                warnings.warn(
-                    f"{name}.layerdrop is {rate}; it is 0 while passes learn from tensors of layers,"
-                    " which have to be there in every forward",
-                    stacklevel=2,
-                )
-                setattr(holder, "layerdrop", 0.0)  # noqa: B010 - a module or a config
-
-    def _restore_layerdrop(self) -> None:
-        while self._layerdrop:
-            holder, rate = self._layerdrop.pop()
-            holder.layerdrop = rate
 
     def _let_go(self) -> None:
         self._tensors.clear()

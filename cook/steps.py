@@ -1,4 +1,4 @@
-"""Whether somebody's own loop calls what a session needs: masks that no step applies hold nothing."""
+"""Checks that a custom training loop makes the calls that a session needs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class Steps:
     Attributes:
         begun: whether `before_step` was called.
         applied: whether a bound optimizer made a step and applied the masks.
+        bound: whether an optimizer is bound.
         checked: steps whose weights were looked at.
         learned: whether a loss was computed with gradients.
         moved: whether `before_step` was ever called.
@@ -26,6 +27,7 @@ class Steps:
 
     begun: bool = False
     applied: bool = False
+    bound: bool = False
     checked: int = 0
     learned: bool = False
     moved: bool = False
@@ -35,22 +37,20 @@ class Steps:
         """At the start of a step."""
         self.begun = self.moved = True
 
-    def check_called(self, *, bound: bool) -> None:
-        """At the end: that a loop that computed losses began and ended its steps.
-
-        Args:
-            bound: whether an optimizer is bound. If it made no step at all, as with gradients that
-                overflow, there was no step to end.
+    def check_all(self, masks: Masks) -> None:
+        """At the end: that the masks hold, and that a loop that computed losses began and ended its steps.
 
         Raises:
             CookError: with the call that is missing.
         """
+        self.check_held(masks, applied=self.bound)
         if self.learned and not self.moved:
             raise CookError(
                 "session.before_step() was never called: no schedule moved",
                 hint="call session.before_step(step) at the start of each step, counted from 0",
             )
-        if self.learned and not self.ended and (self.applied or not bound):
+        # A bound optimizer that made no step at all, as with gradients that overflow, has no step to end.
+        if self.learned and not self.ended and (self.applied or not self.bound):
             raise CookError(
                 "session.after_step() was never called: no pass knows that a step was made",
                 hint="call session.after_step() after each step of the optimizer",

@@ -12,8 +12,9 @@ import torch
 
 from cook.model import measure
 from cook.pipeline import deliver
-from cook.pipeline.inputs import load_model, read_data, silent
+from cook.pipeline.inputs import load_model, read_data
 from cook.recipe import load_recipe
+from cook.say import silent
 from tests import tiny
 
 

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from cook.cli import arguments, screen
+from cook.say import silent
 
 NAME = "run"
 
@@ -33,13 +34,9 @@ def call(args: argparse.Namespace) -> int:
     from cook.report import terminal
 
     quiet = args.quiet or os.environ.get("RANK", "0") != "0"
-    say = _silent if quiet else screen.say
+    say = silent if quiet else screen.say
     report = run(recipe, resume=args.resume, force=args.force, say=say, progress=not quiet)
     say(f"\n{terminal(report)}")
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
     return 0
-
-
-def _silent(text: str) -> None:
-    """Say nothing."""

@@ -6,13 +6,13 @@ import contextlib
 import io
 import json
 import os
-import shutil
 import sys
 import textwrap
 import traceback
 from typing import Any
 
 from cook.errors import CookError, RecipeErrors
+from cook.report.draw import width
 
 MOST = 12
 """Mistakes of one recipe that are shown: more would not fit on one screen."""
@@ -78,7 +78,7 @@ def wrapped(text: str) -> str:
     """
     if not (sys.stderr.isatty() or os.environ.get("COLUMNS", "").isdigit()):
         return text
-    room = max(40, min(100, shutil.get_terminal_size((80, 24)).columns))
+    room = width()
     lines: list[str] = []
     for line in text.splitlines():
         indent = line[: len(line) - len(line.lstrip())]

@@ -14,7 +14,7 @@ def refuse_adapters(
     """Refuse a model with injected adapters.
 
     `save_pretrained` of such a model writes the adapter without the model, so that what a pass did to the
-    model would be lost. Classes are told by their module, so that peft need not be installed.
+    model would be lost. Classes are recognised by their module, so that peft need not be installed.
 
     Args:
         model: of transformers, or a PeftModel.

@@ -1,4 +1,4 @@
-"""Which linear layers' weights the code of a module around them reads, told by its source.
+"""Which linear layers' weights the code of a module around them reads, found in its source.
 
 Running a model shows it on one machine and in one mode only: Mamba calls `x_proj` on a CPU, and hands its
 weight to a kernel on a GPU.
@@ -34,7 +34,7 @@ OF_ALL = (
 def read_directly(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """Those of some linear layers whose weight is read by the code of a module around them, with its class.
 
-    Told by the source of the classes around each.
+    Looks at the source of the classes around each.
     """
     modules = dict(model.named_modules())
     found: dict[str, str] = {}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from cook.errors import CookError
+
+T = TypeVar("T")
 
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
 """What a forward without values may end with."""
@@ -32,6 +36,14 @@ def examples(model: Any, tokens: int = 3) -> list[dict[str, Tensor]]:
     bare = {name: example[name] for name in words}
     flat = {name.replace("input_ids", "attention_mask"): torch.ones_like(bare[name]) for name in words}
     return [example, *([bare] if len(example) > len(bare) else []), {**bare, **flat}]
+
+
+def first_through(several: Iterable[dict[str, Tensor]], call: Callable[[dict[str, Tensor]], T]) -> T | None:
+    """What `call` returns for the first example that it does not fail on; None where it fails on all."""
+    for example in several:
+        with suppress(*FAILURES):
+            return call(example)
+    return None
 
 
 def device_of(model: Any) -> torch.device:

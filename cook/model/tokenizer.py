@@ -33,8 +33,8 @@ Ids = npt.NDArray[np.int64]
 class PlainText:
     """Texts in which no special token is read as such.
 
-    Most tokenizers can be told so. A Unigram model has its special tokens among its pieces, which are found
-    in any text: there a blank is put behind the first character of each.
+    Most tokenizers have an option for that. A Unigram model has its special tokens among its pieces, which
+    are found in any text: there a blank is put behind the first character of each.
 
     Args:
         specials: the special tokens.

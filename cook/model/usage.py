@@ -100,5 +100,5 @@ def read_elsewhere(model: nn.Module) -> set[str]:
                 break
     inside = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
     found = readers.found | {name for name in linears if name.rpartition(".")[0] in inside}
-    # What only runs elsewhere (kernels on GPUs, training) is told by the code of the modules around.
+    # What only runs elsewhere (kernels on GPUs, training) is found in the source of the modules around.
     return found | set(read_directly(model, linears))

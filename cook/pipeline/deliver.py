@@ -17,10 +17,10 @@ from cook.model.folding import outputs
 from cook.model.integer import IntLinear
 from cook.model.quiet import quiet
 from cook.model.verify import verify
-from cook.pipeline.inputs import silent
 from cook.pipeline.output import LOGS, work_folder
 from cook.recipe import Recipe
 from cook.report import Reload, Report, card
+from cook.say import Say, silent
 
 INTEGERS_MAY_DIFFER = 1e-3
 """Relative to the largest output: integer models may sum in another order after reloading."""
@@ -38,7 +38,7 @@ def deliver(
     *,
     dtype: torch.dtype | None,
     force: bool,
-    say: Callable[[str], None] = silent,
+    say: Say = silent,
 ) -> None:
     """Save the model, load it back as a stranger would, time it, and write everything into the output.
 

@@ -15,8 +15,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from cook.model import load
-from cook.pipeline.inputs import load_model, read_data, silent
+from cook.pipeline.inputs import load_model, read_data
 from cook.recipe import Recipe, load_recipe
+from cook.say import silent
 from cook.train.evaluate import evaluate as measure
 from cook.train.failures import evaluation_memory_errors
 from cook.train.tasks import Task

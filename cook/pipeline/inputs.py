@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,17 +20,12 @@ from cook.model.source import auto_class_of
 from cook.passes import Pass
 from cook.pipeline import tokenizers
 from cook.recipe import Recipe
+from cook.say import Say
 from cook.teacher import Given, Named, folded
 from cook.train import data as sources
 from cook.train import tasks
 from cook.train.cached import CachedTeacher
 from cook.train.tasks import Task, text
-
-Say = Callable[[str], None]
-
-
-def silent(line: str) -> None:
-    """Say nothing."""
 
 
 def make_passes(recipe: Recipe) -> list[Pass]:
@@ -57,6 +52,10 @@ class Data:
     def counts(self) -> dict[str, int]:
         return {split: len(dataset) for split, dataset in self.raw.items()}
 
+    def texts(self) -> Iterator[str]:
+        """The texts of the first split, for a comparison of tokenizers."""
+        return self.task.texts(next(iter(self.raw.values())))
+
 
 def read_data(
     recipe: Recipe,
@@ -69,8 +68,8 @@ def read_data(
     """Find the task, and read the splits unless they are given as `raw`.
 
     Args:
-        say: is told of choices that the user did not make.
-        warn: is told what is odd about the data; None: as `say`.
+        say: takes a line for every choice that the user did not make.
+        warn: takes a line for everything unusual about the data; `say` when None.
 
     Raises:
         CookError: no task or no data section, or what they name is not there.
@@ -96,7 +95,7 @@ def read_data(
 
 
 def prepared(data: Data, processor: Any, say: Say) -> dict[str, Dataset]:
-    """The splits as model inputs; `say` hears how many rows of each were cut to the length of an example."""
+    """The splits as model inputs; `say` gets how many rows of each were truncated."""
     rows = {split: data.task.prepare(raw, processor) for split, raw in data.raw.items()}
     for split, each in rows.items():
         if cut := data.task.cut(each):
@@ -307,7 +306,7 @@ def _same_tokens(
     if theirs is None:
         return
     role = who.partition("[")[0]
-    texts = [] if data is None else data.task.texts(next(iter(data.raw.values())))
+    texts = [] if data is None else data.texts()
     if difference := tokenizers.difference(theirs, processor, texts):
         raise recipe.error(
             who,

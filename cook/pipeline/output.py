@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,8 @@ from cook.errors import CookError, Interrupted
 from cook.model.folder import check_free
 from cook.recipe import Recipe, load_recipe, thaw
 from cook.report import Report
+from cook.say import Say, silent
 from cook.train import checkpoint
-
-Say = Callable[[str], None]
 
 LOGS = "logs"
 """Where a tracker writes: in the work folder while the run lasts, then in the output."""
@@ -112,15 +111,11 @@ def resumable(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        found = checkpoint.newest(folder, _unsaid)
+        found = checkpoint.newest(folder, silent)
         if found is None:
             raise
         message = f"stopped; the checkpoint of step {checkpoint.step_of(found)} is kept"
         raise Interrupted(message, hint="run again with --resume to go on from there") from error
-
-
-def _unsaid(line: str) -> None:
-    """Say nothing."""
 
 
 def _first() -> bool:

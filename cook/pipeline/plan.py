@@ -18,7 +18,7 @@ from cook.model.anatomy import Anatomy
 from cook.model.bare import bare
 from cook.model.blueprint import Blueprint
 from cook.model.depth import STAYS, compact, missing
-from cook.model.example import FAILURES, Unmeasured, examples, planned_tokens
+from cook.model.example import Unmeasured, examples, first_through, planned_tokens
 from cook.model.linear import is_linear, weight_count
 from cook.model.lock import lock_of
 from cook.model.measure import macs, tally
@@ -33,10 +33,10 @@ from cook.pipeline.inputs import (
     make_passes,
     planned_teachers,
     read_data,
-    silent,
     stored_dtype,
 )
 from cook.recipe import Recipe
+from cook.say import silent
 from cook.teacher import Given, named
 
 
@@ -256,9 +256,7 @@ def _sizes(model: nn.Module, dtype: torch.dtype | None, tokens: int) -> dict[str
 def _macs(model: nn.Module, tokens: int) -> int | None:
     """Multiply-accumulates of an example of so many tokens; None where the model needs data to run."""
     with suppress(Unmeasured):
-        for example in examples(model, tokens):
-            with suppress(*FAILURES):
-                return macs(model, example)
+        return first_through(examples(model, tokens), lambda example: macs(model, example))
     return None
 
 

@@ -34,7 +34,7 @@ def positive_class(config: Any, metrics: Mapping[str, Any]) -> str | None:
     return str((getattr(config, "id2label", None) or {}).get(1, 1))
 
 
-def told_of_rows(
+def data_counts(
     data: Data | None, rows: Mapping[str, Dataset], limit: int | None = None
 ) -> dict[str, dict[str, int]]:
     """The `data` of a report: how many rows each split has, and how many of them were cut.

@@ -20,7 +20,6 @@ from cook.pipeline import depend, environment, output, tokenizers
 from cook.pipeline.deliver import deliver
 from cook.pipeline.inputs import (
     Data,
-    Say,
     auto_class_without_data,
     load_model,
     load_student,
@@ -29,14 +28,14 @@ from cook.pipeline.inputs import (
     planned_teachers,
     prepared,
     read_data,
-    silent,
     stored_dtype,
 )
 from cook.pipeline.plan import plan_passes
-from cook.pipeline.rows import pass_rows, positive_class, state, student, told_of_rows
+from cook.pipeline.rows import data_counts, pass_rows, positive_class, state, student
 from cook.pipeline.train import Outcome, Work, carry_out
 from cook.recipe import Recipe, load_recipe
 from cook.report import Model, Report
+from cook.say import Say, silent
 from cook.train import cache
 from cook.train.augment import augmented
 from cook.train.seeds import seed_everything
@@ -115,8 +114,7 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
     model = load_student(recipe, source, data, say, processor)
     dtype = stored_dtype(recipe, source)
     if data is not None:
-        texts = data.task.texts(next(iter(data.raw.values())))
-        tokenizers.check(recipe, source.config, processor, data.task, texts)
+        tokenizers.check(recipe, source.config, processor, data.task, data.texts())
     rows = _prepared(data, processor, say)
     teacher = None
     inputs = {}
@@ -180,7 +178,7 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
             precision="fp32" if recipe.train is None else recipe.train.precision,
             processes=processes,
         ),
-        data=told_of_rows(data, rows, recipe.eval.limit),
+        data=data_counts(data, rows, recipe.eval.limit),
     )
     for tracker in accelerator.trackers:
         tracker.finish()

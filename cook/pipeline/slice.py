@@ -22,13 +22,14 @@ from cook.model.source import check
 from cook.passes import Pass
 from cook.pipeline import environment, output
 from cook.pipeline.deliver import deliver
-from cook.pipeline.inputs import Say, make_passes
+from cook.pipeline.inputs import make_passes
 from cook.pipeline.plan import plan_passes
 from cook.pipeline.rows import state
 from cook.pipeline.train import accounting_of, example
 from cook.pipeline.whole import Whole, open_whole
 from cook.recipe import Recipe, load_recipe, thaw
 from cook.report import Model, PassRow, Report, State
+from cook.say import Say
 from cook.session import Session
 
 Depth = int | Sequence[int]

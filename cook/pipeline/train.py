@@ -19,7 +19,7 @@ from cook.model.folding import check_folded, outputs, outputs_to_be, round_to
 from cook.model.masks import Masks
 from cook.model.renumbering import Renumbering
 from cook.passes import Pass
-from cook.pipeline.inputs import silent
+from cook.say import Say, silent
 from cook.session import Session
 from cook.teacher import Given, read_alike
 from cook.train import calibration
@@ -71,7 +71,7 @@ class Work:
     state: Mapping[str, Any] | None = None
     begun: Callable[[Loop], None] | None = None
     progress: bool = True
-    say: Callable[[str], None] = silent
+    say: Say = silent
 
 
 @dataclass

@@ -14,9 +14,10 @@ from cook.model import load
 from cook.model.source import auto_class_of
 from cook.pipeline import environment
 from cook.pipeline.evaluate import open_folder
-from cook.pipeline.inputs import Say, stored_dtype
+from cook.pipeline.inputs import stored_dtype
 from cook.pipeline.train import Work
 from cook.recipe import Recipe, load_recipe
+from cook.say import Say
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cook.model.example import FAILURES, Unmeasured, examples, planned_tokens
+from cook.model.example import Unmeasured, examples, first_through, planned_tokens
 from cook.model.measure import EXAMPLES, longest
 from cook.model.units import Units
 from cook.prune import cost
@@ -117,14 +117,14 @@ def planned(
 
 
 def _counted(model: nn.Module, units: list[Units], stream: Units | None) -> list[Cost]:
-    found = []
+    def count(example: dict[str, Tensor]) -> Cost:
+        return cost.multiply_accumulates(model, units, example, stream)
+
+    found: list[Cost | None] = []
     for tokens in (2, planned_tokens(model)):
         with suppress(Unmeasured):
-            for example in examples(model, tokens):
-                with suppress(*FAILURES):
-                    found.append(cost.multiply_accumulates(model, units, example, stream))
-                    break
-    return found
+            found.append(first_through(examples(model, tokens), count))
+    return [each for each in found if each is not None]
 
 
 def _timing(

@@ -17,6 +17,11 @@ from cook.recipe.text import Problems
 
 DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt", ".xlsx")
 
+DIGITS = "sklearn:digits"
+"""The `data.path` of the digits of scikit-learn."""
+SLICE = re.compile(r"(?P<name>[\w.\-]+)(\[(?P<first>-?\d+%?)?:(?P<last>-?\d+%?)?\])?")
+"""A split, or a part of one: `train`, `train[:90%]`, `train[-500:]`."""
+
 _LOOKS_LOCAL = re.compile(r"[/~]|\.\.?(?:/|\Z)")
 
 

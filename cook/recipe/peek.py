@@ -7,25 +7,22 @@ imported. It refuses only what a run would certainly refuse later, and names wha
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cook.errors import CookError, nearest
-from cook.recipe.paths import DATA_SUFFIXES, is_local
+from cook.recipe.paths import DATA_SUFFIXES, DIGITS, SLICE, is_local
 from cook.recipe.recipe import Recipe
 from cook.recipe.tables import Table, look
 from cook.recipe.text import raise_all
 
-DIGITS = "sklearn:digits"
 SPLITS = ("train", "validation")
 HEADS = {
     "text-classification": "ForSequenceClassification",
     "image-classification": "ForImageClassification",
 }
 """What the classes of models end in that have a head for a task."""
-_SPLIT = re.compile(r"([\w.\-]+)(\[(-?\d+%?)?:(-?\d+%?)?\])?")
 
 Found = Iterator[CookError]
 
@@ -100,14 +97,15 @@ def _files(recipe: Recipe, split: str) -> tuple[list[Path], list[CookError]]:
     key, wanted = f"data.{split}", recipe.data[split]
     if isinstance(wanted, str) and not _is_file(wanted):
         known = _splits(recipe)
-        match = _SPLIT.fullmatch(wanted)
+        match = SLICE.fullmatch(wanted)
         if known is None or match is None:
             return [], []
-        if match[1] not in known:
+        named = match["name"]
+        if named not in known:
             listed = f"the splits are {', '.join(known)}; a part (train[90%:]) or a file serves as well"
-            hint = nearest(match[1], known) or listed
-            return [], [recipe.error(key, f"there is no split {match[1]!r}", hint)]
-        file = known[match[1]]
+            hint = nearest(named, known) or listed
+            return [], [recipe.error(key, f"there is no split {named!r}", hint)]
+        file = known[named]
         return ([file] if file is not None else []), []
     items = (wanted,) if isinstance(wanted, str) else wanted
     if not isinstance(items, tuple) or not all(isinstance(item, str) for item in items):
@@ -130,7 +128,9 @@ def _splits(recipe: Recipe) -> dict[str, Path | None] | None:
     if not path.is_dir() or data.config is not None:
         return None
     stems = {file.stem: file for file in sorted(path.iterdir()) if file.name.lower().endswith(DATA_SUFFIXES)}
-    named = {match[1] for key in SPLITS if isinstance(data[key], str) and (match := _SPLIT.match(data[key]))}
+    named = {
+        match["name"] for key in SPLITS if isinstance(data[key], str) and (match := SLICE.match(data[key]))
+    }
     return dict(stems) if named & set(stems) else None
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 LIMIT = 4_000_000
 """Bytes of a text file that are read; of a larger one only the first line is looked at."""
-DELIMITERS = (",", "\t", ";", "|")
+DELIMITERS = (",", ";", "\t", "|")
+"""What may separate the columns of a table of text."""
 
 
 @dataclass(frozen=True)

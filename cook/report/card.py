@@ -114,7 +114,7 @@ def _measured(report: Report) -> str:
     if report.model.latency:
         text += ", and latencies were timed, before and after side by side in one process"
     text = f"{text}; nothing is estimated from the number of zeros."
-    if told := table.rows_told(report):
+    if told := table.row_counts(report):
         text += f" {told[0].upper()}{told[1:]}."
     return text
 

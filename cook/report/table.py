@@ -97,7 +97,7 @@ def legend(report: Report) -> str:
     return " ".join(parts)
 
 
-def rows_told(report: Report) -> str:
+def row_counts(report: Report) -> str:
     """How many rows there were, and how many were cut: "trained on 67,349 rows, validated on 872"."""
     counts = _by_split(report, "rows")
     words = {"train": "trained on" if report.train else "training split:", "validation": "validated on"}
@@ -135,7 +135,7 @@ def setting(report: Report) -> str:
         parts.append(units.several(threads, "thread"))
     if (processes := environment.get("processes") or 1) > 1:
         parts.append(f"{processes} processes")
-    if told := rows_told(report):
+    if told := row_counts(report):
         parts.append(told)
     parts += [f"{key} {environment[key]}" for key in ("seed", "torch", "transformers") if key in environment]
     return ", ".join([*parts, f"cook {report.cook}"])

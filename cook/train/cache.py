@@ -26,15 +26,12 @@ from transformers import PreTrainedModel
 
 from cook.errors import RunError
 from cook.model.folder import save_processor
+from cook.say import Say, silent
 
 VERSION = 2
 """Part of every key: raised when the meaning of what is stored changes."""
 ABANDONED = 24 * 3600
 """Seconds after which a file that nobody has written to was left by a process that was killed."""
-
-
-def _silent(name: str) -> None:
-    """Say nothing."""
 
 
 def folder() -> Path:
@@ -149,7 +146,7 @@ def stored(key: str, build: Callable[[], Iterable[pa.Table]]) -> Dataset:
     return Dataset.from_file(str(path))
 
 
-def find(key: str, kind: str, damaged: Callable[[str], None] = _silent) -> Path | None:
+def find(key: str, kind: str, damaged: Say = silent) -> Path | None:
     """The file of the entry `key`, or None; one that is damaged is removed.
 
     Args:

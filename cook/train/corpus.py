@@ -8,6 +8,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from cook.errors import CookError
+from cook.recipe.paths import DATA_SUFFIXES
 from cook.train import files
 from cook.train.decoding import Unreadable, read_lines
 from cook.train.tasks.task import Task
@@ -42,7 +43,7 @@ def corpus(task: Task | None = None, raw: Mapping[str, Dataset] | None = None) -
 
 
 def _texts(path: Path, task: Task | None) -> Iterator[str]:
-    table = path.suffix.lower() in files.SUFFIXES and path.suffix.lower() != ".txt"
+    table = path.suffix.lower() in DATA_SUFFIXES and path.suffix.lower() != ".txt"
     if table and task is None:
         hint = "give a text file with a text a line"
         raise CookError(f"{path} is a table, and without data no column is known to hold text", hint=hint)

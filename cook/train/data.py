@@ -20,19 +20,13 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub import utils as hub
 
 from cook.errors import CookError, nearest
+from cook.recipe.paths import DIGITS, SLICE
+from cook.say import Say, silent
 from cook.train import checks, cutting, files
 from cook.train.parts import Origin, Part
 
-DIGITS = "sklearn:digits"
-SLICE = re.compile(r"(?P<name>[\w.\-]+)(\[(?P<first>-?\d+%?)?:(?P<last>-?\d+%?)?\])?")
-
-
 Source: TypeAlias = "Mapping[str, Callable[[], Part]]"
 """The splits of a data set by name, each read when it is called for."""
-
-
-def _silent(line: str) -> None:
-    """Say nothing."""
 
 
 class ErrorAt(Protocol):
@@ -48,7 +42,7 @@ def load(
     splits: Sequence[str] = ("train", "validation"),
     columns: Callable[[Dataset], checks.Columns] | None = None,
     classes: bool = False,
-    say: Callable[[str], None] = _silent,
+    say: Say = silent,
 ) -> dict[str, Dataset]:
     """Read the splits that the section names.
 
@@ -59,7 +53,7 @@ def load(
         splits: which of `train` and `validation` to read.
         columns: which columns of a dataset must have a value in every row; None checks none.
         classes: the recipe lists the classes, so that they may be many.
-        say: is told, a line each, what is odd about the data.
+        say: takes a line for everything unusual about the data.
 
     Returns:
         A dataset for each of `splits`; `train` holds at most `data.limit` rows.
@@ -80,7 +74,7 @@ def settle(
     splits: Sequence[str],
     columns: Callable[[Dataset], checks.Columns] | None = None,
     classes: bool = False,
-    say: Callable[[str], None] = _silent,
+    say: Say = silent,
 ) -> dict[str, Dataset]:
     """Splits as they are used: without rows that have missing cells, cut, compared and limited; as `load`."""
     for split, part in parts.items():

@@ -1,4 +1,4 @@
-"""Bytes of a data file as text: UTF-8, or UTF-16 and UTF-32 by their byte order mark, or as told."""
+"""Bytes of a data file as text: UTF-8, UTF-16 or UTF-32 by their byte order mark, or a given encoding."""
 
 from __future__ import annotations
 

@@ -17,17 +17,16 @@ import pyarrow.parquet
 from datasets import Dataset
 from datasets.table import InMemoryTable
 
+from cook.recipe.paths import DATA_SUFFIXES
 from cook.train import excel, separated
 from cook.train.cells import is_missing
 from cook.train.decoding import Unreadable, read_text
 from cook.train.parts import Origin
 
-SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt", ".xlsx")
-
 
 def is_file_name(value: str) -> bool:
     """Whether `value` names a data file, by its suffix, rather than a split."""
-    return Path(value).suffix.lower() in SUFFIXES
+    return Path(value).suffix.lower() in DATA_SUFFIXES
 
 
 def read(paths: Sequence[Path], image: str | None = None, **options: str | None) -> Dataset:
@@ -45,7 +44,7 @@ def placed(
     """The rows of `paths`, one file after the other, and where they are in their files.
 
     Args:
-        paths: files whose suffix is in SUFFIXES, all with the same columns.
+        paths: files whose suffix is in DATA_SUFFIXES, all with the same columns.
         image: a column of image paths, made absolute from the folder of its file.
         delimiter: of csv and tsv files; None finds it in the text, as `separated.parse` does.
         encoding: of files of text; None is UTF-8, or what a byte order mark says.
@@ -83,8 +82,8 @@ def _table(path: Path, delimiter: str | None, encoding: str | None) -> tuple[pa.
     if suffix == ".xlsx":
         columns, numbers = excel.read(path)
         return pa.table(columns), Origin(name, numbers, first=1)
-    if suffix not in SUFFIXES:
-        raise ValueError(f"a data file ends in one of {', '.join(SUFFIXES)}")
+    if suffix not in DATA_SUFFIXES:
+        raise ValueError(f"a data file ends in one of {', '.join(DATA_SUFFIXES)}")
     text = read_text(path, encoding)
     if suffix in (".csv", ".tsv"):
         parsed = separated.parse(text, "\t" if suffix == ".tsv" else ",", delimiter)

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from cook.recipe.tables import DELIMITERS
 from cook.train.decoding import Unreadable
 
-DELIMITERS = (",", ";", "\t", "|")
 _CELL_LIMIT = 1 << 28
 _SHOWN = {"\t": '"\\t"'}
 _NUMBER = re.compile(r"[-+]?[0-9.,]*(e[-+]?[0-9]+)?", re.IGNORECASE)

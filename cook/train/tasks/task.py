@@ -23,20 +23,17 @@ class it needs, and differs from its neighbours in few places:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
 
+from cook.say import Say, silent
 from cook.train.data import ErrorAt
 
 IGNORE = -100
 """The label that torch's losses leave out."""
-
-
-def _silent(line: str) -> None:
-    """Say nothing."""
 
 
 class Task(ABC):
@@ -45,7 +42,7 @@ class Task(ABC):
     Args:
         data: the recipe's section: `text`, `image`, `label` (columns), `max_length`.
         error: makes the error of one key of the recipe.
-        say: is told, a line each, about choices that the user did not make.
+        say: takes a line for every choice that the user did not make.
     """
 
     name: ClassVar[str]
@@ -58,7 +55,7 @@ class Task(ABC):
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss"})
     """The metrics of which less is better."""
 
-    def __init__(self, data: Any, error: ErrorAt, say: Callable[[str], None] = _silent):
+    def __init__(self, data: Any, error: ErrorAt, say: Say = silent):
         self.data, self.error, self.say = data, error, say
         self.config: Any = None
 
