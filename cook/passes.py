@@ -26,7 +26,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from cook.builtin import BUILT_IN
-from cook.errors import CookError, nearest
+from cook.errors import CookError, RunError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -231,9 +231,26 @@ class Pass(Spec):
     def finish(self, session: Session) -> None:
         """Leave plain modules behind, and entries in `session.blueprint` for what is not plain."""
 
+    def check_measured(self, what: str, found: object, expected: object) -> None:
+        """Raise RunError unless the finished model is as this pass made it.
+
+        Args:
+            what: was measured, in words: "heads of encoder.layer.0.attention".
+            found: on the model.
+            expected: what the pass decided.
+        """
+        if found != expected:
+            raise RunError(
+                f"{what}: the finished model has {found}, expected {expected}",
+                where=self.id,
+                hint="this is a fault of cook: please report it with the recipe",
+            )
+
     def facts(self, session: Session) -> dict[str, Any]:
         """What was reached (sparsity, ranks, scales), as JSON values for the report.
 
+        Called after `finish`. Measured on the model, and not repeated from the options: `check_measured`
+        raises where the model differs from what the pass decided.
         Under `note` one line for people: words and rounded numbers, about 120 characters at most.
         """
         return {}

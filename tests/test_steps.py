@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import cook
 from cook.errors import CookError, RunError
+from cook.model import surgery
 from cook.session import Session
 from tests import tiny
 
@@ -200,19 +201,81 @@ def test_a_batch_is_a_mapping_or_keywords():
                 session.module(*given, **named)
 
 
+STRUCTURED = {"budget": {"parameters": 0.8}, "end": 3, "speed": 1}
+UNITS = "cook.model.removal.Removal.remove"
+LAYERS = "cook.model.removal.Removal.remove_layers"
+
+
 @pytest.mark.parametrize(
     ("step", "broken", "words"),
     [
         (
             {"prune.heads": {"sparsity": 0.5, "importance": "magnitude"}},
-            "cook.model.removal.Removal.remove",
-            r"has 4 heads, \d should be left",
+            UNITS,
+            r"heads of .*: the finished model has 4, expected \d",
         ),
-        ("quant.qat", "cook.quant.qat.surgery.replace", "does not hold integers of 8 bits"),
+        (
+            {"prune.structured": {**STRUCTURED, "gates": ["neurons"]}},
+            UNITS,
+            r"neurons of .* has \d+, expected \d+",
+        ),
+        (
+            {"prune.structured": {**STRUCTURED, "gates": ["layers"]}},
+            LAYERS,
+            r"layers: the finished model has \[0, 1\], expected \[\d\]",
+        ),
+        (
+            {"prune.structured": {**STRUCTURED, "gates": ["hidden"]}},
+            UNITS,
+            r"hidden of .* has 16, expected \d+",
+        ),
+        (
+            {"prune.layers": {"keep": [1]}},
+            LAYERS,
+            r"layers: the finished model has \[0, 1\], expected \[1\]",
+        ),
+        (
+            {"lowrank.linear": {"rank": 2, "method": "svd"}},
+            "cook.lowrank.linear.surgery.replace",
+            "rank of .*has None, expected 2",
+        ),
     ],
 )
 def test_what_a_pass_says_that_it_did_is_measured(step, broken, words, monkeypatch):
-    session = cook.attach(tiny.model(), {"version": 1, "passes": [step]}, total_steps=STEPS)
     monkeypatch.setattr(broken, lambda *_: None)
+    session = cook.attach(tiny.model(), {"version": 1, "passes": [step]}, total_steps=STEPS)
     with pytest.raises(RunError, match=words):
         session.finish()
+
+
+def test_that_integers_are_stored_is_measured(monkeypatch):
+    session = cook.attach(tiny.model(), {"version": 1, "passes": ["quant.qat"]}, total_steps=STEPS)
+    monkeypatch.setattr("cook.quant.qat.surgery.replace", lambda *_: None)
+    with pytest.raises(RunError, match=r"bits of .*has None, expected 8"):
+        session.finish()
+
+
+def test_what_factorising_the_embedding_left_is_measured():
+    config = {"version": 1, "passes": [{"lowrank.embedding": {"rank": 4}}]}
+    session = cook.attach(tiny.model(), config, total_steps=STEPS)
+    surgery.replace(session.model, "bert.embeddings.word_embeddings", torch.nn.Embedding(120, 16))
+    with pytest.raises(RunError, match=r"rank of bert.*has None, expected 4"):
+        session.finish()
+
+
+def test_how_many_tokens_are_left_is_measured(monkeypatch, tmp_path):
+    (tmp_path / "words.txt").write_text(f"{tiny.WORDS[0]} {tiny.WORDS[1]}\n")
+    monkeypatch.setattr("cook.prune.vocabulary.cut", lambda *_: [])
+    tokenizer = tiny.tokenizer()
+    model = tiny.model()
+    config = {"version": 1, "passes": [{"prune.vocabulary": {"corpora": [str(tmp_path / "words.txt")]}}]}
+    session = cook.attach(model, config, total_steps=STEPS, tokenizer=tokenizer)
+    with pytest.raises(RunError, match=r"tokens: the finished model has \d+, expected \d+"):
+        session.finish()
+
+
+def test_what_sharing_saves_is_measured(monkeypatch):
+    monkeypatch.setattr("cook.share.layers.ShareLayers._tie", lambda *_: [])
+    config = {"version": 1, "passes": [{"share.layers": {"groups": "all"}}]}
+    with pytest.raises(RunError, match=r"parameters saved: the finished model has 0, expected \d+"):
+        cook.attach(tiny.model(), config, total_steps=STEPS)

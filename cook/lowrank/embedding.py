@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from cook.errors import CookError
 from cook.lowrank.specs import EmbeddingSpec
 from cook.lowrank.table import factors
+from cook.model import surgery
 from cook.model.blueprint import Blueprint
 from cook.model.edit import Edit
-from cook.model.embedding import fill, find, places
+from cook.model.embedding import FactorisedEmbedding, fill, find, places
 from cook.model.tokenizer import Lexicon, count_tokens
 from cook.passes import Effect, Pass, register
 
@@ -51,7 +52,7 @@ class FactoriseEmbedding(EmbeddingSpec, Pass):
 
     def attach(self, session: Session) -> None:
         model = session.model
-        name = self._find(model)
+        self.embedding = name = self._find(model)
         embedding: Any = model.get_submodule(name)
         if not bool(embedding.weight.isfinite().all()):
             raise self.error(f"{name} holds numbers that are not finite", hint="look at the model's weights")
@@ -66,7 +67,7 @@ class FactoriseEmbedding(EmbeddingSpec, Pass):
         self.found = {
             "rank": self.given["rank"],
             "parameters_before": before,
-            "parameters_after": found.table.numel() + found.factor.numel(),
+            "parameters_after": sum(each.numel() for each in surgery.get(model, name).parameters()),
             "error": found.error,
             "energy": 1 - found.error**2,
             "tied": tied,
@@ -74,6 +75,9 @@ class FactoriseEmbedding(EmbeddingSpec, Pass):
         }
 
     def facts(self, session: Session) -> dict[str, Any]:
+        embedding = surgery.get(session.model, self.embedding)
+        rank = embedding.table.embedding_dim if isinstance(embedding, FactorisedEmbedding) else None
+        self.check_measured(f"rank of {self.embedding}", rank, self.found["rank"])
         before, after = (self.found[f"parameters_{when}"] for when in ("before", "after"))
         note = (
             f"rank {self.found['rank']}, {after:,} of {before:,} parameters left,"

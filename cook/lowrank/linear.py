@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cook.errors import CookError
 from cook.lowrank.asked import Ranks, chosen, costs, guessed, told
@@ -77,10 +77,17 @@ class LowRankLinear(LinearSpec, Pass):
         self.ranks = self._agreed(session, self._chosen(session) if ranks is None else ranks)
         self.lost: dict[str, float] = {}
         self._factorise(session)
+        self.stored = {each.name: _weights(session.model, each.name) for each in self.targets}
+        """How many weights are left of each target."""
 
     def facts(self, session: Session) -> dict[str, Any]:
         pairs = list(zip(self.targets, self.ranks, strict=True))
-        left, count = sum(_left(*pair) for pair in pairs), sum(each.count for each in self.targets)
+        left, count = sum(self.stored.values()), sum(each.count for each in self.targets)
+        for each, rank in pairs:
+            if surgery.has(session.model, each.name):
+                module = surgery.get(session.model, each.name)
+                found_rank = module.rank if isinstance(module, LowRank) else None
+                self.check_measured(f"rank of {each.name}", found_rank, rank)
         found: dict[str, Any] = {
             "method": self.method,
             "ranks": {each.name: rank for each, rank in pairs if rank is not None},
@@ -189,6 +196,13 @@ class LowRankLinear(LinearSpec, Pass):
 
 def _total(spectrum: Spectrum) -> Tensor:
     return spectrum.worth.sum().clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def _weights(model: nn.Module, name: str) -> int:
+    """How many weights a linear layer has, or the factors in its place."""
+    module = surgery.get(model, name)
+    several = (module.up, module.down) if isinstance(module, LowRank) else (module,)
+    return sum(each.get_parameter("weight").numel() for each in several)
 
 
 def _left(target: Target, rank: int | None) -> int:

@@ -281,6 +281,17 @@ def axis_of(module: nn.Module, axis: str) -> int:
     return int((axis == "out") == flipped)
 
 
+def remaining(model: nn.Module, units: Units) -> Iterator[tuple[str, float]]:
+    """How many of these units each module that reads them has now; modules that are gone are left out.
+
+    Yields:
+        The name of the module and the number of units, which is whole unless the module was cut amiss.
+    """
+    for part in units.outputs:
+        if surgery.has(model, part.module):
+            yield part.module, size(model, part.module, "in") / sum(span for _, span in part.spans)
+
+
 def size(model: nn.Module, name: str, axis: str) -> int:
     """How many rows (`out`) or columns (`in`) a module has, in the words of a part.
 

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cook.errors import CookError
+from cook.model import surgery
 from cook.model.depth import beyond, droppable, matrices, skips
 from cook.model.hooks import Hooks
 from cook.model.measure import evaluating
+from cook.model.skipped import Skipped
 from cook.passes import Effect, Pass, register
 from cook.prune.specs import LayersSpec
 
@@ -137,6 +139,9 @@ class PruneLayers(LayersSpec, Pass):
         self.whole = len(layers)
 
     def facts(self, session: Session) -> dict[str, Any]:
+        layers = [surgery.get(session.model, layer) for layer in session.anatomy.layers]
+        left = [number for number, layer in enumerate(layers) if not isinstance(layer, Skipped)]
+        self.check_measured("layers", left, self.kept)
         found: dict[str, Any] = {"kept": self.kept, "of": self.whole}
         found["note"] = f"{self.whole - len(self.kept)} of {self.whole} layers removed"
         if len(self.kept) <= SHOWN:

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from cook.errors import CookError, RunError
-from cook.model import surgery
+from cook.errors import CookError
 from cook.model.proof import prove
 from cook.model.targets import select
-from cook.model.units import Units, remove, size, weights
+from cook.model.units import Units, remaining, remove, weights
 from cook.passes import Effect, Pass
 from cook.prune import budget as goals
 from cook.prune.choice import least, spare, within
@@ -120,7 +119,8 @@ class Structure(StructureSpec, Pass):
 
     def facts(self, session: Session) -> dict[str, Any]:
         left = [int(stays.sum()) for stays in self.keep]
-        self._check_removed(session.model, left)
+        for each, stays in zip(self.chosen, left, strict=True):
+            check_remaining(self, session.model, each, stays)
         whole = [each.count for each in self.chosen]
         gone = [all_ - some for all_, some in zip(whole, left, strict=True)]
         found: dict[str, Any] = {}
@@ -143,20 +143,6 @@ class Structure(StructureSpec, Pass):
             "parameters": sum(count * each for count, each in zip(gone, self.owned, strict=True)),
             "importance": self.given["importance"],
         }
-
-    def _check_removed(self, model: Any, left: Sequence[int]) -> None:
-        """Measure on the finished model what the facts say, so that no report tells of units that are still
-        there."""
-        for units, stays in zip(self.chosen, left, strict=True):
-            for part in units.outputs:
-                width = sum(span for _, span in part.spans)
-                if surgery.has(model, part.module) and size(model, part.module, "in") != stays * width:
-                    found = size(model, part.module, "in") / width
-                    raise RunError(
-                        f"{part.module} has {found:g} {units.kind}, {stays} should be left",
-                        where=self.id,
-                        hint="this is a fault of cook: please report it with the recipe",
-                    )
 
     def _units(self) -> str:
         """What is removed, in words: "heads", "heads and neurons"."""
@@ -373,6 +359,12 @@ class Structure(StructureSpec, Pass):
     def _complete(self, session: Session) -> None:
         """All that is asked for; late when the step at the window's end was skipped."""
         self._prune(session, self.share)
+
+
+def check_remaining(owner: Pass, model: Any, units: Units, count: int) -> None:
+    """Raise RunError unless every module of the finished model that reads these units has `count` of them."""
+    for module, found in remaining(model, units):
+        owner.check_measured(f"{units.kind} of {module}", int(found) if found % 1 == 0 else found, count)
 
 
 def _kinds(units: list[Units]) -> list[str]:

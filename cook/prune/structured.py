@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from cook.errors import CookError
+from cook.model import surgery
 from cook.model.depth import droppable
 from cook.model.proof import prove
+from cook.model.skipped import Skipped
 from cook.model.tensors import refuse_reentrant
 from cook.model.units import Units, owned, units
 from cook.model.width import stream
@@ -27,6 +29,7 @@ from cook.prune.gates import Gates, hard_concrete, lagrangian, probabilities
 from cook.prune.gating import Gating, fold
 from cook.prune.harden import harden, least, width_of
 from cook.prune.shares import Expected, Shares
+from cook.prune.structure import check_remaining
 from cook.prune.unit_specs import KINDS, StructuredSpec
 
 if TYPE_CHECKING:
@@ -143,17 +146,24 @@ class PruneStructured(StructuredSpec, Pass):
         session.masks.drop(self.id)
 
     def facts(self, session: Session) -> dict[str, Any]:
+        model = session.model
         counts = [int(stays.sum()) for stays in self.keep]
-        left = {
-            each.where: count
-            for each, home, count in zip(self.units, self.shares.homes, counts, strict=True)
-            if home is None or self.kept[home]
-        }
         gone = set(self._gone())
-        reached = self.shares.of(self.kept, counts, width_of(self.wide))
+        left: dict[str, int] = {}
+        for each, home, count in zip(self.units, self.shares.homes, counts, strict=True):
+            if home is None or self.kept[home]:
+                check_remaining(self, model, each, count)
+                left[each.where] = count
         layers = [
-            number for number, layer in enumerate(self.all_layers) if layer in self.live and layer not in gone
+            number
+            for number, layer in enumerate(self.all_layers)
+            if not isinstance(surgery.get(model, layer), Skipped)
         ]
+        expected = [n for n, layer in enumerate(self.all_layers) if layer in self.live and layer not in gone]
+        self.check_measured("layers", layers, expected)
+        if self.stream is not None and self.wide is not None:
+            check_remaining(self, model, self.stream, int(self.wide.sum()))
+        reached = self.shares.of(self.kept, counts, width_of(self.wide))
         what = {"macs": "multiply-accumulates"}.get(self.goal, self.goal)
         note = (
             f"{100 * reached:.1f} % of the {what} left, asked {100 * self.asked:.1f} %;"

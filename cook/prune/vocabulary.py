@@ -101,6 +101,7 @@ class PruneVocabulary(VocabularySpec, Pass):
 
     def facts(self, session: Session) -> dict[str, Any]:
         before, after = (self.found[f"tokens_{when}"] for when in ("before", "after"))
+        self.check_measured("tokens", self._find(session.model).entries, after)
         note = f"{after:,} of {before:,} tokens kept"
         if self.found["texts"]:
             covered, texts = 100 * self.found["covered"], self.found["texts"]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from cook.errors import RunError
 from cook.model import sharing, surgery
 from cook.model.blueprint import Blueprint
 from cook.model.edit import Edit
@@ -135,13 +134,10 @@ class QuantAwareTraining(QatSpec, Pass):
             session.edit(edit)
 
     def facts(self, session: Session) -> dict[str, Any]:
-        floats = [name for name in self.layers if not _stored(session.model, name, self.bits)]
-        if floats:
-            raise RunError(
-                f"{floats[0]} does not hold integers of {self.bits} bits",
-                where=self.id,
-                hint="this is a fault of cook: please report it with the recipe",
-            )
+        for name in self.layers:
+            layer = surgery.get(session.model, name)
+            bits = layer.bits if isinstance(layer, IntLinear) else None
+            self.check_measured(f"bits of {name}", bits, self.bits)
         found: dict[str, Any] = {"layers": len(self.layers), "weight_bits": self.bits}
         if self.given["activations"]:
             found["activation_bits"] = bits_of(self.given["activations"])
@@ -206,9 +202,3 @@ class QuantAwareTraining(QatSpec, Pass):
 def _shared(model: nn.Module, names: Sequence[str]) -> list[Edit]:
     """What lets layers share their integers that share their weights now."""
     return [Edit("share", name, {"of": of}) for name, of in sharing.pairs(model, names)]
-
-
-def _stored(model: nn.Module, name: str, bits: int) -> bool:
-    """Whether a layer of the finished model holds integers of this width."""
-    layer = surgery.get(model, name)
-    return isinstance(layer, IntLinear) and layer.bits == bits

@@ -69,7 +69,7 @@ class ShareLayers(LayersSpec, Pass):
         groups = self._groups(session.anatomy)
         self.numbers = [[number(layer) for layer in group.layers] for group in groups]
         self.distances: dict[int, tuple[float, float]] = {}
-        self.saved = self._saved(model, groups)
+        expected, before = self._saved(model, groups), _parameters(model)
         for group in groups:
             layers = [_tensors(model, group, layer) for layer in group.layers]
             start = started(layers, self.given["init"])
@@ -78,6 +78,8 @@ class ShareLayers(LayersSpec, Pass):
             for layer, was in zip(group.layers, layers, strict=True):
                 near = start if not self.rank else self._fill(model, group, layer, was, start)
                 self.distances[number(layer)] = distance(was, start), distance(was, near)
+        self.saved = before - _parameters(model)
+        self.check_measured("parameters saved", self.saved, expected)
 
     def facts(self, session: Session) -> dict[str, Any]:
         found = {
@@ -155,6 +157,11 @@ class ShareLayers(LayersSpec, Pass):
 def _tensors(model: nn.Module, group: Group, layer: str) -> dict[str, Tensor]:
     """Copies of what a layer will share, by the names in it."""
     return {name: each.detach().clone() for name, each in group.parameters(model, layer).items()}
+
+
+def _parameters(model: nn.Module) -> int:
+    """How many numbers the parameters hold, shared ones counted once."""
+    return sum(each.numel() for each in model.parameters())
 
 
 def _several(count: int, one: str) -> str:
