@@ -18,7 +18,7 @@ from cook.errors import CookError, nearest
 from cook.model.adapters import refuse_adapters
 from cook.model.load import name_labels
 from cook.model.quantizer import blueprint_of
-from cook.pipeline import environment
+from cook.pipeline import environment, tokenizers
 from cook.pipeline.inputs import (
     Data,
     load_student,
@@ -87,9 +87,10 @@ def apply(
             student section it is the source, which keeps its weights; a teacher gets no gradients.
         config: a recipe: a path, a mapping or a Recipe. `version` and `passes` are enough.
         data: `{"train": rows, "validation": rows}`, where rows are a pandas DataFrame (its index is left
-            out), a dict of columns, an iterable of dicts (a list, a generator) or a `datasets.Dataset`; the
-            recipe's data section names the columns, and may cut validation out of train. What is odd about
-            the data is a Python warning. None reads what that section names.
+            out), a polars DataFrame, a pyarrow Table, a dict of columns, an iterable of dicts (a list, a
+            generator) or a `datasets.Dataset`; the recipe's data section names the
+            columns, and may cut validation out of train. What is odd about the data is a Python warning.
+            None reads what that section names.
         calibration: batches as the model takes them, with labels, for passes that look at examples; None
             takes a sample of the training rows.
         teacher: a model or `"self"`, or a list of those or of pairs of one and its weight; None takes the
@@ -120,6 +121,8 @@ def apply(
     processor = tokenizer
     if read is not None:
         processor = tokenizer if tokenizer is not None else read.task.plain_processor()
+        for note in tokenizers.notes(processor, model.config) if hasattr(processor, "get_vocab") else ():
+            _warn(note)
         rows = prepared(read, processor, silent)
         if train is not None:
             rows["train"] = augmented(

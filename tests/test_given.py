@@ -7,6 +7,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas
+import polars
 import pyarrow as pa
 import pytest
 
@@ -41,6 +42,8 @@ def apply(data: Any, **section: Any) -> Any:
         datasets.Dataset.from_dict(COLUMNS).with_format("torch"),
         datasets.Dataset.from_dict(COLUMNS).to_iterable_dataset(),
         pa.table(COLUMNS),
+        polars.DataFrame(COLUMNS),
+        polars.DataFrame(COLUMNS).with_columns(polars.col("sentence").cast(polars.Categorical)),
     ],
     ids=lambda rows: type(rows).__name__,
 )
@@ -69,6 +72,21 @@ def test_missing_values_in_memory_are_refused_or_dropped():
     with pytest.warns(UserWarning, match="1 of 4 rows are left out, which have no label"):
         result = apply({"train": labels}, missing="drop")
     assert result.report.data["rows"] == {"train": 3}
+
+
+def test_missing_values_of_a_polars_frame_are_refused():
+    for gap in (None, ""):
+        frame = polars.DataFrame({"sentence": [*TEXTS, gap], "label": [1, 0, 1, 0, 1]})
+        with pytest.raises(CookError, match=r"row 4 of train \(counted from 0\)"):
+            apply({"train": frame})
+    numbers = polars.DataFrame({"sentence": TEXTS, "label": [1.0, float("nan"), 0.0, 1.0]})
+    with pytest.raises(CookError, match=r"'label' is empty in 1 of 4 rows of train: row 1"):
+        apply({"train": numbers})
+
+
+def test_a_lazy_frame_is_refused_with_what_to_do():
+    with pytest.raises(CookError, match="found a LazyFrame, expected rows"):
+        apply({"train": polars.DataFrame(COLUMNS).lazy()})
 
 
 def test_validation_is_cut_out_of_rows_in_memory():

@@ -26,7 +26,7 @@ def call(args: argparse.Namespace) -> int:
     from cook.pipeline import evaluate
     from cook.report import units
 
-    metrics = evaluate(args.folder, _recipe(args), args.overrides)
+    metrics = evaluate(args.folder, _recipe(args), args.overrides, say=screen.complain, progress=True)
     if args.json:
         screen.say_json(metrics)
     else:

@@ -15,9 +15,10 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from cook.model import load
+from cook.pipeline import tokenizers
 from cook.pipeline.inputs import load_model, read_data
 from cook.recipe import Recipe, load_recipe
-from cook.say import silent
+from cook.say import Say, silent
 from cook.train.evaluate import evaluate as measure
 from cook.train.failures import evaluation_memory_errors
 from cook.train.tasks import Task
@@ -45,6 +46,9 @@ def evaluate(
     folder: str | PathLike[str],
     recipe: str | PathLike[str] | Mapping[str, Any] | Recipe,
     overrides: Iterable[str] = (),
+    *,
+    say: Say = silent,
+    progress: bool = False,
 ) -> dict[str, float]:
     """Load `folder` as a user of it would, and evaluate it on the recipe's validation split.
 
@@ -55,15 +59,23 @@ def evaluate(
         folder: of a model, from cook or not.
         recipe: for the task, the validation data and the eval section; what else it names need not be there.
         overrides: as after `--set`.
+        say: takes a line for everything unusual about the data or the tokenizer.
+        progress: draw a bar if it takes longer than some seconds.
 
     Raises:
-        CookError: the folder is no model, or the data are not there.
+        CookError: the folder is no model, the data are not there, or `model.tokenizer` is not the folder's.
     """
-    opened = open_folder(folder, recipe, overrides)
+    opened = open_folder(folder, recipe, overrides, say=say)
     size, limit = opened.recipe.eval.batch_size, opened.recipe.eval.limit
     with evaluation_memory_errors(size):
         return measure(
-            opened.model, opened.rows, opened.task, batch_size=size, limit=limit, device=opened.device
+            opened.model,
+            opened.rows,
+            opened.task,
+            batch_size=size,
+            limit=limit,
+            device=opened.device,
+            progress=progress,
         )
 
 
@@ -71,6 +83,8 @@ def open_folder(
     folder: str | PathLike[str],
     recipe: str | PathLike[str] | Mapping[str, Any] | Recipe,
     overrides: Iterable[str] = (),
+    *,
+    say: Say = silent,
 ) -> Opened:
     """The model in `folder` and the recipe's validation data, ready for evaluation; as for `evaluate`."""
     place = json.dumps(str(Path(folder).absolute()), ensure_ascii=False)
@@ -80,9 +94,10 @@ def open_folder(
     )
     ours = [*(f"{key}=null" for key in unused), f"model.path={place}"]
     recipe = _without_train(recipe, ["model.tokenizer=null", *overrides, *ours])
-    data = read_data(recipe, silent, splits=("validation",))
+    data = read_data(recipe, silent, splits=("validation",), warn=say)
     model = load_model(recipe, data, silent, integers=True)
     processor = load.load_processor(recipe.model, data.task.processor) or data.task.plain_processor()
+    tokenizers.check(recipe, model.config, processor, data.texts(), say)
     rows = data.task.prepare(data.raw["validation"], processor)
     device = Accelerator().device
     model.to(device)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cook.errors import CookError
-from cook.model import sharing
+from cook.model import load, sharing
 from cook.model.anatomy import Anatomy
 from cook.model.bare import bare
 from cook.model.blueprint import Blueprint
@@ -25,7 +25,7 @@ from cook.model.measure import macs, tally
 from cook.model.plain import settle
 from cook.model.quantizer import attach_quantizer, blueprint_of
 from cook.passes import PHASES, Effect, Pass
-from cook.pipeline import depend
+from cook.pipeline import depend, tokenizers
 from cook.pipeline.inputs import (
     Data,
     load_model,
@@ -67,6 +67,9 @@ def plan(recipe: Recipe) -> Plan:
     """
     data = read_data(recipe, silent) if recipe.data is not None else None
     source = _without_weights(recipe, data)
+    if data is not None and recipe.model.tokenizer is not None:
+        processor = load.load_processor(recipe.model, data.task.processor)
+        tokenizers.check(recipe, source.config, processor, data.texts(), silent)
     dtype = stored_dtype(recipe, source)
     tokens = planned_tokens(source, data.task.data.max_length if data else None)
     before = _sizes(source, dtype, tokens)

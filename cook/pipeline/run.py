@@ -114,7 +114,7 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
     model = load_student(recipe, source, data, say, processor)
     dtype = stored_dtype(recipe, source)
     if data is not None:
-        tokenizers.check(recipe, source.config, processor, data.task, data.texts())
+        tokenizers.check(recipe, source.config, processor, data.texts(), say)
     rows = _prepared(data, processor, say)
     teacher = None
     inputs = {}

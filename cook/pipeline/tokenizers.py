@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from cook.model import load
 from cook.recipe import Recipe
-from cook.train.tasks import Task
+from cook.say import Say
 
 SAMPLE = 200
 """Texts that two tokenizers read for a comparison."""
@@ -45,8 +45,11 @@ def needs_segments(teacher: PreTrainedModel, student: PreTrainedModel) -> bool:
     return tells(teacher) and not tells(student)
 
 
-def check(recipe: Recipe, config: Any, processor: Any, task: Task, texts: Iterable[str]) -> None:
+def check(recipe: Recipe, config: Any, processor: Any, texts: Iterable[str], say: Say) -> None:
     """Compare a tokenizer that `model.tokenizer` names with the model's own, or with its config.
+
+    Args:
+        say: takes a line for what makes it doubtful.
 
     Raises:
         CookError: the model's folder has another tokenizer.
@@ -65,7 +68,7 @@ def check(recipe: Recipe, config: Any, processor: Any, task: Task, texts: Iterab
         if own is not None:
             return
     for note in notes(processor, config):
-        task.say(note)
+        say(note)
 
 
 def notes(processor: Any, config: Any) -> list[str]:

@@ -279,6 +279,7 @@ def _metrics(work: Work, model: PreTrainedModel) -> dict[str, float]:
             batch_size=batch_size,
             limit=work.evaluation.limit,
             device=work.accelerator.device,
+            progress=work.progress and work.accelerator.is_main_process,
         )
 
 

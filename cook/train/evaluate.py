@@ -13,6 +13,7 @@ from datasets import Dataset
 from cook.model.measure import evaluating
 from cook.train import batches
 from cook.train.data import sample
+from cook.train.progress import bar
 from cook.train.tasks.task import IGNORE, Task
 
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -27,6 +28,7 @@ def evaluate(
     limit: int | None = None,
     device: torch.device | str = "cpu",
     autocast: Autocast = nullcontext,
+    progress: bool = False,
 ) -> dict[str, float]:
     """The task's metrics and `loss`, the mean over all items of the split.
 
@@ -38,9 +40,16 @@ def evaluate(
         limit: rows at most, None for all; the same rows every time.
         device: where the model is.
         autocast: makes the context of each forward.
+        progress: draw a bar if it takes longer than some seconds.
     """
     found, loss = predict(
-        model, sample(dataset, limit), task, batch_size=batch_size, device=device, autocast=autocast
+        model,
+        sample(dataset, limit),
+        task,
+        batch_size=batch_size,
+        device=device,
+        autocast=autocast,
+        progress=progress,
     )
     return {**task.metrics(found), "loss": loss}
 
@@ -65,6 +74,7 @@ def predict(
     batch_size: int,
     device: torch.device | str = "cpu",
     autocast: Autocast = nullcontext,
+    progress: bool = False,
 ) -> tuple[dict[str, torch.Tensor], float]:
     """`task.predictions` of all rows, in the order of `dataset` and on the CPU, and the mean loss."""
     lengths = batches.lengths(dataset)
@@ -75,7 +85,8 @@ def predict(
     updates = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     parts: list[dict[str, torch.Tensor]] = []
     total, items = 0.0, 0
-    with evaluating(model), torch.inference_mode():
+    drawn = bar(len(updates), shown=progress, unit="batches", passing="evaluating")
+    with drawn, evaluating(model), torch.inference_mode():
         for [(batch, _)] in batches.epoch_loader(dataset, task, updates):
             count = task.count(batch)
             moved = {name: tensor.to(device) for name, tensor in batch.items()}
@@ -84,6 +95,7 @@ def predict(
             parts.append({k: v.cpu() for k, v in task.predictions(outputs, moved).items()})
             total += outputs.loss.double().item() * count
             items += count
+            drawn.update()
     back = torch.empty(len(order), dtype=torch.long)
     back[torch.tensor(order, dtype=torch.long)] = torch.arange(len(order))
     joined = {name: _joined([part[name] for part in parts])[back] for name in parts[0]}

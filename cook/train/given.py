@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 from datasets.table import InMemoryTable
 
 from cook.errors import CookError
 
 ACCEPTED = (
-    "rows are a pandas DataFrame, a dict of columns (lists of equal length), an iterable of dicts (a list, a "
-    "generator) or a datasets.Dataset"
+    "rows are a DataFrame (pandas, polars or another that exports Arrow data), a dict of columns (lists of "
+    "equal length), an iterable of dicts (a list, a generator) or a datasets.Dataset"
 )
 
 
@@ -40,8 +42,6 @@ def dataset(rows: Any, split: str) -> Dataset:
 def _dataset(rows: Any, where: str) -> Dataset:
     if isinstance(rows, Dataset):
         return rows.with_format(None)
-    if isinstance(rows, pa.Table):
-        return Dataset(InMemoryTable(rows))
     if isinstance(rows, IterableDataset):
         rows = rows.with_format(None)
     pandas = sys.modules.get("pandas")
@@ -51,6 +51,13 @@ def _dataset(rows: Any, where: str) -> Dataset:
             message = f"the columns of the DataFrame are {names[:12]}"
             raise CookError(message, where=where, hint="name each column once, by a text")
         return _of_columns({name: rows[name].astype(object).tolist() for name in names}, where)
+    if hasattr(rows, "__arrow_c_stream__"):
+        # A single column (a Series) exports a stream as well, which is no table.
+        with suppress(pa.ArrowInvalid):
+            return Dataset(InMemoryTable(_plain(pa.table(rows))))
+    if hasattr(rows, "collect"):
+        hint = f"call .collect() on it: {ACCEPTED}"
+        raise CookError(f"found a {type(rows).__name__}, expected rows", where=where, hint=hint)
     if isinstance(rows, Mapping):
         return _of_columns(rows, where)
     if isinstance(rows, (str, bytes)) or (not hasattr(rows, "__iter__") and not hasattr(rows, "__getitem__")):
@@ -63,6 +70,25 @@ def _dataset(rows: Any, where: str) -> Dataset:
         records.append(row)
     keys = dict.fromkeys(name for row in records for name in row)
     return _of_columns({name: [row.get(name) for row in records] for name in keys}, where)
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """A table in the types that `datasets` knows: categories as their values, NaN as a missing value."""
+    columns = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if pa.types.is_dictionary(column.type):
+            chunks = [_text(chunk.dictionary).take(chunk.indices) for chunk in column.chunks]
+            column = pa.chunked_array(chunks) if chunks else pa.chunked_array([], column.type.value_type)
+        column = _text(column)
+        if pa.types.is_floating(column.type):
+            column = pc.if_else(pc.is_nan(column), None, column)
+        columns[name] = column
+    return pa.table(columns)
+
+
+def _text(values: Any) -> Any:
+    """An array with text in the form that `datasets` knows."""
+    return values.cast(pa.large_string()) if pa.types.is_string_view(values.type) else values
 
 
 def _of_columns(columns: Mapping[Any, Any], where: str) -> Dataset:

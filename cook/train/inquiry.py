@@ -100,7 +100,7 @@ class Inquiry:
             RunError: a number is not finite.
         """
         shown = progress and self.accelerator.is_main_process
-        with bar(len(self.rows), shown=shown, unit="row") as drawn:
+        with bar(len(self.rows), shown=shown, unit="rows") as drawn:
             for start in range(0, len(self.rows), self.batch_size):
                 numbers = self.order.rows[start : start + self.batch_size]
                 said, tokens = self._asked(ask, self._batch(numbers)), self.order.tokens[numbers]

@@ -16,6 +16,7 @@ import pytest
 
 import cook
 from cook.cli import VERBS, main
+from cook.cli.screen import complain
 from cook.errors import CookError, Interrupted, RecipeErrors, RunError
 from tests.report.example import report
 
@@ -127,9 +128,10 @@ def test_eval(calls: Calls, capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     (tmp_path / "recipe.yaml").touch()
     assert main(["eval", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "accuracy  90.14 %\nloss      0.25\n"
-    assert calls == [("evaluate", ((str(tmp_path), tmp_path / "recipe.yaml", []), {}))]
+    shown = {"say": complain, "progress": True}
+    assert calls == [("evaluate", ((str(tmp_path), tmp_path / "recipe.yaml", []), shown))]
     assert main(["eval", str(tmp_path), "--recipe", "other.yaml", "--set", "eval.limit=5", "--json"]) == 0
-    assert calls[1] == ("evaluate", ((str(tmp_path), Path("other.yaml"), ["eval.limit=5"]), {}))
+    assert calls[1] == ("evaluate", ((str(tmp_path), Path("other.yaml"), ["eval.limit=5"]), shown))
     assert json.loads(capsys.readouterr().out) == {"accuracy": 0.9014, "loss": 0.25}
     assert main(["eval", str(tmp_path / "absent")]) == 2
 

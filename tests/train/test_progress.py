@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import io
 import sys
+from typing import Any
 
 import pytest
 
-from cook.train.progress import bar
+from cook.train.evaluate import evaluate
+from cook.train.progress import LATE_SECONDS, bar
+from tests.train.test_evaluate import setting
+
+__all__ = ["setting"]
 
 
 class Terminal(io.StringIO):
@@ -46,6 +51,31 @@ def test_the_facts_fit_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = stream.getvalue().split("\r")
     assert facts in drawn[-1] or facts in drawn[-2]
     assert max(map(len, drawn)) <= 81  # and the line's end
+
+
+def test_an_evaluation_is_drawn_only_when_it_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, now = Terminal(), [0.0]
+    monkeypatch.setattr(sys, "stderr", stream)
+    with bar(20, unit="batches", passing="evaluating") as made:
+        made._time = lambda: now[0]
+        made.start_t = made.last_print_t = 0.0
+        for _ in range(20):
+            assert ("evaluating" in stream.getvalue()) == (now[0] >= LATE_SECONDS)
+            now[0] += 1
+            made.update()
+    assert "evaluating: 6/20 batches" in stream.getvalue()
+    assert stream.getvalue().split("\r")[-1].strip() == ""  # it is gone afterwards
+
+
+def test_evaluations_of_a_run_have_a_bar(setting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr("cook.train.progress.LATE_SECONDS", 0.0)
+    model, rows, task = setting
+    evaluate(model, rows, task, batch_size=4)
+    assert not stream.getvalue()
+    evaluate(model, rows, task, batch_size=4, progress=True)
+    assert "evaluating: " in stream.getvalue()
 
 
 def test_a_bar_that_is_not_shown_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

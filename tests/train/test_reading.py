@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 import cook
 from cook.errors import CookError
 from cook.model.tokenizer import Lexicon
-from cook.pipeline import tokenizers
+from cook.pipeline import evaluate, tokenizers
+from cook.pipeline.plan import plan
+from cook.recipe import load_recipe
 from cook.teacher import folded
 from cook.train.tasks import text
 from tests import readers, tiny
@@ -174,7 +176,23 @@ def test_another_models_tokenizer_is_refused(tmp_path, own_cache):
     lower.save_pretrained(tmp_path / "other")
     with pytest.raises(CookError, match=r"model\.tokenizer: .*is not the tokenizer of the model.* becomes"):
         cook.run(recipe(tmp_path, tokenizer="other"), say=lambda line: None, progress=False)
+    with pytest.raises(CookError, match=r"model\.tokenizer: .*is not the tokenizer of the model.* becomes"):
+        plan(load_recipe(recipe(tmp_path, tokenizer="other")))
+    plan(load_recipe(recipe(tmp_path, tokenizer="same")))
+    named = [f"model.tokenizer={tmp_path / 'other'}"]
+    with pytest.raises(CookError, match=r"model\.tokenizer=.*is not the tokenizer of the model.* becomes"):
+        evaluate(tmp_path / "bert", recipe(tmp_path), named)
+    evaluate(tmp_path / "bert", recipe(tmp_path), [f"model.tokenizer={tmp_path / 'same'}"])
     cook.run(recipe(tmp_path, tokenizer="same"), say=lambda line: None, progress=False)
+
+
+def test_a_tokenizer_that_does_not_fit_a_model_in_memory_is_a_warning():
+    rows = {"sentence": ["good film", "bad plot"], "label": [1, 0]}
+    model = tiny.model()
+    model.config.pad_token_id = 1
+    config = {"version": 1, "train": {"steps": 1, "batch_size": 2}}
+    with pytest.warns(UserWarning, match="pad_token_id is 0 in the tokenizer and 1 in the model's config"):
+        cook.apply(model, config, data={"train": rows}, tokenizer=tiny.tokenizer())
 
 
 def test_ids_that_model_and_tokenizer_give_special_tokens_are_compared():
