@@ -38,8 +38,8 @@ from cook.pipeline.inputs import make_passes
 from cook.recipe import load_recipe
 from cook.say import silent
 from cook.session import Session
-from cook.teacher import Named
-from cook.train.cached import CachedTeacher, fill
+from cook.teacher.cached import CachedTeacher, fill
+from cook.teacher.teacher import Named
 
 BAR = 1.05
 ROUNDS = 60

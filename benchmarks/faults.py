@@ -13,7 +13,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from tests.forks import Forks
+from tests.helpers.forks import Forks
 from tests.test_faults import Bench, killed, kills
 
 A_RUN = 6

@@ -36,14 +36,14 @@ from transformers import (
 
 from benchmarks.pairs import machine, measure, ratio, table
 from benchmarks.turns import Loop as Turns
+from cook.data.tasks import Task
 from cook.pipeline import environment
 from cook.pipeline.inputs import make_passes
 from cook.recipe import load_recipe
 from cook.session import Session
-from cook.teacher import Given
-from cook.train.accounting import Accounting
+from cook.teacher.teacher import Given
 from cook.train.loop import Loop
-from cook.train.tasks import Task
+from cook.train.recorder import Accounting
 
 BATCH, LENGTH, STEPS = 32, 64, 6_300
 PERIOD = STEPS // 100

@@ -39,11 +39,11 @@ import cook
 from benchmarks.oneshot import HELD_BACK, batches, perplexity
 from benchmarks.pairs import machine
 from benchmarks.structure import load, sample
+from cook.data.calibration import given
 from cook.lowrank.linear import LowRankLinear
 from cook.pipeline.inputs import make_passes
 from cook.recipe import load_recipe
 from cook.session import Session
-from cook.train.calibration import given
 
 METHODS = ("data", "fisher", "svd")
 PARTS = ("eigh", "linalg_qr", "_record", "statistics", "_advance", "throughout", "factors", "sensitivities")

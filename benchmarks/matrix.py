@@ -12,4 +12,4 @@ import pytest
 
 if __name__ == "__main__":
     os.environ["COOK_WHOLE_MATRIX"] = "1"
-    sys.exit(pytest.main(["tests/test_every_pass.py", "-q", *sys.argv[1:]]))
+    sys.exit(pytest.main(["tests/test_pass_matrix.py", "-q", *sys.argv[1:]]))

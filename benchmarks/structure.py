@@ -29,8 +29,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import cook
 from benchmarks.pairs import machine, measure, ratio
-from cook.model.measure import macs, tally
-from cook.model.memory import kept
+from cook.model.probe.measure import macs, tally
+from cook.model.probe.memory import kept
 
 BATCHES = (1, 32)
 LENGTHS = (64, 128)

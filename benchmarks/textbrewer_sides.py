@@ -16,18 +16,18 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
-from cook.model.load import load_processor
+from cook.data import batches
+from cook.data.tasks import Task
+from cook.model.hub.load import load_processor
 from cook.pipeline import environment
 from cook.pipeline.inputs import load_model, load_student, make_passes, read_data
 from cook.recipe import Recipe, load_recipe
 from cook.say import silent
 from cook.session import Session
-from cook.train import batches
-from cook.train.accounting import Accounting
 from cook.train.loop import Loop, steps_of
 from cook.train.optimizer import adamw, share_of_rate
+from cook.train.recorder import Accounting
 from cook.train.seeds import seed_everything
-from cook.train.tasks import Task
 
 
 @dataclass(frozen=True)

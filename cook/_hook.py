@@ -2,7 +2,7 @@
 
 Importing transformers takes seconds, so `import cook` must not do it. A finder on `sys.meta_path`
 waits for the one module that keeps the list of quantizers, lets it load as it would have, and enters
-two names there. They import `cook.model.quantizer` when a model asks for it: importing it earlier,
+two names there. They import `cook.model.hub.quantizer` when a model asks for it: importing it earlier,
 inside of somebody's import, could make two importing threads wait for each other.
 """
 
@@ -74,12 +74,12 @@ class Config:
     @staticmethod
     def from_dict(value: Any, **options: Any) -> Any:
         """What `CookConfig.from_dict` gives."""
-        return import_module("cook.model.quantizer").CookConfig.from_dict(value, **options)
+        return import_module("cook.model.hub.quantizer").CookConfig.from_dict(value, **options)
 
 
 def quantizer(config: Any, **options: Any) -> Any:
     """Stands for `CookQuantizer` in transformers' list."""
-    return import_module("cook.model.quantizer").CookQuantizer(config, **options)
+    return import_module("cook.model.hub.quantizer").CookQuantizer(config, **options)
 
 
 def _register(module: Any) -> None:

@@ -14,34 +14,26 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import cook
+from cook.data import calibration as examples
+from cook.data.augment.texts import augmented
+from cook.data.corpus import corpus
+from cook.data.in_memory import dataset
+from cook.data.tasks import TASKS
 from cook.errors import CookError, nearest
-from cook.model.adapters import refuse_adapters
-from cook.model.load import name_labels
-from cook.model.quantizer import blueprint_of
-from cook.pipeline import environment, tokenizers
-from cook.pipeline.inputs import (
-    Data,
-    load_student,
-    make_passes,
-    own_teacher,
-    prepared,
-    read_data,
-    taught_by,
-)
+from cook.model.hub.adapters import refuse_adapters
+from cook.model.hub.load import name_labels
+from cook.model.hub.quantizer import blueprint_of
+from cook.pipeline import environment, tokenizer_check
+from cook.pipeline.execute import Work, carry_out
+from cook.pipeline.inputs import Data, load_student, make_passes, own_teacher, prepared, read_data, taught_by
 from cook.pipeline.plan import plan_in_memory
 from cook.pipeline.rows import data_counts, pass_rows, positive_class, state, student
-from cook.pipeline.train import Work, carry_out
 from cook.recipe import Recipe, load_recipe, thaw
 from cook.report import Model, Report
 from cook.say import silent
 from cook.session import Session
-from cook.teacher import Given
-from cook.train import calibration as examples
-from cook.train.augment import augmented
-from cook.train.corpus import corpus
-from cook.train.given import dataset
+from cook.teacher.teacher import Given
 from cook.train.seeds import seed_everything
-from cook.train.tasks import TASKS
 
 if TYPE_CHECKING:
     import pandas
@@ -121,7 +113,7 @@ def apply(
     processor = tokenizer
     if read is not None:
         processor = tokenizer if tokenizer is not None else read.task.plain_processor()
-        for note in tokenizers.notes(processor, model.config) if hasattr(processor, "get_vocab") else ():
+        for note in tokenizer_check.notes(processor, model.config) if hasattr(processor, "get_vocab") else ():
             _warn(note)
         rows = prepared(read, processor, silent)
         if train is not None:

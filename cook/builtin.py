@@ -28,14 +28,18 @@ BUILT_IN: Mapping[str, Home] = {
         "cook.lowrank.specs:EmbeddingSpec", "cook.lowrank.embedding:FactoriseEmbedding"
     ),
     "lowrank.linear": Home("cook.lowrank.specs:LinearSpec", "cook.lowrank.linear:LowRankLinear"),
-    "prune.heads": Home("cook.prune.unit_specs:HeadsSpec", "cook.prune.heads:PruneHeads"),
-    "prune.layerdrop": Home("cook.prune.specs:LayerDropSpec", "cook.prune.layerdrop:PruneLayerDrop"),
-    "prune.layers": Home("cook.prune.specs:LayersSpec", "cook.prune.layers:PruneLayers"),
-    "prune.neurons": Home("cook.prune.unit_specs:NeuronsSpec", "cook.prune.neurons:PruneNeurons"),
-    "prune.structured": Home("cook.prune.unit_specs:StructuredSpec", "cook.prune.structured:PruneStructured"),
-    "prune.units": Home("cook.prune.unit_specs:UnitsSpec", "cook.prune.units:PruneUnits"),
-    "prune.vocabulary": Home("cook.prune.specs:VocabularySpec", "cook.prune.vocabulary:PruneVocabulary"),
-    "prune.weights": Home("cook.prune.specs:WeightsSpec", "cook.prune.weights:PruneWeights"),
+    "prune.heads": Home("cook.prune.specs.units:HeadsSpec", "cook.prune.structure.heads:PruneHeads"),
+    "prune.layerdrop": Home("cook.prune.specs.passes:LayerDropSpec", "cook.prune.layerdrop:PruneLayerDrop"),
+    "prune.layers": Home("cook.prune.specs.passes:LayersSpec", "cook.prune.layers:PruneLayers"),
+    "prune.neurons": Home("cook.prune.specs.units:NeuronsSpec", "cook.prune.structure.neurons:PruneNeurons"),
+    "prune.structured": Home(
+        "cook.prune.specs.units:StructuredSpec", "cook.prune.structure.structured:PruneStructured"
+    ),
+    "prune.units": Home("cook.prune.specs.units:UnitsSpec", "cook.prune.structure.units:PruneUnits"),
+    "prune.vocabulary": Home(
+        "cook.prune.specs.passes:VocabularySpec", "cook.prune.vocabulary:PruneVocabulary"
+    ),
+    "prune.weights": Home("cook.prune.specs.passes:WeightsSpec", "cook.prune.weights.weights:PruneWeights"),
     "quant.qat": Home("cook.quant.specs:QatSpec", "cook.quant.qat:QuantAwareTraining"),
     "share.layers": Home("cook.share.specs:LayersSpec", "cook.share.layers:ShareLayers"),
 }

@@ -31,8 +31,8 @@ from cook.errors import CookError, RunError, nearest
 if TYPE_CHECKING:
     import torch
 
-    from cook.model.anatomy import Anatomy
-    from cook.model.edit import Edit
+    from cook.model.arch.anatomy import Anatomy
+    from cook.model.edits.edit import Edit
     from cook.session import Session
 
 PHASES = ("shape", "observe", "structure", "weights", "precision")

@@ -24,26 +24,26 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from cook.errors import CookError
-from cook.model import sharing
-from cook.model.anatomy import Anatomy
-from cook.model.blueprint import Blueprint
-from cook.model.depth import STAYS, compact, left_out, missing, unreached
-from cook.model.edit import Edit
-from cook.model.example import Unmeasured, first_through, random_examples, small_example
-from cook.model.folding import check_folded, outputs, outputs_to_be
-from cook.model.gathering import answered_tokens
-from cook.model.hooks import Hooks
-from cook.model.layerdrop import without_layerdrop
-from cook.model.masks import Masks
-from cook.model.plain import current, settle
-from cook.model.quantizer import attach_quantizer, blueprint_of
-from cook.model.removal import Removal
-from cook.model.renumbering import Renumbering
-from cook.model.tensors import Tensors
+from cook.model.arch.anatomy import Anatomy
+from cook.model.arch.tensors import Tensors
+from cook.model.calibration.input_statistics import answered_tokens
+from cook.model.edits.blueprint import Blueprint
+from cook.model.edits.depth import STAYS, compact, left_out, missing, unreached
+from cook.model.edits.edit import Edit
+from cook.model.edits.plain import current, settle
+from cook.model.edits.removal import Removal
+from cook.model.hub.quantizer import attach_quantizer, blueprint_of
+from cook.model.nn import sharing
+from cook.model.nn.hooks import Hooks
+from cook.model.nn.masks import Masks
+from cook.model.probe.equivalence import check_folded, outputs, outputs_to_be
+from cook.model.probe.example import Unmeasured, first_through, random_examples, small_example
+from cook.model.probe.layerdrop import without_layerdrop
+from cook.model.tokens.id_map import Renumbering
 from cook.passes import PHASES, Pass, Window
-from cook.recipe.moment import Moment
+from cook.recipe.text.schedule_point import Moment
 from cook.steps import Steps
-from cook.teacher import ROWS, Given, Teacher, teachers
+from cook.teacher.teacher import ROWS, Given, Teacher, teachers
 
 
 class SessionModule(nn.Module):
@@ -300,7 +300,7 @@ class Session:
         self._avoidable.append((owner, layers))
 
     def watch(self, name: str) -> None:
-        """Ask for a tensor inside of the model (`cook.model.tensors` has the names), when attached.
+        """Ask for a tensor inside of the model (`cook.model.arch.tensors` has the names), when attached.
 
         Raises:
             CookError: the name means nothing in this model.

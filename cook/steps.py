@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cook.errors import CookError
-from cook.model.masks import Masks
+from cook.model.nn.masks import Masks
 
 LOOKED_AT = 3
 """Steps with masks whose weights are looked at; later ones cost nothing, and `finish` looks again."""

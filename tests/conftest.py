@@ -7,7 +7,7 @@ from zlib import crc32
 
 import pytest
 
-from tests.strangers import Strangers
+from tests.helpers.clean_process import Strangers
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,7 +15,7 @@ os.environ.setdefault("NO_COLOR", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("COLUMNS", None)  # test processes are told the width of somebody's terminal
 
-DEALT, SHARDS = {"tests/test_every_pass.py"}, 6
+DEALT, SHARDS = {"tests/test_pass_matrix.py"}, 6
 """Files whose cases are dealt out to as many test processes."""
 
 
@@ -42,7 +42,7 @@ def _strangers() -> Iterator[Strangers]:
 @pytest.fixture(scope="module")
 def strangers(_strangers: Strangers) -> Iterator[Strangers]:
     """A saved folder is loaded back by a fork, which starts at once: for tests that are not about that."""
-    from cook.model import verify
+    from cook.model.hub import verify
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verify, "_start", _strangers.start)

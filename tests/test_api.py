@@ -12,8 +12,8 @@ from transformers import AutoModelForSequenceClassification
 
 import cook
 from cook.errors import CookError
-from cook.model.folder import weight_bytes
-from tests import tiny
+from cook.model.hub.folder import weight_bytes
+from tests.helpers import tiny
 
 
 def examples(count: int = 48) -> list[dict[str, Any]]:

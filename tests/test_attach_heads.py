@@ -10,7 +10,7 @@ import transformers as T
 
 import cook
 from cook.errors import CookError
-from tests import tiny
+from tests.helpers import tiny
 
 BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
 BERT |= {"vocab_size": 40, "pad_token_id": 0}

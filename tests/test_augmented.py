@@ -11,9 +11,9 @@ import cook
 from cook.errors import CookError, RecipeErrors
 from cook.pipeline import evaluate, run
 from cook.recipe import load_recipe
-from tests import tiny
-from tests.train.augmenting import TEXTS, masked
-from tests.train.sections import own_cache
+from tests.helpers import tiny
+from tests.helpers.augmenting import TEXTS, masked
+from tests.helpers.sections import own_cache
 
 __all__ = ["masked", "own_cache"]
 pytestmark = pytest.mark.usefixtures("strangers")

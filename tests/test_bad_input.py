@@ -17,8 +17,8 @@ import yaml
 
 from cook.cli import main
 from cook.train import loop
-from tests import tiny
-from tests.bad_recipes import RECIPE, REFUSED, passes, section
+from tests.helpers import tiny
+from tests.helpers.bad_recipes import RECIPE, REFUSED, passes, section
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,7 @@ def test_memory_runs_out_in_evaluation(cook: Cook, monkeypatch: pytest.MonkeyPat
     def hungry(*_: Any, **__: Any) -> None:
         torch.empty(1 << 60, dtype=torch.int8)
 
-    monkeypatch.setattr("cook.pipeline.train.evaluate", hungry)
+    monkeypatch.setattr("cook.pipeline.execute.evaluate", hungry)
     screen = cook(section("eval", batch_size=48))
     assert screen.code == 1
     assert "out of memory while evaluating 48 examples at a time" in screen.text

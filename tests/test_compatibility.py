@@ -15,7 +15,7 @@ from cook.errors import CookError
 from cook.pipeline import output
 from cook.recipe import load_recipe
 from cook.train import checkpoint
-from tests import tiny
+from tests.helpers import tiny
 from tests.test_pipeline import kitchen, silent, write
 
 __all__ = ["kitchen"]

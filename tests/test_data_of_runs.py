@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from cook.cli import main
+from cook.data.corpus import corpus
+from cook.data.tasks import find
 from cook.errors import CookError
 from cook.pipeline.evaluate import open_folder
 from cook.pipeline.inputs import read_data
 from cook.recipe import load_recipe
-from cook.train.corpus import corpus
-from cook.train.tasks import find
-from tests import tiny
+from tests.helpers import tiny
 from tests.test_pipeline import silent, write
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from cook.model import measure
+from cook.model.probe import measure
 from cook.pipeline import deliver
 from cook.pipeline.inputs import load_model, read_data
 from cook.recipe import load_recipe
 from cook.say import silent
-from tests import tiny
+from tests.helpers import tiny
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

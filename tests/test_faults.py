@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from cook.train import checkpoint
-from tests import tiny
-from tests.forks import Fault, Forks
-from tests.server import Done
+from tests.helpers import tiny
+from tests.helpers.forks import Fault, Forks
+from tests.helpers.server import Done
 
 RECIPE = """\
 version: 1

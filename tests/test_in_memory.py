@@ -19,12 +19,12 @@ from transformers import (
 
 import cook
 from cook.errors import CookError
-from cook.model.folding import outputs
+from cook.model.probe.equivalence import outputs
 from cook.passes import registered
 from cook.pipeline.plan import bare
-from tests import kitchen, tiny
-from tests.kitchen import Case, serves
-from tests.traces import differences, hooks
+from tests.helpers import pass_matrix, tiny
+from tests.helpers.pass_matrix import Case, serves
+from tests.helpers.traces import differences, hooks
 
 TRAINED = {("quant.qat", 1)}
 """Examples with an option that needs training, where the pass itself does not."""
@@ -33,7 +33,7 @@ EXAMPLES = [(name, number) for name, cls in registered().items() for number in r
 
 def present(case: Case) -> dict[str, Any]:
     """A teacher, calibration examples and a tokenizer, where the passes want them."""
-    wants = kitchen.wants(case)
+    wants = pass_matrix.wants(case)
     found: dict[str, Any] = {"teacher": "self"} if "teacher" in wants else {}
     if "calibration" in wants:
         found["calibration"] = [tiny.batch(case.family, size=16, seed=seed) for seed in range(2)]
@@ -44,7 +44,7 @@ def present(case: Case) -> dict[str, Any]:
 
 def texts() -> dict[str, Any]:
     """Rows of all words, for passes that read the run's own texts."""
-    said = " ".join(kitchen.SPOKEN)
+    said = " ".join(pass_matrix.SPOKEN)
     return {"train": [{"sentence": said, "label": label} for label in ("negative", "positive")]}
 
 
@@ -58,8 +58,8 @@ def test_apply_acts_at_once_or_says_what_it_needs(name: str, number: int, family
     model = tiny.model(family).eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     case = Case(family, ((name, number),))
-    config = {"version": 1, "passes": kitchen.steps(case, trains=False)}
-    wants, given = kitchen.wants(case), present(case)
+    config = {"version": 1, "passes": pass_matrix.steps(case, trains=False)}
+    wants, given = pass_matrix.wants(case), present(case)
     if "calibration" in wants and "training" not in wants:
         with pytest.raises(CookError, match="needs examples to look at") as caught:
             cook.apply(model, config)
@@ -89,9 +89,9 @@ def test_attach_serves_a_loop_of_ones_own(name: str, number: int, tmp_path: Path
     given = present(case)
     if "teacher" in given:
         given["teacher"] = copy.deepcopy(model)
-    passes = kitchen.steps(case)
+    passes = pass_matrix.steps(case)
     if "tokenizer" in given:
-        (tmp_path / "words.txt").write_text(" ".join(kitchen.SPOKEN), encoding="utf-8")
+        (tmp_path / "words.txt").write_text(" ".join(pass_matrix.SPOKEN), encoding="utf-8")
         passes[0][name]["corpora"] = [str(tmp_path / "words.txt")]
     config = {"version": 1, "passes": passes}
     batch = tiny.batch(family)

@@ -11,7 +11,7 @@ import pytest
 from cook.errors import CookError
 from cook.pipeline import evaluate, plan, run
 from cook.recipe import load_recipe
-from tests import tiny
+from tests.helpers import tiny
 from tests.test_pipeline import silent
 
 LABELS = ("question", "order", "complaint")

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from cook.cli import main
 from cook.errors import CookError
 from cook.recipe import load_recipe
-from tests import tiny
+from tests.helpers import tiny
 
 pytestmark = pytest.mark.usefixtures("strangers")
 

@@ -16,7 +16,7 @@ from cook.errors import CookError, Interrupted
 from cook.pipeline import output, run
 from cook.pipeline.output import work_folder
 from cook.recipe import load_recipe
-from tests import tiny
+from tests.helpers import tiny
 from tests.test_pipeline import kitchen, silent, write
 
 __all__ = ["kitchen"]

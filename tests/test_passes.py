@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from cook import passes
 from cook.errors import CookError
-from cook.model.anatomy import Anatomy
+from cook.model.arch.anatomy import Anatomy
 from cook.passes import BUILT_IN, NEEDS, PHASES, Pass, Window, declared, find, register, registered, spec
-from tests import bound, tiny
+from tests.helpers import bound, tiny
 
 ALL = registered()
 

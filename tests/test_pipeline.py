@@ -14,13 +14,13 @@ from transformers import AutoModelForSequenceClassification
 
 from cook.cli import main
 from cook.errors import CookError
-from cook.model.folder import weight_bytes
-from cook.model.integer import IntLinear
+from cook.model.hub.folder import weight_bytes
+from cook.model.nn.integer import IntLinear
 from cook.pipeline import ablate, depend, evaluate, plan, run
 from cook.pipeline.output import work_folder
 from cook.recipe import load_recipe
 from cook.report import Report
-from tests import tiny
+from tests.helpers import tiny
 
 PASSES: list[Any] = [
     {"distill.logits": {"temperature": 2}},

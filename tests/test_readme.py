@@ -13,7 +13,7 @@ import cook
 from cook.cli import VERBS, main, parser
 from cook.passes import registered
 from cook.recipe import load_recipe
-from tests import tiny
+from tests.helpers import tiny
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 pytestmark = pytest.mark.usefixtures("strangers")

@@ -9,7 +9,7 @@ import pytest
 
 import cook
 from cook.recipe import load_recipe
-from tests import tiny
+from tests.helpers import tiny
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 TEXTS = sorted([FOLDER / "sst2.yaml", *FOLDER.glob("*/*.yaml")])

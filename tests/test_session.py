@@ -9,8 +9,8 @@ from transformers import BertModel
 from cook.errors import CookError
 from cook.passes import Pass
 from cook.session import Session
-from tests import bound, tiny
-from tests.probe import Probe, hooks_of, session
+from tests.helpers import bound, tiny
+from tests.helpers.probe import Probe, hooks_of, session
 
 # Order and windows
 

@@ -23,15 +23,14 @@ from transformers import (
 import cook
 from cook.cli import main
 from cook.errors import CookError
-from cook.model import folder as folders
-from cook.model.anatomy import Anatomy
-from cook.model.folding import outputs
-from cook.model.verify import verify
+from cook.model.arch.anatomy import Anatomy
+from cook.model.hub import folder as folders
+from cook.model.hub.verify import verify
+from cook.model.probe.equivalence import outputs
 from cook.pipeline import evaluate, slice_folder
 from cook.prune.layers import chosen
 from cook.report import Report
-from tests import tiny
-from tests.model import families
+from tests.helpers import families, tiny
 
 BATCH = {name: value for name, value in tiny.batch(size=6).items() if name != "labels"}
 pytestmark = pytest.mark.usefixtures("strangers")

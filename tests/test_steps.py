@@ -11,9 +11,9 @@ from torch.optim.swa_utils import AveragedModel
 
 import cook
 from cook.errors import CookError, RunError
-from cook.model import surgery
+from cook.model.nn import surgery
 from cook.session import Session
-from tests import tiny
+from tests.helpers import tiny
 
 STEPS = 6
 HALF = {"sparsity": 0.5, "schedule": "constant", "end": "50%"}
@@ -202,8 +202,8 @@ def test_a_batch_is_a_mapping_or_keywords():
 
 
 STRUCTURED = {"budget": {"parameters": 0.8}, "end": 3, "speed": 1}
-UNITS = "cook.model.removal.Removal.remove"
-LAYERS = "cook.model.removal.Removal.remove_layers"
+UNITS = "cook.model.edits.removal.Removal.remove"
+LAYERS = "cook.model.edits.removal.Removal.remove_layers"
 
 
 @pytest.mark.parametrize(

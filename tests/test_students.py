@@ -17,13 +17,13 @@ from transformers import AutoModelForSequenceClassification, BertForSequenceClas
 
 import cook
 from cook.errors import CookError, Interrupted
-from cook.model.folder import weight_bytes
+from cook.model.hub.folder import weight_bytes
 from cook.pipeline import depend, evaluate, plan, run
 from cook.recipe import load_recipe
 from cook.report import Report
-from tests import tiny
-from tests.model.reshaped import make as reshaped
-from tests.model.test_student import source_of
+from tests.helpers import tiny
+from tests.helpers.reshaped import make as reshaped
+from tests.model.hub.test_student import source_of
 
 LEARN: list[Any] = [{"distill.logits": {"temperature": 2}}]
 SMALL = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12}

@@ -15,9 +15,8 @@ from transformers import (
 import cook
 from cook.errors import CookError
 from cook.passes import Pass, Term
-from tests import bound, tiny
-from tests.model import families
-from tests.probe import Probe, session
+from tests.helpers import bound, families, tiny
+from tests.helpers.probe import Probe, session
 
 # Terms
 

@@ -22,9 +22,10 @@ def add(subparsers: Any) -> None:
 def call(args: argparse.Namespace) -> int:
     """Print or write the recipe; a key that has no counterpart is an error."""
     from cook.errors import CookError
-    from cook.recipe import bmcook, load_recipe, text
+    from cook.recipe import bmcook, load_recipe
+    from cook.recipe.text import parse
 
-    document = text.read(args.config)
+    document = parse.read(args.config)
     if not bmcook.is_bmcook(document.value):
         hint = f"such a config has one of the sections {', '.join(bmcook.KEYS)}, and no version or passes"
         raise CookError("this is no config of BMCook", where=args.config, hint=hint)

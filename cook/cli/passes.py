@@ -55,7 +55,7 @@ def document(found: type[Spec]) -> str:
 
 def needs(found: type[Spec]) -> list[str]:
     """What a pass needs, and in brackets what some of its options ask for besides."""
-    from cook.recipe.shape import fill
+    from cook.recipe.schema.shape import fill
 
     properties = {"properties": found.options}
     asked = {need for each in found.examples for need in found(fill(properties, each)).wants()}

@@ -19,7 +19,7 @@ def add(subparsers: Any) -> None:
 
 def call(args: argparse.Namespace) -> int:
     """Print the schema, the passes of other packages included."""
-    from cook.recipe.schema import schema
+    from cook.recipe.schema.build import schema
 
     screen.say_json(schema())
     return 0

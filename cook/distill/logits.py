@@ -11,14 +11,14 @@ from cook.distill.chunked import mean_square, soft_cross_entropy
 from cook.distill.specs import LogitsSpec
 from cook.distill.taught import Taught
 from cook.distill.truncated import truncated_cross_entropy
-from cook.model.alignment import beside, predicts_next
-from cook.model.shapes import output_shapes
+from cook.model.arch.shapes import output_shapes
+from cook.model.probe.alignment import beside, predicts_next
 from cook.passes import Effect, Term, register
 
 if TYPE_CHECKING:
-    from cook.model.anatomy import Anatomy
+    from cook.model.arch.anatomy import Anatomy
     from cook.session import Session
-    from cook.teacher import Teacher
+    from cook.teacher.teacher import Teacher
 
 
 LOSSES = {"ce": soft_cross_entropy, "mse": mean_square}

@@ -14,13 +14,13 @@ from torch.nn import functional
 
 from cook.distill.pairs import Intermediate, Pair, Shape, token_mean
 from cook.distill.specs import MiniLMSpec
-from cook.model.tensors import scores
+from cook.model.arch.tensors import scores
 from cook.passes import Term, register
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cook.model.anatomy import Anatomy
+    from cook.model.arch.anatomy import Anatomy
     from cook.session import Session
 
 

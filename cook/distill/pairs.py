@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from cook.distill.taught import Taught
 from cook.errors import CookError
-from cook.model.anatomy import Anatomy
-from cook.model.shapes import shapes
-from cook.model.tensors import find, modules_of
+from cook.model.arch.anatomy import Anatomy
+from cook.model.arch.shapes import shapes
+from cook.model.arch.tensors import find, modules_of
 from cook.passes import Effect
 
 if TYPE_CHECKING:
     from cook.session import Session
-    from cook.teacher import Teacher
+    from cook.teacher.teacher import Teacher
 
 Shape: TypeAlias = tuple[int, ...]
 Strategy: TypeAlias = Callable[[int, int], list[int]]

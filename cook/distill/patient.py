@@ -13,7 +13,7 @@ from cook.distill.specs import PatientSpec
 from cook.passes import Term, register
 
 if TYPE_CHECKING:
-    from cook.model.anatomy import Anatomy
+    from cook.model.arch.anatomy import Anatomy
     from cook.session import Session
 
 

@@ -10,21 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cook.distill.pairs import (
-    Intermediate,
-    Pair,
-    attended_mean,
-    last,
-    token_mean,
-    uniform,
-)
+from cook.distill.pairs import Intermediate, Pair, attended_mean, last, token_mean, uniform
 from cook.distill.specs import TERMS, TinyBERTSpec
 from cook.passes import Term, register
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cook.model.anatomy import Anatomy
+    from cook.model.arch.anatomy import Anatomy
     from cook.session import Session
 
 STRATEGIES = {"uniform": uniform, "last": last}

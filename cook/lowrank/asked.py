@@ -12,11 +12,11 @@ from torch import Tensor
 from cook.lowrank.options import SHARE
 from cook.lowrank.ranks import even, for_energy, least_cost, least_share, spread, worthwhile
 from cook.lowrank.targets import Target, rank_told
-from cook.model.linear import linears, weight_count
-from cook.model.measure import EXAMPLES, longest, macs_by_module
+from cook.model.nn.linear import linears, weight_count
+from cook.model.probe.measure import EXAMPLES, longest, macs_by_module
 
 if TYPE_CHECKING:
-    from cook.model.anatomy import Anatomy
+    from cook.model.arch.anatomy import Anatomy
     from cook.passes import Pass
     from cook.session import Session
 

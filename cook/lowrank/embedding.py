@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from cook.errors import CookError
 from cook.lowrank.specs import EmbeddingSpec
 from cook.lowrank.table import factors
-from cook.model import surgery
-from cook.model.blueprint import Blueprint
-from cook.model.edit import Edit
-from cook.model.embedding import FactorisedEmbedding, fill, find, places
-from cook.model.tokenizer import Lexicon, count_tokens
+from cook.model.edits.blueprint import Blueprint
+from cook.model.edits.edit import Edit
+from cook.model.nn import surgery
+from cook.model.nn.embedding import FactorisedEmbedding, fill, find, places
+from cook.model.tokens.tokenizer import Lexicon, count_tokens
 from cook.passes import Effect, Pass, register
 
 if TYPE_CHECKING:
-    from cook.model.anatomy import Anatomy
+    from cook.model.arch.anatomy import Anatomy
     from cook.session import Session
 
 

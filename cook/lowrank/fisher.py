@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from cook.errors import CookError
-from cook.lowrank.slopes import slopes
-from cook.model.batch import examples_in, take
-from cook.model.linear import matrix, shape
-from cook.model.statistics import loss_shares
+from cook.model.calibration.slopes import slopes
+from cook.model.calibration.statistics import loss_shares
+from cook.model.nn.linear import matrix, shape
+from cook.model.probe.batch import examples_in, take
 
 
 def row_squares(inputs: Tensor, slopes: Tensor) -> Tensor:

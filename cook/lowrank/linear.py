@@ -16,14 +16,14 @@ from cook.lowrank.sensitivity import TOKENS, sensitivities, until
 from cook.lowrank.specs import LinearSpec
 from cook.lowrank.spectra import Examples, Spectra
 from cook.lowrank.targets import Target, beside, named_in_ranks, targets
-from cook.model import surgery
-from cook.model.blueprint import Blueprint
-from cook.model.edit import Edit
-from cook.model.lowrank import LowRank
+from cook.model.edits.blueprint import Blueprint
+from cook.model.edits.edit import Edit
+from cook.model.nn import surgery
+from cook.model.nn.lowrank import LowRank
 from cook.passes import Effect, Pass, register
 
 if TYPE_CHECKING:
-    from cook.model.anatomy import Anatomy
+    from cook.model.arch.anatomy import Anatomy
     from cook.session import Session
 
 

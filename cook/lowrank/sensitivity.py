@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from cook.errors import CookError
-from cook.lowrank.slopes import slopes
-from cook.model.batch import examples_in, take
-from cook.model.gathering import output_tokens, valid_tokens
+from cook.model.calibration.input_statistics import output_tokens, valid_tokens
+from cook.model.calibration.slopes import slopes
+from cook.model.probe.batch import examples_in, take
 
 AT_ONCE = 256
 """Tokens whose activations are kept for one backward, more only in one longer example."""

@@ -13,11 +13,11 @@ from cook.errors import CookError
 from cook.lowrank import factors
 from cook.lowrank.factors import Spectrum
 from cook.lowrank.fisher import row_information
-from cook.model.anatomy import Anatomy
-from cook.model.gathering import Kind
-from cook.model.linear import matrix, shape
-from cook.model.statistics import Gram, OutputGram, Statistic
-from cook.model.walk import walk
+from cook.model.arch.anatomy import Anatomy
+from cook.model.calibration.input_statistics import Kind
+from cook.model.calibration.layer_inputs import walk
+from cook.model.calibration.statistics import Gram, OutputGram, Statistic
+from cook.model.nn.linear import matrix, shape
 
 Examples = Callable[[], Iterable[Mapping[str, Tensor]]]
 

@@ -9,13 +9,13 @@ from typing import Any
 from torch import nn
 
 from cook.errors import CookError
-from cook.model import surgery
-from cook.model.anatomy import Anatomy, head_width
-from cook.model.composite import whole
-from cook.model.edit import Edit
-from cook.model.families import Stack
-from cook.model.linear import is_linear, shape
-from cook.model.targets import left_out, matching, select, within
+from cook.model.arch.anatomy import Anatomy, head_width
+from cook.model.arch.families import Stack
+from cook.model.arch.targets import left_out, matching, select, within
+from cook.model.edits.edit import Edit
+from cook.model.nn import surgery
+from cook.model.nn.composite import whole
+from cook.model.nn.linear import is_linear, shape
 from cook.passes import Pass
 
 

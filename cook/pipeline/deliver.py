@@ -12,11 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cook.errors import RunError
-from cook.model import folder, measure
-from cook.model.folding import outputs
-from cook.model.integer import IntLinear
-from cook.model.quiet import quiet
-from cook.model.verify import verify
+from cook.model.hub import folder
+from cook.model.hub.quiet import quiet
+from cook.model.hub.verify import verify
+from cook.model.nn.integer import IntLinear
+from cook.model.probe import measure
+from cook.model.probe.equivalence import outputs
 from cook.pipeline.output import LOGS, work_folder
 from cook.recipe import Recipe
 from cook.report import Reload, Report, card

@@ -14,14 +14,14 @@ from accelerate import Accelerator
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from cook.model import load
-from cook.pipeline import tokenizers
+from cook.data.tasks import Task
+from cook.failures import evaluation_memory_errors
+from cook.model.hub import load
+from cook.pipeline import tokenizer_check
 from cook.pipeline.inputs import load_model, read_data
 from cook.recipe import Recipe, load_recipe
 from cook.say import Say, silent
 from cook.train.evaluate import evaluate as measure
-from cook.train.failures import evaluation_memory_errors
-from cook.train.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def open_folder(
     data = read_data(recipe, silent, splits=("validation",), warn=say)
     model = load_model(recipe, data, silent, integers=True)
     processor = load.load_processor(recipe.model, data.task.processor) or data.task.plain_processor()
-    tokenizers.check(recipe, model.config, processor, data.texts(), say)
+    tokenizer_check.check(recipe, model.config, processor, data.texts(), say)
     rows = data.task.prepare(data.raw["validation"], processor)
     device = Accelerator().device
     model.to(device)

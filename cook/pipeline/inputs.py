@@ -14,18 +14,17 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from cook import passes as registry
+from cook.data import sources, tasks
+from cook.data.tasks import Task, text
 from cook.errors import CookError
-from cook.model import load, student
-from cook.model.source import auto_class_of
+from cook.model.hub import load, student
+from cook.model.hub.source import auto_class_of
 from cook.passes import Pass
-from cook.pipeline import tokenizers
+from cook.pipeline import tokenizer_check
 from cook.recipe import Recipe
 from cook.say import Say
-from cook.teacher import Given, Named, folded
-from cook.train import data as sources
-from cook.train import tasks
-from cook.train.cached import CachedTeacher
-from cook.train.tasks import Task, text
+from cook.teacher.cached import CachedTeacher
+from cook.teacher.teacher import Given, Named, folded
 
 
 def make_passes(recipe: Recipe) -> list[Pass]:
@@ -253,7 +252,7 @@ def _teacher(
             "use a teacher that was trained on the same labels in the same order",
         )
     _same_tokens(recipe, place, section, teacher.config, model.config, processor, data)
-    if isinstance(data.task.data.text, tuple) and tokenizers.needs_segments(teacher, model):
+    if isinstance(data.task.data.text, tuple) and tokenizer_check.needs_segments(teacher, model):
         raise recipe.error(
             place,
             f"the teacher tells the two texts of a pair apart by token_type_ids, which a"
@@ -307,7 +306,7 @@ def _same_tokens(
         return
     role = who.partition("[")[0]
     texts = [] if data is None else data.texts()
-    if difference := tokenizers.difference(theirs, processor, texts):
+    if difference := tokenizer_check.difference(theirs, processor, texts):
         raise recipe.error(
             who,
             f"the {role}'s tokenizer ({len(theirs.get_vocab())} tokens) differs from the model's "

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cook.errors import CookError, Interrupted
-from cook.model.folder import check_free
+from cook.model.hub.folder import check_free
 from cook.recipe import Recipe, load_recipe, thaw
 from cook.report import Report
 from cook.say import Say, silent

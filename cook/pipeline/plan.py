@@ -13,19 +13,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cook.errors import CookError
-from cook.model import load, sharing
-from cook.model.anatomy import Anatomy
-from cook.model.bare import bare
-from cook.model.blueprint import Blueprint
-from cook.model.depth import STAYS, compact, missing
-from cook.model.example import Unmeasured, examples, first_through, planned_tokens
-from cook.model.linear import is_linear, weight_count
-from cook.model.lock import lock_of
-from cook.model.measure import macs, tally
-from cook.model.plain import settle
-from cook.model.quantizer import attach_quantizer, blueprint_of
+from cook.model.arch.anatomy import Anatomy
+from cook.model.edits.blueprint import Blueprint
+from cook.model.edits.depth import STAYS, compact, missing
+from cook.model.edits.plain import settle
+from cook.model.hub import load
+from cook.model.hub.load_guard import lock_of
+from cook.model.hub.quantizer import attach_quantizer, blueprint_of
+from cook.model.nn import sharing
+from cook.model.nn.linear import is_linear, weight_count
+from cook.model.probe.bare import bare
+from cook.model.probe.example import Unmeasured, examples, first_through, planned_tokens
+from cook.model.probe.measure import macs, tally
 from cook.passes import PHASES, Effect, Pass
-from cook.pipeline import depend, tokenizers
+from cook.pipeline import depend, tokenizer_check
 from cook.pipeline.inputs import (
     Data,
     load_model,
@@ -37,7 +38,7 @@ from cook.pipeline.inputs import (
 )
 from cook.recipe import Recipe
 from cook.say import silent
-from cook.teacher import Given, named
+from cook.teacher.teacher import Given, named
 
 
 @dataclass
@@ -69,7 +70,7 @@ def plan(recipe: Recipe) -> Plan:
     source = _without_weights(recipe, data)
     if data is not None and recipe.model.tokenizer is not None:
         processor = load.load_processor(recipe.model, data.task.processor)
-        tokenizers.check(recipe, source.config, processor, data.texts(), silent)
+        tokenizer_check.check(recipe, source.config, processor, data.texts(), silent)
     dtype = stored_dtype(recipe, source)
     tokens = planned_tokens(source, data.task.data.max_length if data else None)
     before = _sizes(source, dtype, tokens)

@@ -8,8 +8,8 @@ from typing import Any
 from datasets import Dataset
 
 from cook.passes import Pass
+from cook.pipeline.execute import Outcome
 from cook.pipeline.inputs import Data
-from cook.pipeline.train import Outcome
 from cook.recipe import Recipe, thaw
 from cook.report import PassRow, State
 

@@ -13,11 +13,14 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 import cook
+from cook.data import cache
+from cook.data.augment.texts import augmented
 from cook.errors import CookError
-from cook.model import load
-from cook.model.example import small_example
-from cook.pipeline import depend, environment, output, tokenizers
+from cook.model.hub import load
+from cook.model.probe.example import small_example
+from cook.pipeline import depend, environment, output, tokenizer_check
 from cook.pipeline.deliver import deliver
+from cook.pipeline.execute import Outcome, Work, carry_out
 from cook.pipeline.inputs import (
     Data,
     auto_class_without_data,
@@ -32,12 +35,9 @@ from cook.pipeline.inputs import (
 )
 from cook.pipeline.plan import plan_passes
 from cook.pipeline.rows import data_counts, pass_rows, positive_class, state, student
-from cook.pipeline.train import Outcome, Work, carry_out
 from cook.recipe import Recipe, load_recipe
 from cook.report import Model, Report
 from cook.say import Say, silent
-from cook.train import cache
-from cook.train.augment import augmented
 from cook.train.seeds import seed_everything
 
 SOME = 1000
@@ -114,7 +114,7 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
     model = load_student(recipe, source, data, say, processor)
     dtype = stored_dtype(recipe, source)
     if data is not None:
-        tokenizers.check(recipe, source.config, processor, data.texts(), say)
+        tokenizer_check.check(recipe, source.config, processor, data.texts(), say)
     rows = _prepared(data, processor, say)
     teacher = None
     inputs = {}

@@ -14,19 +14,19 @@ from transformers import PreTrainedModel
 
 import cook
 from cook.errors import CookError
-from cook.model import load
-from cook.model.anatomy import Anatomy
-from cook.model.example import small_example
-from cook.model.folder import check_free, read_blueprint
-from cook.model.source import check
+from cook.model.arch.anatomy import Anatomy
+from cook.model.hub import load
+from cook.model.hub.folder import check_free, read_blueprint
+from cook.model.hub.source import check
+from cook.model.probe.example import small_example
 from cook.passes import Pass
 from cook.pipeline import environment, output
 from cook.pipeline.deliver import deliver
+from cook.pipeline.execute import accounting_of, example
 from cook.pipeline.inputs import make_passes
 from cook.pipeline.plan import plan_passes
 from cook.pipeline.rows import state
-from cook.pipeline.train import accounting_of, example
-from cook.pipeline.whole import Whole, open_whole
+from cook.pipeline.source_model import Whole, open_whole
 from cook.recipe import Recipe, load_recipe, thaw
 from cook.report import Model, PassRow, Report, State
 from cook.say import Say

@@ -9,12 +9,12 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cook.model.depth import beyond, droppable, matrices
+from cook.model.edits.depth import beyond, droppable, matrices
 from cook.passes import Effect, Pass, register
-from cook.prune.specs import LayerDropSpec
+from cook.prune.specs.passes import LayerDropSpec
 
 if TYPE_CHECKING:
-    from cook.model.anatomy import Anatomy
+    from cook.model.arch.anatomy import Anatomy
     from cook.session import Session
 
 

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cook.errors import CookError
-from cook.model import surgery
-from cook.model.depth import beyond, droppable, matrices, skips
-from cook.model.hooks import Hooks
-from cook.model.measure import evaluating
-from cook.model.skipped import Skipped
+from cook.model.edits.depth import beyond, droppable, matrices, skips
+from cook.model.nn import surgery
+from cook.model.nn.hooks import Hooks
+from cook.model.nn.skipped import Skipped
+from cook.model.probe.measure import evaluating
 from cook.passes import Effect, Pass, register
-from cook.prune.specs import LayersSpec
+from cook.prune.specs.passes import LayersSpec
 
 if TYPE_CHECKING:
-    from cook.model.anatomy import Anatomy
+    from cook.model.arch.anatomy import Anatomy
     from cook.session import Session
 
 

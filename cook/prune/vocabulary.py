@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from cook.errors import CookError
-from cook.model.renumbering import Renumbering, check_padding, named_ids
-from cook.model.tokenizer import Lexicon, count_tokens
-from cook.model.vocabulary import cut, find
+from cook.model.tokens.id_map import Renumbering, check_padding, named_ids
+from cook.model.tokens.tokenizer import Lexicon, count_tokens
+from cook.model.tokens.vocabulary import cut, find
 from cook.passes import Effect, Pass, register
-from cook.prune.specs import VocabularySpec
+from cook.prune.specs.passes import VocabularySpec
 
 if TYPE_CHECKING:
-    from cook.model.anatomy import Anatomy
-    from cook.model.vocabulary import Vocabulary
+    from cook.model.arch.anatomy import Anatomy
+    from cook.model.tokens.vocabulary import Vocabulary
     from cook.session import Session
 
 

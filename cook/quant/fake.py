@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cook.model.integer import limit, quantize_activation
+from cook.model.nn.integer import limit, quantize_activation
 
 
 class RoundRows(torch.autograd.Function):

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from cook.model import sharing, surgery
-from cook.model.blueprint import Blueprint
-from cook.model.edit import Edit
-from cook.model.integer import IntLinear
-from cook.model.linear import shape
-from cook.model.targets import left_out, select
-from cook.model.transformed import TransformedLinear, restore, transform
+from cook.model.arch.targets import left_out, select
+from cook.model.edits.blueprint import Blueprint
+from cook.model.edits.edit import Edit
+from cook.model.nn import sharing, surgery
+from cook.model.nn.integer import IntLinear
+from cook.model.nn.linear import shape
+from cook.model.nn.transformed import TransformedLinear, restore, transform
 from cook.passes import Effect, Pass, register
 from cook.quant.fake import FakeQuantMoving, FakeQuantToken, FakeQuantWeight, update_together
 from cook.quant.specs import QatSpec
 
 if TYPE_CHECKING:
-    from cook.model.anatomy import Anatomy
+    from cook.model.arch.anatomy import Anatomy
     from cook.session import Session
 
 Rounding = FakeQuantWeight | FakeQuantToken | FakeQuantMoving

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cook.recipe.moment import Moment
 from cook.recipe.recipe import PassSpec, Recipe, load_recipe
 from cook.recipe.section import Section, thaw
+from cook.recipe.text.schedule_point import Moment
 
 __all__ = ["Moment", "PassSpec", "Recipe", "Section", "load_recipe", "thaw"]

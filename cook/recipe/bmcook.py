@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cook.errors import CookError, nearest
-from cook.recipe.nodes import dump
-from cook.recipe.place import Marks, Path, mark_of, where
-from cook.recipe.text import Document, Problems, raise_all
+from cook.recipe.text.nodes import dump
+from cook.recipe.text.parse import Document, Problems, raise_all
+from cook.recipe.text.place import Marks, Path, mark_of, where
 
 KEYS: dict[str, tuple[str, ...]] = {
     "distillation": (

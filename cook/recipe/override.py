@@ -14,13 +14,13 @@ from typing import Any
 
 from cook.errors import CookError, nearest
 from cook.passes import declared
-from cook.recipe.fragments import Schema
-from cook.recipe.place import Mark, Marks, Path, spell, split
-from cook.recipe.rules import names, uses
-from cook.recipe.schema import schema
-from cook.recipe.shape import at, normal, takes_null
-from cook.recipe.text import Problems, parse, raise_all
-from cook.recipe.wording import found
+from cook.recipe.schema.build import schema
+from cook.recipe.schema.fragments import Schema
+from cook.recipe.schema.rules import names, uses
+from cook.recipe.schema.shape import at, normal, takes_null
+from cook.recipe.schema.wording import found
+from cook.recipe.text.parse import Problems, parse, raise_all
+from cook.recipe.text.place import Mark, Marks, Path, spell, split
 
 
 def apply(value: Any, marks: Marks, overrides: Iterable[str]) -> tuple[Any, Marks]:

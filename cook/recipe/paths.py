@@ -10,10 +10,10 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from cook.errors import CookError, nearest
-from cook.recipe.fragments import Schema
-from cook.recipe.place import Marks, Path, mark_of, where
-from cook.recipe.shape import walk
-from cook.recipe.text import Problems
+from cook.recipe.schema.fragments import Schema
+from cook.recipe.schema.shape import walk
+from cook.recipe.text.parse import Problems
+from cook.recipe.text.place import Marks, Path, mark_of, where
 
 DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt", ".xlsx")
 

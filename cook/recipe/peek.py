@@ -15,7 +15,7 @@ from cook.errors import CookError, nearest
 from cook.recipe.paths import DATA_SUFFIXES, DIGITS, SLICE, is_local
 from cook.recipe.recipe import Recipe
 from cook.recipe.tables import Table, look
-from cook.recipe.text import raise_all
+from cook.recipe.text.parse import raise_all
 
 SPLITS = ("train", "validation")
 HEADS = {

@@ -14,14 +14,14 @@ from typing import Any
 from cook.errors import CookError
 from cook.passes import declared
 from cook.recipe import bmcook, override, paths
-from cook.recipe.nodes import dump
-from cook.recipe.place import Marks, Path, spell, split, where
-from cook.recipe.rules import names, uses
-from cook.recipe.schema import problems, schema
+from cook.recipe.schema.build import problems, schema
+from cook.recipe.schema.rules import names, uses
+from cook.recipe.schema.shape import fill, normal
 from cook.recipe.section import Section, thaw
-from cook.recipe.shape import fill, normal
-from cook.recipe.text import Document, kind_of, raise_all, read_text, scan
-from cook.recipe.values import plain
+from cook.recipe.text.nodes import dump
+from cook.recipe.text.parse import Document, kind_of, raise_all, read_text, scan
+from cook.recipe.text.place import Marks, Path, spell, split, where
+from cook.recipe.text.values import plain
 
 EMPTY = "passes is empty: nothing is compressed"
 """What is said of a recipe that has the key and no pass under it; one without the key only trains."""

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from torch import nn
 
 from cook.errors import CookError
-from cook.model import linear, surgery
-from cook.model.anatomy import Anatomy
-from cook.model.depth import beyond
-from cook.model.edit import Edit
-from cook.model.families import Stack
-from cook.model.sharing import own
-from cook.model.targets import within
+from cook.model.arch.anatomy import Anatomy
+from cook.model.arch.families import Stack
+from cook.model.arch.targets import within
+from cook.model.edits.depth import beyond
+from cook.model.edits.edit import Edit
+from cook.model.nn import linear, surgery
+from cook.model.nn.sharing import own
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from cook.errors import CookError
-from cook.model import linear, surgery
-from cook.model.blueprint import Blueprint
-from cook.model.edit import Edit
-from cook.model.residual import Residual
-from cook.model.sharing import own
+from cook.model.edits.blueprint import Blueprint
+from cook.model.edits.edit import Edit
+from cook.model.nn import linear, surgery
+from cook.model.nn.residual import Residual
+from cook.model.nn.sharing import own
 from cook.passes import Effect, Pass, register
 from cook.share.groups import Group, grouped
 from cook.share.specs import LayersSpec
 from cook.share.start import distance, factors, started
 
 if TYPE_CHECKING:
-    from cook.model.anatomy import Anatomy
+    from cook.model.arch.anatomy import Anatomy
     from cook.session import Session
 
 

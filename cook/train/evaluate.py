@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 
-from cook.model.measure import evaluating
-from cook.train import batches
-from cook.train.data import sample
-from cook.train.progress import bar
-from cook.train.tasks.task import IGNORE, Task
+from cook.data import batches
+from cook.data.sources import sample
+from cook.data.tasks.task import IGNORE, Task
+from cook.model.probe.measure import evaluating
+from cook.progress import bar
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 

@@ -28,20 +28,21 @@ from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor
 
+from cook.data import batches
+from cook.data.tasks import Task
 from cook.errors import CookError, RunError
-from cook.recipe.moment import Moment
+from cook.failures import interrupted, memory_errors, not_finite
+from cook.progress import bar
+from cook.recipe.text.schedule_point import Moment
 from cook.session import Session
-from cook.teacher import not_finite as not_finite_teacher
-from cook.train import batches, checkpoint, processes
-from cook.train.accounting import Accounting
+from cook.teacher.teacher import not_finite as not_finite_teacher
+from cook.train import checkpoint, processes
 from cook.train.evaluate import metric_named
-from cook.train.failures import interrupted, memory_errors, not_finite
 from cook.train.optimizer import adamw, scheduler
-from cook.train.progress import bar
 from cook.train.recompute import recomputing
+from cook.train.recorder import Accounting
 from cook.train.seeds import seed_everything
 from cook.train.signals import Signals
-from cook.train.tasks import Task
 
 
 def steps_of(train: Any, rows: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from transformers import BertForSequenceClassification
 
 from benchmarks.distill import METHODS, agreement
 from cook.passes import registered
-from tests import tiny
+from tests.helpers import tiny
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from benchmarks.sentences import labels, sentences
-from tests import tiny
+from tests.helpers import tiny
 
 
 def test_documents_are_cut_at_their_sentences():

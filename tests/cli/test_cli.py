@@ -184,10 +184,10 @@ def test_ablate(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_schema(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("cook.recipe.schema")
+    module = ModuleType("cook.recipe.schema.build")
     module.schema = lambda: {"type": "object"}  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cook.recipe", ModuleType("cook.recipe"))
-    monkeypatch.setitem(sys.modules, "cook.recipe.schema", module)
+    monkeypatch.setitem(sys.modules, "cook.recipe.schema.build", module)
     assert main(["schema"]) == 0
     assert json.loads(capsys.readouterr().out) == {"type": "object"}
 

@@ -10,7 +10,7 @@ import pytest
 
 from cook.cli import main
 from cook.recipe import load_recipe
-from tests import tiny
+from tests.helpers import tiny
 
 CONFIG: dict[str, Any] = {
     "distillation": {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cook.session import Session
-from tests import tiny
+from tests.helpers import tiny
 
 FINAL_NORMS = {"gpt2": "transformer.ln_f", "llama": "model.norm", "vit": "vit.layernorm"}
 CAUSAL = {"gpt2", "llama"}

@@ -15,11 +15,10 @@ from torch import Tensor
 from cook.distill.hidden import DISTANCES, valid_mean
 from cook.distill.pairs import attended_mean
 from cook.errors import CookError
-from cook.model.anatomy import Anatomy
-from tests import bound, tiny
+from cook.model.arch.anatomy import Anatomy
 from tests.distill.own import same_in_parts_and_padded
-from tests.model import families
-from tests.traces import differences
+from tests.helpers import bound, families, tiny
+from tests.helpers.traces import differences
 
 # Distances
 

@@ -10,8 +10,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, XLNetConfig, XLNetLMHeadMo
 
 from cook.distill.logits import LOSSES, labelled, mean_square, soft_cross_entropy
 from cook.errors import CookError
-from cook.model.alignment import predicts_next
-from tests import bound, tiny
+from cook.model.probe.alignment import predicts_next
+from tests.helpers import bound, tiny
 
 
 def softmax(row: list[float]) -> list[float]:

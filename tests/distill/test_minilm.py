@@ -14,10 +14,9 @@ from torch import Tensor
 from cook.distill.minilm import regrouped, relation, relation_divergence
 from cook.distill.specs import RELATIONS
 from cook.errors import CookError
-from cook.model.anatomy import Anatomy
-from tests import bound, tiny
+from cook.model.arch.anatomy import Anatomy
 from tests.distill.own import same_in_parts_and_padded
-from tests.model import families
+from tests.helpers import bound, families, tiny
 
 # The functions
 

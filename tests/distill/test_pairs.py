@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from cook.distill.pairs import last, layer_map, projection, token_mean, uniform
 from cook.errors import CookError
-from cook.model.anatomy import Anatomy
+from cook.model.arch.anatomy import Anatomy
 from cook.pipeline.inputs import make_passes
 from cook.recipe import load_recipe
-from tests import bound, tiny
+from tests.helpers import bound, tiny
 
 DEPTHS = st.integers(1, 30).flatmap(lambda deep: st.tuples(st.integers(1, deep), st.just(deep)))
 HIDDEN = {"map": {"layers[0].output": "layers[1].output"}}

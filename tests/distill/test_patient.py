@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from cook.distill.patient import DistillPatient, direction_distance, first_token, last_but_top, skip
 from cook.errors import CookError
-from cook.model.anatomy import Anatomy
-from tests import bound, tiny
+from cook.model.arch.anatomy import Anatomy
 from tests.distill import own
+from tests.helpers import bound, tiny
 
 
 def slow_distance(student, teacher):

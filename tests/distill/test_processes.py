@@ -2,9 +2,9 @@
 
 import torch
 
-from tests import tiny
 from tests.distill.processes import learn
-from tests.several import two
+from tests.helpers import tiny
+from tests.helpers.processes import two
 
 
 def test_two_processes_and_one(tmp_path):

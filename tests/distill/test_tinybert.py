@@ -17,10 +17,10 @@ from cook.distill.pairs import last, uniform
 from cook.distill.specs import PARTS, TERMS
 from cook.distill.tinybert import score_distance, state_distance
 from cook.errors import CookError
-from cook.model.anatomy import Anatomy
+from cook.model.arch.anatomy import Anatomy
 from cook.recipe import load_recipe
-from tests import bound, tiny
 from tests.distill import own
+from tests.helpers import bound, tiny
 
 PAIRS = [(0, 0), (1, 2), (2, 4)]
 """Three layers learn from five, uniformly: 5/3, 10/3 and 15/3, rounded down and counted from 0."""

@@ -6,8 +6,8 @@ import pytest
 import torch
 import transformers as T
 
-from cook.model.anatomy import Anatomy
-from tests import bound, tiny
+from cook.model.arch.anatomy import Anatomy
+from tests.helpers import bound, tiny
 
 SIZES = {
     "hidden_size": 16,

@@ -12,8 +12,8 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from tests import bound
-from tests.model.test_embedding import inputs, made
+from tests.helpers import bound
+from tests.model.nn.test_embedding import inputs, made
 
 
 def main(folder: Path) -> None:

@@ -13,20 +13,19 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
 
 import cook
+from cook.data.calibration import given
 from cook.errors import CookError
 from cook.lowrank.table import factors
-from cook.model import folder
-from cook.model.anatomy import Anatomy
-from cook.model.measure import tally
-from cook.model.width import stream
+from cook.model.arch.anatomy import Anatomy
+from cook.model.arch.width import stream
+from cook.model.hub import folder
+from cook.model.probe.measure import tally
 from cook.pipeline.plan import plan, plan_passes
 from cook.recipe import load_recipe
-from cook.train.calibration import given
-from tests import bound, tiny
-from tests.model import families
-from tests.model.test_embedding import first, inputs, made, shared
-from tests.several import two
-from tests.traces import hooks
+from tests.helpers import bound, families, tiny
+from tests.helpers.processes import two
+from tests.helpers.traces import hooks
+from tests.model.nn.test_embedding import first, inputs, made, shared
 
 LOWRANK: dict[str, Any] = {"lowrank.embedding": {"rank": 4}}
 HALF = {

@@ -7,12 +7,11 @@ import torch
 from transformers import LlamaForCausalLM
 
 from cook.lowrank.fisher import row_information, row_squares
-from cook.model.anatomy import Anatomy
-from cook.model.linear import is_linear, matrix
-from cook.model.targets import select
-from tests import tiny
-from tests.model import families
-from tests.traces import hooks
+from cook.model.arch.anatomy import Anatomy
+from cook.model.arch.targets import select
+from cook.model.nn.linear import is_linear, matrix
+from tests.helpers import families, tiny
+from tests.helpers.traces import hooks
 
 
 def test_squares_are_those_of_each_examples_gradient():

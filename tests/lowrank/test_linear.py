@@ -17,22 +17,21 @@ from transformers import (
 )
 
 import cook
+from cook.data.calibration import given
 from cook.errors import CookError
 from cook.lowrank import factors
 from cook.lowrank.fisher import row_information
 from cook.lowrank.ranks import worthwhile
-from cook.model.anatomy import Anatomy
-from cook.model.integer import IntLinear
-from cook.model.linear import matrix, shape
-from cook.model.lowrank import Apart, LowRank
-from cook.model.measure import macs, tally
-from cook.model.targets import select
+from cook.model.arch.anatomy import Anatomy
+from cook.model.arch.targets import select
+from cook.model.nn.integer import IntLinear
+from cook.model.nn.linear import matrix, shape
+from cook.model.nn.lowrank import Apart, LowRank
+from cook.model.probe.measure import macs, tally
 from cook.session import Session
-from cook.train.calibration import given
-from tests import bound, tiny
-from tests.model import families
-from tests.model.test_layerwise import seq2seq, slow_gram, slow_gram_of_pairs
-from tests.traces import hooks
+from tests.helpers import bound, families, tiny
+from tests.helpers.traces import hooks
+from tests.model.calibration.test_layerwise import seq2seq, slow_gram, slow_gram_of_pairs
 
 
 def batches(family: str = "bert", size: int = 20) -> list[dict[str, Tensor]]:

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import cook
-from cook.model.lowrank import LowRank
-from tests import bound, tiny
+from cook.model.nn.lowrank import LowRank
+from tests.helpers import bound, tiny
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install -e '.[dev]'")
 

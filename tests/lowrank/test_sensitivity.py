@@ -17,12 +17,12 @@ from transformers import (
 
 from cook.errors import CookError
 from cook.lowrank.sensitivity import sensitivities
-from cook.model.anatomy import Anatomy
-from cook.model.linear import shape
-from cook.model.targets import select
-from tests.model import families
-from tests.model.test_layerwise import seq2seq
-from tests.traces import hooks
+from cook.model.arch.anatomy import Anatomy
+from cook.model.arch.targets import select
+from cook.model.nn.linear import shape
+from tests.helpers import families
+from tests.helpers.traces import hooks
+from tests.model.calibration.test_layerwise import seq2seq
 
 
 def jacobians(model: Any, name: str, example: dict[str, Tensor]) -> Tensor:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tests import bound
-from tests.model import families
+from tests.helpers import bound, families
 
 FAMILIES = ("bert", "bart", "deberta-v2")
 STEPS, RATE = 16, 0.6

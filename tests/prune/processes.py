@@ -12,8 +12,8 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from cook.train.calibration import given
-from tests import bound, tiny
+from cook.data.calibration import given
+from tests.helpers import bound, tiny
 
 STEPS, SIZE = 4, 6
 ITEMS = {

@@ -14,18 +14,17 @@ from torch import Tensor, nn
 
 import cook
 from cook.errors import CookError
-from cook.model.anatomy import Anatomy
-from cook.model.blueprint import Blueprint
-from cook.model.depth import compact, left_out, skips
+from cook.model.arch.anatomy import Anatomy
+from cook.model.edits.blueprint import Blueprint
+from cook.model.edits.depth import compact, left_out, skips
 from cook.pipeline.plan import plan_passes
 from cook.prune.layerdrop import dropped
 from cook.session import Session
 from cook.train.recompute import recomputing
-from tests import bound, tiny
-from tests.model import families
+from tests.helpers import bound, families, tiny
+from tests.helpers.processes import two
+from tests.helpers.traces import differences, hooks
 from tests.prune import dropping
-from tests.several import two
-from tests.traces import differences, hooks
 
 DROPPABLE = [family for family in families.ALL if family not in ("albert", "t5")]
 HALF = {"prune.layerdrop": {"rate": 0.5}}

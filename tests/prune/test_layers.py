@@ -18,16 +18,15 @@ from transformers import (
 )
 
 import cook
+from cook.data import calibration
 from cook.errors import CookError
-from cook.model.anatomy import Anatomy
-from cook.model.blueprint import Blueprint
-from cook.model.depth import compact, left_out, skips
-from cook.model.edit import Edit
+from cook.model.arch.anatomy import Anatomy
+from cook.model.edits.blueprint import Blueprint
+from cook.model.edits.depth import compact, left_out, skips
+from cook.model.edits.edit import Edit
 from cook.pipeline.plan import plan_passes
 from cook.prune.layers import block_influence, chosen
-from cook.train import calibration
-from tests import bound, tiny
-from tests.model import families
+from tests.helpers import bound, families, tiny
 
 DROPPABLE = [family for family in families.ALL if family not in ("albert", "t5")]
 EXAMPLES = calibration.given([tiny.batch(size=8, seed=5)])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.several import two
+from tests.helpers.processes import two
 
 
 @pytest.mark.parametrize("how", ["importance", "budget"])

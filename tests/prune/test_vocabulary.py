@@ -14,11 +14,11 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMode
 
 import cook
 from cook.errors import CookError
-from cook.model.tokenizer import Lexicon, count_tokens
+from cook.model.tokens.tokenizer import Lexicon, count_tokens
 from cook.pipeline.evaluate import evaluate
 from cook.prune.vocabulary import kept_tokens
 from cook.recipe import load_recipe
-from tests import readers, tiny
+from tests.helpers import tiny, tokenizers
 
 STRANGER = """
 import json, sys, torch
@@ -47,14 +47,14 @@ def pruned(model: Any, tokenizer: Any, **options: Any) -> Any:
     return cook.apply(model, {"version": 1, "passes": [{"prune.vocabulary": options}]}, tokenizer=tokenizer)
 
 
-@pytest.mark.parametrize("kind", readers.KINDS)
+@pytest.mark.parametrize("kind", tokenizers.KINDS)
 def test_a_language_model_and_every_kind_of_tokenizer(kind, tmp_path):
-    tokenizer = readers.tokenizer(kind)
+    tokenizer = tokenizers.tokenizer(kind)
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     # More rows than tokens, as models are padded: those leave as well.
     model = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer) + 9, **sizes)).eval()
-    text = " ".join(readers.lines()[:4])
+    text = " ".join(tokenizers.lines()[:4])
     (tmp_path / "texts.txt").write_text(f"{text}\n\n", encoding="utf-8")
     ids = tokenizer(text, return_tensors="pt", truncation=True, max_length=200)["input_ids"]
     hidden, logits = (model.bert(ids).last_hidden_state, model(ids).logits)
@@ -74,7 +74,7 @@ def test_a_language_model_and_every_kind_of_tokenizer(kind, tmp_path):
 
 
 def test_rare_tokens_become_smaller_pieces(tmp_path):
-    tokenizer = readers.tokenizer("bytes")
+    tokenizer = tokenizers.tokenizer("bytes")
     ends = {"bos_token_id": 1, "eos_token_id": 2}
     config = GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=2, **ends)
     (tmp_path / "texts.txt").write_text("the pass the pass the model\n", encoding="utf-8")
@@ -161,11 +161,11 @@ def test_it_composes_with_pruned_and_rounded_embeddings_and_a_teacher(tmp_path):
 
 
 def test_a_rounded_head_that_shares_its_weight_loses_its_columns(tmp_path):
-    tokenizer = readers.tokenizer("bytes")
+    tokenizer = tokenizers.tokenizer("bytes")
     config = GPT2Config(
         vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=2
     )
-    (tmp_path / "texts.txt").write_text("\n".join(readers.lines()[:5]), encoding="utf-8")
+    (tmp_path / "texts.txt").write_text("\n".join(tokenizers.lines()[:5]), encoding="utf-8")
     passes = [
         {"quant.qat": {"include": ["lm_head"], "activations": None}},
         {"prune.vocabulary": {"corpora": [str(tmp_path / "texts.txt")]}},

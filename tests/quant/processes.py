@@ -13,7 +13,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from cook.quant.fake import FakeQuantMoving
-from tests import bound, tiny
+from tests.helpers import bound, tiny
 
 
 def main(folder: Path) -> None:

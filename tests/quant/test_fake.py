@@ -10,15 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from cook.model.integer import IntLinear
-from cook.model.transformed import TransformedLinear
-from cook.quant.fake import (
-    FakeQuantMoving,
-    FakeQuantToken,
-    FakeQuantWeight,
-    RoundClipped,
-    update_together,
-)
+from cook.model.nn.integer import IntLinear
+from cook.model.nn.transformed import TransformedLinear
+from cook.quant.fake import FakeQuantMoving, FakeQuantToken, FakeQuantWeight, RoundClipped, update_together
 
 WIDTHS = range(2, 9)
 

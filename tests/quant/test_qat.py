@@ -5,14 +5,13 @@ import torch
 
 import cook
 from cook.errors import CookError
-from cook.model.anatomy import Anatomy
-from cook.model.integer import IntLinear, unpack
-from cook.model.masks import fold, soften
-from cook.model.transformed import TransformedLinear
+from cook.model.arch.anatomy import Anatomy
+from cook.model.nn.integer import IntLinear, unpack
+from cook.model.nn.masks import fold, soften
+from cook.model.nn.transformed import TransformedLinear
 from cook.quant.fake import FakeQuantMoving
-from tests import bound, several, tiny
-from tests.model import families
-from tests.tiny import FAMILIES
+from tests.helpers import bound, families, processes, tiny
+from tests.helpers.tiny import FAMILIES
 
 CONFIGURATIONS = [
     {},
@@ -261,7 +260,7 @@ def test_micro_batches_change_no_scale(parts):
 
 
 def test_processes_change_no_scale(tmp_path):
-    several.two("tests.quant.processes", str(tmp_path))
+    processes.two("tests.quant.processes", str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first == second
     assert first == pytest.approx(moved(1), rel=1e-5)

@@ -10,8 +10,8 @@ from cook.distill.logits import soft_cross_entropy
 from cook.errors import CookError
 from cook.recipe import load_recipe, thaw
 from cook.recipe.bmcook import convert, is_bmcook, to_yaml
-from cook.recipe.text import parse
-from tests import bound, tiny
+from cook.recipe.text.parse import parse
+from tests.helpers import bound, tiny
 
 CONFIG = {
     "distillation": {

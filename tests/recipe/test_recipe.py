@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from cook.errors import CookError, RecipeErrors
 from cook.recipe import Recipe, load_recipe, thaw
-from cook.recipe.nodes import dump
-from cook.recipe.text import parse
-from tests.recipe.test_schema import GOOD
+from cook.recipe.text.nodes import dump
+from cook.recipe.text.parse import parse
+from tests.recipe.schema.test_build import GOOD
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from tests import bound, tiny
+from tests.helpers import bound, tiny
 
 STEPS, SIZE = 4, 6
 OPTIONS = {"groups": 2, "residual": 2}

@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cook.errors import CookError
-from cook.model import surgery
-from cook.model.anatomy import Anatomy
-from cook.model.families import FAMILIES
+from cook.model.arch.anatomy import Anatomy
+from cook.model.arch.families import FAMILIES
+from cook.model.nn import surgery
 from cook.share.groups import consecutive, grouped
-from tests import bound, tiny
-from tests.model import families
+from tests.helpers import bound, families, tiny
 
 
 def meta(family: str = "bert", layers: int = 6) -> nn.Module:

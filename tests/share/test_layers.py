@@ -14,14 +14,13 @@ from transformers import AutoModelForCausalLM, MarianConfig, MarianMTModel, OPTC
 
 import cook
 from cook.errors import CookError
-from cook.model import folder
-from cook.model.anatomy import Anatomy
-from cook.model.families import FAMILIES
-from cook.model.measure import macs, tally
+from cook.model.arch.anatomy import Anatomy
+from cook.model.arch.families import FAMILIES
+from cook.model.hub import folder
+from cook.model.probe.measure import macs, tally
 from cook.pipeline.plan import plan_passes
-from tests import bound, tiny
-from tests.model import families
-from tests.model.reshaped import own_memory
+from tests.helpers import bound, families, tiny
+from tests.helpers.reshaped import own_memory
 
 DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "opt", "gpt_neox")
 

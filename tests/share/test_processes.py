@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.several import two
+from tests.helpers.processes import two
 from tests.share.processes import learn
 
 

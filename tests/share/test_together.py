@@ -9,16 +9,17 @@ import pytest
 import torch
 from torch import nn
 
+from cook.data.calibration import given
 from cook.errors import CookError
-from cook.model import folder, units
-from cook.model.anatomy import Anatomy
-from cook.model.families import FAMILIES
-from cook.model.integer import IntLinear
-from cook.model.measure import tally
+from cook.model.arch import units
+from cook.model.arch.anatomy import Anatomy
+from cook.model.arch.families import FAMILIES
+from cook.model.hub import folder
+from cook.model.nn.integer import IntLinear
+from cook.model.probe.measure import tally
 from cook.pipeline.plan import plan_passes
-from cook.prune.importance import gradient_importance
-from cook.train.calibration import given
-from tests import bound, tiny
+from cook.prune.structure.importance import gradient_importance
+from tests.helpers import bound, tiny
 from tests.share.test_layers import by_parameter, unshared
 
 EXAMPLES = given([tiny.batch(size=8, seed=5)])
@@ -263,7 +264,7 @@ def test_a_finished_model_that_shares_is_pruned_again(tmp_path):
 
 def test_a_family_without_an_entry_is_known_with_residuals_too(monkeypatch):
     entries = {name: family for name, family in FAMILIES.items() if name != "llama"}
-    monkeypatch.setattr("cook.model.anatomy.FAMILIES", entries)
+    monkeypatch.setattr("cook.model.arch.anatomy.FAMILIES", entries)
     model = tiny.model("llama", layers=4)
     bound.session(model, RELAXED, steps=0).finish()
     assert len(units.heads(Anatomy(model))) == 2

@@ -14,7 +14,7 @@ import torch
 
 from cook.errors import RunError
 from cook.train import checkpoint, manifest
-from tests.train.states import names, same, state
+from tests.helpers.states import names, same, state
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from cook.errors import RunError
 from cook.train import checkpoint
-from tests.train.states import names, same, state
+from tests.helpers.states import names, same, state
 
 START = multiprocessing.get_context("forkserver")  # imports torch once, then forks for each child
 START.set_forkserver_preload([__name__])

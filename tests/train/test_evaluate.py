@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cook.train import data, tasks
+from cook.data import sources, tasks
+from cook.data.tasks.task import IGNORE
 from cook.train.evaluate import evaluate, evaluating, metric_named, predict
-from cook.train.tasks.task import IGNORE
-from tests import tiny
-from tests.train.sections import error, section
+from tests.helpers import tiny
+from tests.helpers.sections import error, section
 
 
 @pytest.fixture(params=["bert", "gpt2", "vit"])
@@ -22,10 +22,10 @@ def setting(request, tmp_path, monkeypatch):
     else:
         tiny.table(tmp_path / "rows.tsv", rows=41)
         given, name, processor = section(validation=tmp_path / "rows.tsv"), "text", tiny.tokenizer()
-    rows = data.load(given, error, splits=["validation"])["validation"]
+    rows = sources.load(given, error, splits=["validation"])["validation"]
     if request.param == "vit":
         rows = rows.filter(lambda row: row["label"] < 2).cast_column(
-            "label", data.datasets.ClassLabel(names=["negative", "positive"])
+            "label", sources.datasets.ClassLabel(names=["negative", "positive"])
         )
     task = tasks.find(f"{name}-classification")(given, error)
     task.bind(model.config, task.labels({"validation": rows}))

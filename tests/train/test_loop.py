@@ -15,12 +15,13 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cook.data import batches
 from cook.errors import CookError, Interrupted, RunError
 from cook.pipeline import environment
-from cook.train import batches, checkpoint
+from cook.train import checkpoint
 from cook.train.loop import Loop
-from tests.several import torchrun
-from tests.train.loops import BATCH, ROWS, SEVERAL, Rows, loop, model, rows
+from tests.helpers.loops import BATCH, ROWS, SEVERAL, Rows, loop, model, rows
+from tests.helpers.processes import torchrun
 
 PRUNE = {"prune.weights": {"sparsity": 0.5, "start": 1, "end": 3}}
 
@@ -276,7 +277,7 @@ def test_two_processes_equal_one(given: Rows, tmp_path: Path) -> None:
     alone = loop(given, **SEVERAL)
     alone.run()
     file = tmp_path / "weights.safetensors"
-    printed = torchrun("tests.train.loops", str(file), COOK_CACHE=str(tmp_path / "cache"))
+    printed = torchrun("tests.helpers.loops", str(file), COOK_CACHE=str(tmp_path / "cache"))
     assert furthest(load_file(file), weights(alone)) < 1e-5
     processes, told = printed.split(maxsplit=1)
     assert processes == "2"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from cook.train.optimizer import adamw, decay_groups, scheduler, share_of_rate
-from tests import tiny
+from tests.helpers import tiny
 
 
 def rates(total: int, warmup: int, schedule: str) -> list[float]:

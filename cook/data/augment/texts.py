@@ -1,0 +1,253 @@
+"""More examples to distil on: copies of rows in which words are replaced by similar ones.
+
+After X. Jiao et al., "TinyBERT: Distilling BERT for Natural Language Understanding", Findings of EMNLP
+2020, section 3 and algorithm 1. Whole words of one token become whole words of one token, so a copy is as
+long as its original, and its labels, token types and masks are valid. It works on prepared rows and knows
+nothing of tasks.
+
+What can take the place of a word says the method: `neighbours`, the nearest in an embedding matrix, or
+`masked-lm`, the most probable of a masked language model that sees the copy with its chosen words masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cook.data import cache
+from cook.data.augment.masked_words import MaskedWords
+from cook.data.augment.words import Flags, Ids, Words, flat, words_of
+from cook.data.tasks import Task
+from cook.model.hub import load
+from cook.teacher.teacher import Given, named
+
+VERSION = 1
+"""Part of the key of every entry: raised when other words would be chosen."""
+ROWS = 10_000
+"""Rows that are changed at a time, with a random stream of their own."""
+CHUNK = 256
+"""Words whose neighbours are looked for at a time."""
+
+Candidates = Callable[[pa.Table, Flags], Ids]
+"""What each token of these rows where the flag is set may become, shape `(set flags, candidates)`."""
+
+
+def nearest(embeddings: Tensor, words: Flags, count: int, wanted: Flags | None = None) -> Tensor:
+    """The words nearest to each word by cosine, nearest first; a word is not its own neighbour.
+
+    Args:
+        embeddings: shape `(vocabulary, width)`.
+        words: which ids are words, shape `(vocabulary,)` or shorter: the others come nowhere.
+        count: neighbours of a word; there are fewer where the vocabulary has fewer other words.
+        wanted: the words to look for, of the shape of `words`; None for all.
+
+    Returns:
+        Ids of shape `(len(words), neighbours)`; -1 for what is no wanted word.
+    """
+    known = torch.from_numpy(np.flatnonzero(words))
+    # In float64, what is nearest does not hang on how many threads add up a sum.
+    unit = torch.nn.functional.normalize(embeddings[known].double(), dim=1)
+    count = max(0, min(count, len(known) - 1))
+    table = torch.full((len(words), count), -1)
+    places = torch.arange(len(known)) if wanted is None else torch.from_numpy(wanted)[known].nonzero()[:, 0]
+    for some in places.split(CHUNK):
+        cosines = unit[some] @ unit.T
+        cosines[torch.arange(len(some)), some] = -torch.inf
+        table[known[some]] = known[cosines.topk(count).indices]
+    return table
+
+
+def chosen(alone: Flags, lengths: Ids, share: float, source: np.random.RandomState) -> Flags:
+    """The words to replace: each with probability `share`, and one at least in a row that has any.
+
+    Args:
+        alone: the tokens of all rows that can be replaced.
+        lengths: of the rows.
+        share: from 0 to 1.
+    """
+    drawn = np.where(alone, source.random_sample(len(alone)), np.inf)
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    lowest = np.full(len(lengths), np.inf)
+    np.minimum.at(lowest, row, drawn)
+    return alone & (drawn <= np.maximum(share, lowest)[row])
+
+
+def replaced(ids: Ids, where: Flags, candidates: Ids, source: np.random.RandomState) -> Ids:
+    """A copy of `ids` in which each token at `where` is one of its candidates, all equally likely.
+
+    Args:
+        ids: the tokens of all rows.
+        where: shape of `ids`.
+        candidates: ids of shape `(set flags of where, candidates of each)`.
+    """
+    result = ids.copy()
+    result[where] = candidates[
+        np.arange(len(candidates)), source.randint(candidates.shape[1], size=len(candidates))
+    ]
+    return result
+
+
+def augmented(
+    rows: Dataset,
+    task: Task,
+    train: Any,
+    *,
+    processor: Any,
+    model: PreTrainedModel,
+    teacher: Given,
+    accelerator: Accelerator,
+) -> Dataset:
+    """The rows and the copies that `data.augment` asks for: all originals, then copy 1, copy 2, ...
+
+    The result is a function of its arguments, cached on disk and memory-mapped; an epoch over it is
+    `1 + copies` times as long. Without `data.augment` it is the rows themselves.
+
+    Args:
+        rows: from `task.prepare`.
+        train: the recipe's section, for its seed.
+        processor: the tokenizer of the rows.
+        model: what "self" means; its word embeddings stand in where there is no teacher.
+        teacher: in any form that a session takes; the first one's embeddings count.
+        accelerator: one process makes the entry, the others wait; its device runs the language model.
+
+    Raises:
+        CookError: the rows are no text, or hold no word that could be replaced; the language model is
+            none, or reads another vocabulary.
+    """
+    asked = task.data.augment
+    if asked is None:
+        return rows
+    if "input_ids" not in rows.column_names:
+        hint = "leave data.augment out: it replaces words in texts"
+        raise task.error("data.augment", f"there are no words in the data of {task.name}", hint)
+    words = words_of(processor)
+    total, without = _replaceable(rows, words)
+    if not total:
+        hint = "replaced are words that are one token of the vocabulary, neither special nor pieces"
+        raise task.error("data.augment", "no word of the training data can be replaced", hint)
+    identity, candidates = _source(rows, task, words, processor, model, teacher, accelerator.device)
+    seed = next(each for each in (asked.seed, train.data_seed, train.seed) if each is not None)
+    key = cache.key(
+        augment=VERSION,
+        rows=cache.of_rows(rows, rows.column_names),
+        words=cache.of_tensors({name: torch.from_numpy(flags) for name, flags in vars(words).items()}),
+        source=identity,
+        seed=seed,
+        options={name: asked[name] for name in ("method", "copies", "share", "candidates")},
+    )
+    with accelerator.main_process_first():
+        result = cache.stored(key, lambda: _tables(rows, words, candidates(), asked, seed))
+    changed = _differing(rows, result)
+    task.say(
+        f"augmented: {asked.copies} copies of {len(rows):,} rows make {len(result):,}; "
+        f"{changed / (asked.copies * total):.1%} of the words in them were replaced"
+        + (f"; {without:,} rows have none to replace" if without else "")
+    )
+    return result
+
+
+def _tables(rows: Dataset, words: Words, candidates: Candidates, asked: Any, seed: int) -> Iterator[pa.Table]:
+    yield from _blocks(rows)
+    for copy in range(1, asked.copies + 1):
+        for number, table in enumerate(_blocks(rows)):
+            # The legacy generator's stream is frozen for good, unlike that of numpy's newer ones.
+            source = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, copy, number])))
+            ids, lengths = flat(table["input_ids"])
+            where = chosen(words.alone(ids, lengths), lengths, asked.share, source)
+            values = pa.array(replaced(ids, where, candidates(table, where), source))
+            offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int32())
+            field = table.schema.field("input_ids")
+            column = pa.ListArray.from_arrays(offsets, values).cast(field.type)
+            yield table.set_column(table.schema.get_field_index("input_ids"), field, column)
+
+
+def _blocks(rows: Dataset) -> Iterator[pa.Table]:
+    for table in rows.with_format("arrow").iter(batch_size=ROWS):
+        yield table.replace_schema_metadata(None)
+
+
+def _replaceable(rows: Dataset, words: Words) -> tuple[int, int]:
+    """How many words of the rows can be replaced, and how many rows have none."""
+    total = without = 0
+    if words.whole.sum() > 1:
+        for table in _blocks(rows):
+            ids, lengths = flat(table["input_ids"])
+            row = np.repeat(np.arange(len(lengths)), lengths)
+            found = np.bincount(row[words.alone(ids, lengths)], minlength=len(lengths))
+            total, without = total + int(found.sum()), without + int((found == 0).sum())
+    return total, without
+
+
+def _differing(rows: Dataset, result: Dataset) -> int:
+    """The tokens of all copies that are not those of the originals."""
+    tables, changed = result.with_format("arrow"), 0
+    for number, table in enumerate(_blocks(rows)):
+        own, start = flat(table["input_ids"])[0], number * ROWS
+        for copy in range(len(rows), len(result), len(rows)):
+            found = flat(tables[copy + start : copy + start + len(table)]["input_ids"])[0]
+            changed += int((found != own).sum())
+    return changed
+
+
+def _source(
+    rows: Dataset,
+    task: Task,
+    words: Words,
+    processor: Any,
+    model: PreTrainedModel,
+    teacher: Given,
+    device: torch.device,
+) -> tuple[str, Callable[[], Candidates]]:
+    """What similar words come from: its hash, and what makes it ready when there is no entry yet."""
+    asked = task.data.augment
+    if asked.method == "masked-lm":
+        predict = MaskedWords(task, processor, words, asked.candidates, device)
+
+        def masked() -> Candidates:
+            count = f"{asked.copies * len(rows):,}"
+            task.say(f"asking {asked.model} for words in {count} rows; they are kept for the next run")
+            return predict
+
+        return predict.identity, masked
+    embeddings = _embeddings(task, model, teacher, words)
+
+    def neighbours() -> Candidates:
+        wanted = np.zeros_like(words.whole)
+        for table in _blocks(rows):
+            wanted[flat(table["input_ids"])[0]] = True
+        near = nearest(embeddings, words.whole, asked.candidates, wanted).numpy()
+        return lambda table, where: near[flat(table["input_ids"])[0][where]]
+
+    return cache.of_tensors({"embeddings": embeddings}), neighbours
+
+
+def _embeddings(task: Task, model: PreTrainedModel, teacher: Given, words: Words) -> Tensor:
+    """The word embeddings of the (first) teacher; of the model itself without one."""
+    first = next(iter(named(teacher)), None)
+    if first is None:
+        if load.origin_of(model).new_head and not model.name_or_path:
+            hint = "name a teacher, or use method: masked-lm"
+            raise task.error(
+                "data.augment.method", "the model starts from random weights: no word is near another", hint
+            )
+        task.say("augmentation finds similar words in the model's own embeddings, for there is no teacher")
+    owner: Any = model if first is None or isinstance(first.model, str) else first.model
+    found: Tensor = owner.get_input_embeddings().weight.detach().float().cpu()
+    if not bool(found.isfinite().all()):
+        hint = "look at the weights of the teacher, or of the model if there is none"
+        raise task.error("data.augment", "the word embeddings are not finite: no word is near another", hint)
+    if len(found) < len(words.whole):
+        raise task.error(
+            "data.augment",
+            f"the tokenizer knows ids up to {len(words.whole) - 1}, there are {len(found)} word embeddings",
+            "use the tokenizer that belongs to the model and its teacher",
+        )
+    return found

@@ -1,0 +1,91 @@
+"""Validation cut out of the rows of train, at random: the same rows for a seed, stratified if asked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cook.data.cells import label_names
+from cook.data.parts import Part
+
+if TYPE_CHECKING:
+    from cook.data.sources import ErrorAt
+
+
+def parts(train: Part, data: Any, error: ErrorAt, say: Callable[[str], None]) -> dict[str, Part]:
+    """Validation as the share `data.validation` of the rows of train, and train without them.
+
+    Raises:
+        CookError: one of the two would have no rows.
+    """
+    asked, total = data.validation, len(train.dataset)
+    split = asked["split"]
+    size = split if isinstance(split, int) else round(float(split.rstrip("%")) * total / 100)
+    if not 0 < size < total:
+        message = f"{split} of the {total} rows of train are {size} rows, and both parts need some"
+        raise error("data.validation", message, f"there can be 1 to {total - 1} rows")
+    labels = None
+    if asked["stratify"]:
+        if data.label not in train.dataset.features:
+            columns = ", ".join(train.dataset.column_names)
+            raise error("data.label", f"there is no column {data.label!r}", f"the columns are {columns}")
+        labels = label_names(train.dataset, data.label)
+        if single := sorted(name for name, count in Counter(labels).items() if count == 1):
+            listed = ", ".join(map(repr, single[:12])) + (", ..." if len(single) > 12 else "")
+            say(f"validation has no row of {len(single)} classes that have a single row: {listed}")
+    rows = cut(total, size, asked["seed"], labels)
+    if not 0 < len(rows) < total:
+        message = f"no class has two rows, so that {total} rows cannot be cut by class"
+        raise error("data.validation", message, "leave stratify out")
+    if len(rows) != size:
+        say(f"validation has {len(rows)} rows in the place of {size}, so that each class can have its own")
+    rest = np.setdiff1d(np.arange(total), rows)
+    return {"train": train.select(rest), "validation": train.select(rows)}
+
+
+def cut(total: int, size: int, seed: int, labels: Sequence[str] | None = None) -> np.ndarray:
+    """Rows to take out of `total`, drawn at random: always the same ones for a seed, in their old order.
+
+    Args:
+        size: how many to take.
+        labels: of each row; with them every class gives its share of `size`, at least one row and not all
+            of them. A class of a single row gives none. So there may be more rows than `size`.
+
+    Returns:
+        Row numbers, ascending.
+    """
+    # RandomState's stream is frozen for good, so the rows stay the same across numpy versions.
+    order = np.random.RandomState(seed).permutation(total)
+    if labels is None:
+        return np.sort(order[:size])
+    wanted = shares(Counter(labels), size)
+    chosen = []
+    for row in order:
+        if wanted[labels[row]] > 0:
+            wanted[labels[row]] -= 1
+            chosen.append(int(row))
+    return np.sort(np.array(chosen, dtype=np.int64))
+
+
+def shares(counts: Counter[str], size: int) -> dict[str, int]:
+    """How many of `size` rows each class gives, by largest remainders; see `cut`."""
+    total = sum(counts.values())
+    exact = {name: size * count / total for name, count in counts.items()}
+    result = {
+        name: min(max(int(exact[name]), 1), counts[name] - 1) if counts[name] > 1 else 0 for name in counts
+    }
+    while sum(result.values()) < size:
+        room = [name for name in result if result[name] < counts[name] - 1]
+        if not room:
+            break
+        # Ties go to the first in order of names, whatever order the rows have.
+        result[max(sorted(room), key=lambda name: exact[name] - result[name])] += 1
+    while sum(result.values()) > size:
+        room = [name for name in result if result[name] > 1]
+        if not room:
+            break
+        result[max(sorted(room), key=lambda name: result[name] - exact[name])] -= 1
+    return result

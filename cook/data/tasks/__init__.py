@@ -1,0 +1,24 @@
+"""What a model is trained to do: one file a task, and the table that names them."""
+
+from __future__ import annotations
+
+from cook.data.tasks.image_classification import ImageClassification
+from cook.data.tasks.task import Task
+from cook.data.tasks.text_classification import TextClassification
+from cook.errors import CookError
+from cook.recipe.schema.models import task_hint
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (TextClassification, ImageClassification)}
+
+__all__ = ["TASKS", "Task", "find"]
+
+
+def find(name: str, *, where: str | None = None) -> type[Task]:
+    """The task called `name`.
+
+    Raises:
+        CookError: when there is none; says the nearest name, or that such a task is not supported.
+    """
+    if name not in TASKS:
+        raise CookError(f"there is no task {name!r}", where=where, hint=task_hint(name))
+    return TASKS[name]

@@ -1,0 +1,1 @@
+"""Model families: where layers, attention, FFN and embeddings are, and what belongs together in them."""

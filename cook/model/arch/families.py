@@ -1,0 +1,329 @@
+"""What each model family calls its parts: one entry of a table a family, and no code.
+
+Names are relative: those of a stack's layers to the base model, the others to one layer. A family is added
+by an entry here and one of tiny settings in `tests/helpers/families.py`; the shared tests then take it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention of a layer.
+
+    Attributes:
+        projections: the modules that give queries, keys and values; where one gives all three it stands
+            there three times, and `layout` says how its rows lie: `stacked` (all queries, then all keys, then
+            all values) or `interleaved` (queries, keys and values of one head after the other).
+        output: the module that joins what the heads give.
+        also: further modules with rows for each head, if the model has them.
+        bias: an embedding with one column for each head, if the layer has it.
+        counts: attributes of the attention module that say how many `heads` or key-value `groups` there are,
+            or their common `width`. Those of its config begin with `config.`.
+        alike: whether all layers of the stack must keep the same heads.
+        scores: whether they are the scaled products of what the projections give, and nothing else, and
+            queries, keys and values are told apart in it: for tensors by name.
+    """
+
+    projections: tuple[str, str, str]
+    output: str
+    layout: str = "apart"
+    also: tuple[str, ...] = ()
+    bias: str | None = None
+    counts: Mapping[str, str] = field(default_factory=dict)
+    alike: bool = False
+    scores: bool = True
+
+    @property
+    def module(self) -> str:
+        """The module that holds the projections."""
+        return self.projections[0].rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """The FFN of a layer: `up` are those modules whose rows are neurons, as far as the model has them."""
+
+    up: tuple[str, ...]
+    down: str
+
+
+_CONFIG = {"heads": "num_attention_heads", "groups": "num_key_value_heads", "neurons": "intermediate_size"}
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Layers of one kind.
+
+    Attributes:
+        layers: the list that holds them; `*` in it stands for every number.
+        attention, ffn: the modules that these words mean, in one layer.
+        attentions: the one of the tokens among themselves first.
+        config: what the config calls the number of `heads`, of key-value `groups`, of `neurons`, of `layers`.
+        gives: what a layer gives the next one: its `states`, those in a `pair`, or in words what else.
+        norms: what norms outside of both parts are called, those of the attention and those of the FFN.
+    """
+
+    layers: str
+    attention: tuple[str, ...]
+    ffn: tuple[str, ...]
+    attentions: tuple[Attention, ...]
+    feed_forward: FeedForward
+    config: Mapping[str, str] = field(default_factory=lambda: dict(_CONFIG))
+    gives: str = "states"
+    norms: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+
+
+@dataclass(frozen=True)
+class Family:
+    """All stacks of a model, in the order in which they run, and its embeddings."""
+
+    stacks: tuple[Stack, ...]
+    embeddings: tuple[str, ...]
+
+
+def _named(prefix: str, *names: str) -> tuple[str, str, str]:
+    query, key, value = (f"{prefix}.{name}" for name in names)
+    return query, key, value
+
+
+_HEADS = {"num_attention_heads": "heads", "all_head_size": "width"}
+_BEFORE_EACH = (("input_layernorm",), ("post_attention_layernorm",))
+
+
+def _bert(*names: str, gives: str = "states", **attention: object) -> Family:
+    """BERT and its kin, which call queries, keys and values by these names."""
+    found = Attention(
+        _named("attention.self", *names),
+        "attention.output.dense",
+        counts=_HEADS,
+        **attention,  # type: ignore[arg-type]
+    )
+    ffn = FeedForward(("intermediate.dense",), "output.dense")
+    parts = ("attention",), ("intermediate", "output")
+    stack = Stack("encoder.layer", *parts, (found,), ffn, gives=gives)
+    return Family((stack,), ("embeddings",))
+
+
+def _llama(**attention: object) -> Family:
+    """Llama and its kin: grouped keys and values, a gated FFN."""
+    found = Attention(
+        _named("self_attn", "q_proj", "k_proj", "v_proj"),
+        "self_attn.o_proj",
+        **attention,  # type: ignore[arg-type]
+    )
+    ffn = FeedForward(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
+    stack = Stack("layers", ("self_attn",), ("mlp",), (found,), ffn, norms=_BEFORE_EACH)
+    return Family((stack,), ("embed_tokens",))
+
+
+def _single(
+    layers: str,
+    attention: Attention,
+    ffn: FeedForward,
+    *embeddings: str,
+    norms: tuple[tuple[str, ...], tuple[str, ...]],
+    neurons: str = "intermediate_size",
+) -> Family:
+    """A family whose attention and FFN are each one module."""
+    parts = (attention.module,), (ffn.down.rpartition(".")[0],)
+    config = {**_CONFIG, "neurons": neurons}
+    return Family((Stack(layers, *parts, (attention,), ffn, config, norms=norms),), embeddings)
+
+
+def _bart_stack(name: str, *attentions: str) -> Stack:
+    found = tuple(
+        Attention(
+            _named(each, "q_proj", "k_proj", "v_proj"),
+            f"{each}.out_proj",
+            counts={"num_heads": "heads"},
+            scores=False,
+        )
+        for each in attentions
+    )
+    config = {
+        "heads": f"{name}_attention_heads",
+        "neurons": f"{name}_ffn_dim",
+        "layers": f"{name}_layers",
+    }
+    norms = tuple(f"{each}_layer_norm" for each in attentions), ("final_layer_norm",)
+    ffn = FeedForward(("fc1",), "fc2")
+    return Stack(f"{name}.layers", attentions, ("fc1", "fc2"), found, ffn, config, norms=norms)
+
+
+def _t5(number: int, name: str) -> Attention:
+    path = f"layer.{number}.{name}"
+    return Attention(
+        _named(path, "q", "k", "v"),
+        f"{path}.o",
+        bias=f"{path}.relative_attention_bias",
+        counts={"n_heads": "heads", "inner_dim": "width"},
+        alike=True,  # the first layer's position bias serves all
+        scores=False,
+    )
+
+
+def _t5_stack(name: str, *attentions: Attention) -> Stack:
+    at = f"layer.{len(attentions)}.DenseReluDense"
+    ffn = FeedForward((f"{at}.wi", f"{at}.wi_0", f"{at}.wi_1"), f"{at}.wo")
+    parts = tuple(each.module for each in attentions), (at,)
+    config = {**_CONFIG, "neurons": "d_ff"}
+    norms = tuple(f"layer.{number}.layer_norm" for number in range(len(attentions) + 1))
+    return Stack(
+        f"{name}.block",
+        *parts,
+        attentions,
+        ffn,
+        config,
+        gives="position biases too",
+        norms=(norms[:-1], norms[-1:]),
+    )
+
+
+FAMILIES: dict[str, Family] = {
+    "bert": _bert("query", "key", "value"),
+    "roberta": _bert("query", "key", "value"),
+    "electra": _bert("query", "key", "value"),
+    "deberta-v2": _bert(
+        "query_proj",
+        "key_proj",
+        "value_proj",
+        gives="pair",
+        also=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
+        scores=False,
+    ),
+    "distilbert": _single(
+        "transformer.layer",
+        Attention(
+            _named("attention", "q_lin", "k_lin", "v_lin"),
+            "attention.out_lin",
+            counts={"n_heads": "heads"},
+        ),
+        FeedForward(("ffn.lin1",), "ffn.lin2"),
+        "embeddings",
+        norms=(("sa_layer_norm",), ("output_layer_norm",)),
+        neurons="hidden_dim",
+    ),
+    # Its layers are those that it has, and not how often each runs.
+    "albert": Family(
+        (
+            Stack(
+                "encoder.albert_layer_groups.*.albert_layers",
+                ("attention",),
+                ("ffn", "ffn_output"),
+                (
+                    Attention(
+                        _named("attention", "query", "key", "value"),
+                        "attention.dense",
+                        counts=_HEADS,
+                        scores=False,
+                    ),
+                ),
+                FeedForward(("ffn",), "ffn_output"),
+                norms=((), ("full_layer_layer_norm",)),
+            ),
+        ),
+        ("embeddings",),
+    ),
+    "vit": _single(
+        "layers",
+        Attention(
+            _named("attention", "q_proj", "k_proj", "v_proj"),
+            "attention.o_proj",
+            counts={"num_attention_heads": "heads"},
+        ),
+        FeedForward(("mlp.fc1",), "mlp.fc2"),
+        "embeddings",
+        norms=(("layernorm_before",), ("layernorm_after",)),
+    ),
+    "gpt2": _single(
+        "h",
+        Attention(
+            _named("attn", "c_attn", "c_attn", "c_attn"),
+            "attn.c_proj",
+            layout="stacked",
+            counts={"num_heads": "heads", "split_size": "width"},
+        ),
+        FeedForward(("mlp.c_fc",), "mlp.c_proj"),
+        "wte",
+        "wpe",
+        norms=(("ln_1",), ("ln_2",)),
+        neurons="n_inner",
+    ),
+    "gpt_neox": _single(
+        "layers",
+        Attention(
+            _named("attention", "query_key_value", "query_key_value", "query_key_value"),
+            "attention.dense",
+            layout="interleaved",
+            scores=False,
+        ),
+        FeedForward(("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"),
+        "embed_in",
+        norms=_BEFORE_EACH,
+    ),
+    "opt": Family(
+        (
+            Stack(
+                "decoder.layers",
+                ("self_attn",),
+                ("fc1", "fc2"),
+                (
+                    Attention(
+                        _named("self_attn", "q_proj", "k_proj", "v_proj"),
+                        "self_attn.out_proj",
+                        counts={"num_heads": "heads"},
+                    ),
+                ),
+                FeedForward(("fc1",), "fc2"),
+                {**_CONFIG, "neurons": "ffn_dim"},
+                norms=(("self_attn_layer_norm",), ("final_layer_norm",)),
+            ),
+        ),
+        ("decoder.embed_tokens", "decoder.embed_positions"),
+    ),
+    "llama": _llama(),
+    "mistral": _llama(),
+    "qwen2": _llama(),
+    "qwen3": _llama(scores=False),  # queries and keys pass through norms
+    "gemma": _llama(),
+    "phi3": _single(
+        "layers",
+        Attention(
+            _named("self_attn", "qkv_proj", "qkv_proj", "qkv_proj"),
+            "self_attn.o_proj",
+            layout="stacked",
+            counts={"config.num_attention_heads": "heads", "num_key_value_heads": "groups"},
+            scores=False,
+        ),
+        FeedForward(("mlp.gate_up_proj",), "mlp.down_proj"),
+        "embed_tokens",
+        norms=_BEFORE_EACH,
+    ),
+    "t5": Family(
+        (
+            _t5_stack("encoder", _t5(0, "SelfAttention")),
+            _t5_stack("decoder", _t5(0, "SelfAttention"), _t5(1, "EncDecAttention")),
+        ),
+        ("shared",),
+    ),
+    "bart": Family(
+        (_bart_stack("encoder", "self_attn"), _bart_stack("decoder", "self_attn", "encoder_attn")),
+        ("shared", "encoder.embed_positions", "decoder.embed_positions"),
+    ),
+}
+
+HEAD_WIDTHS = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim")
+"""What attention modules call the width of one head."""
+
+COUNTS: dict[str, str] = {
+    name: what
+    for family in FAMILIES.values()
+    for stack in family.stacks
+    for attention in stack.attentions
+    for name, what in attention.counts.items()
+}
+"""Every attribute that an entry counts with: no other one can a reshaped model bring along."""

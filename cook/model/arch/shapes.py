@@ -1,0 +1,84 @@
+"""How large the tensors inside of a model are, told before there is data or even weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cook.errors import CookError
+from cook.model.arch.anatomy import Anatomy
+from cook.model.arch.tensors import Tensors
+from cook.model.nn.hooks import Hooks
+from cook.model.probe.example import FAILURES, Unmeasured, device_of, examples
+from cook.model.probe.measure import evaluating
+
+
+@torch.no_grad()
+def shapes(anatomy: Anatomy, names: Iterable[str], tokens: int = 3) -> dict[str, tuple[int, ...]]:
+    """The shapes that tensors have for one small example; also on the meta device.
+
+    Args:
+        names: of tensors.
+        tokens: of the example, where the model reads tokens.
+
+    Raises:
+        CookError: a name means nothing in this model, the forward never comes there (`Unmeasured` on the
+            meta device), or comes with whole numbers.
+    """
+    model: Any = anatomy.model
+    hooks = Hooks()
+    tensors = Tensors(anatomy, hooks)
+    for name in names:
+        tensors.watch(name)
+    tensors.open()
+    found: dict[str, Tensor] = {}
+    try:
+        for example in examples(model, tokens):
+            try:
+                with evaluating(model), tensors.recording():
+                    model(**example)
+            except FAILURES as error:
+                # A head can ask for values, which meta tensors do not have; what was reached before counts.
+                if device_of(model).type != "meta":
+                    last: Exception = error
+                    continue
+            try:
+                found = {name: tensors[name] for name in names}
+                break
+            except CookError as error:
+                told = Unmeasured(error.message, hint=error.hint)
+                last = told if device_of(model).type == "meta" else error
+        else:
+            raise last
+    finally:
+        hooks.close()
+    if whole := [name for name, tensor in found.items() if not tensor.is_floating_point()]:
+        raise CookError(
+            f"{whole[0]} holds whole numbers, as of tokens: nothing is learned from them",
+            hint="name what comes out of the embeddings, or later",
+        )
+    return {name: tuple(tensor.shape) for name, tensor in found.items()}
+
+
+@torch.no_grad()
+def output_shapes(model: Any) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]] | None:
+    """What a model gives for one small example: the shapes of its outputs by name, and of what it read.
+
+    Args:
+        model: also on the meta device.
+
+    Returns:
+        None where no small example gets through.
+    """
+    with suppress(Unmeasured), evaluating(model):
+        for example in examples(model):
+            with suppress(*FAILURES):
+                found = model(**example)
+                given = {name: tuple(each.shape) for name, each in found.items() if isinstance(each, Tensor)}
+                decoded = example.get("decoder_input_ids", example.get(model.main_input_name))
+                return given, () if decoded is None else tuple(decoded.shape)
+    return None

@@ -1,0 +1,317 @@
+"""Heads and neurons: what leaves a layer together, and which rows and columns of which modules that is.
+
+A unit is a head with all that belongs to it (under grouped queries: a key-value head with all its queries),
+or a neuron of an FFN: a row of what leads to it, a column of what leads away. Where layers must keep the
+same heads (T5, whose first layer's position bias serves all) or have the same parameters, a unit reaches
+over all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cook.errors import CookError
+from cook.model.arch.anatomy import Anatomy, head_width
+from cook.model.arch.families import Attention, FeedForward
+from cook.model.edits.edit import Edit
+from cook.model.nn import linear, surgery
+from cook.model.nn.composite import places
+
+
+@dataclass(frozen=True)
+class Part:
+    """What units own of one module: unit u the numbers `start + u * size` up to `+ size`, for each span.
+
+    Attributes:
+        axis: `out` for rows of the matrix and their biases, or the width of an embedding or of a norm; `in`
+            for columns.
+        spans: (start, size) each.
+    """
+
+    module: str
+    axis: str
+    spans: tuple[tuple[int, int], ...]
+
+    def numbers(self, units: Tensor) -> Tensor:
+        """The numbers that these units own, in increasing order.
+
+        Args:
+            units: bool [count].
+        """
+        owned = [
+            start + torch.arange(len(units) * size, device=units.device).view(-1, size)[units].flatten()
+            for start, size in self.spans
+        ]
+        return torch.cat(owned)
+
+
+@dataclass(frozen=True)
+class Units:
+    """The heads of an attention or the neurons of an FFN.
+
+    Attributes:
+        kind: `heads` or `neurons`; `hidden` for the dimensions of a residual stream
+            (`cook.model.arch.width`).
+        layers: the layers that hold them; several where those must keep the same ones.
+        count: units.
+        parts: all that they own.
+        outputs: those of the parts whose columns read what the units give.
+        counts: by module, the attributes that count the units, each with how much a unit counts.
+        heads: that a unit of `heads` is: more than one where several queries share a key.
+    """
+
+    kind: str
+    layers: tuple[str, ...]
+    count: int
+    parts: tuple[Part, ...]
+    outputs: tuple[Part, ...]
+    counts: Mapping[str, Mapping[str, int]]
+    heads: int = 1
+
+    @property
+    def where(self) -> str:
+        """The modules that the units belong to, in a word."""
+        path = self.outputs[0].module
+        return path if len(self.outputs) == 1 else f"{path} and {len(self.outputs) - 1} more"
+
+
+def heads(anatomy: Anatomy) -> list[Units]:
+    """The heads of every attention, first layer to last.
+
+    Raises:
+        CookError: the family is unknown, or its projections are no whole number of heads.
+    """
+    found: list[Units] = []
+    alike: dict[tuple[int, str], list[Units]] = {}
+    for layer in anatomy.live:
+        stack = anatomy.stacks[layer]
+        for attention in stack.attentions:
+            units = _heads(anatomy.model, layer, attention)
+            if attention.alike:
+                alike.setdefault((id(stack), attention.output), []).append(units)
+            else:
+                found.append(units)
+    return _joined(anatomy.model, found) + [_together(each) for each in alike.values()]
+
+
+def neurons(anatomy: Anatomy) -> list[Units]:
+    """The neurons of every FFN, first layer to last.
+
+    Raises:
+        CookError: the family is unknown, or what leads to an FFN's neurons does not fit what leads away.
+    """
+    model = anatomy.model
+    return _joined(model, [_neurons(model, each, anatomy.stacks[each].feed_forward) for each in anatomy.live])
+
+
+def units(anatomy: Anatomy) -> list[Units]:
+    """All heads, then all neurons."""
+    return [*heads(anatomy), *neurons(anatomy)]
+
+
+def _heads(model: nn.Module, layer: str, attention: Attention) -> Units:
+    module = f"{layer}.{attention.module}"
+    owner: Any = surgery.get(model, module)
+    width = head_width(owner)
+    if not isinstance(width, int):
+        raise CookError(f"{module} does not say how wide a head is")
+    query, key, value = (f"{layer}.{name}" for name in attention.projections)
+    output = f"{layer}.{attention.output}"
+    number = _whole(size(model, output, "in"), width, output)
+    rows = _whole(size(model, key, "out"), width, key)
+    if attention.layout == "apart":
+        groups = rows
+    elif attention.layout == "stacked":
+        groups = _whole(rows - number, 2, key)
+    else:
+        groups = _whole(rows, 3, key)
+    each = _whole(number, groups, output)
+    owned: dict[str, tuple[tuple[int, int], ...]] = {}
+    if attention.layout == "apart":
+        owned = {query: ((0, each * width),), key: ((0, width),), value: ((0, width),)}
+    elif attention.layout == "stacked":
+        starts = (number * width, (number + groups) * width)
+        owned = {query: ((0, each * width), *((start, width) for start in starts))}
+    else:
+        owned = {query: ((0, 3 * width),)}
+    further = [f"{layer}.{name}" for name in attention.also]
+    owned |= {name: ((0, width),) for name in further if surgery.has(model, name)}
+    parts = [part for name, spans in owned.items() for part in placed(model, name, "out", spans)]
+    if attention.bias and surgery.has(model, f"{layer}.{attention.bias}"):
+        parts.append(Part(f"{layer}.{attention.bias}", "out", ((0, each),)))
+    joined = placed(model, output, "in", ((0, each * width),))
+    worth = {"heads": each, "groups": 1, "width": each * width}
+    counts = {
+        name: worth[what]
+        for name, what in attention.counts.items()
+        if surgery.count(owner, name) == groups * worth[what]
+    }
+    named = {module: counts} if counts else {}
+    return Units("heads", (layer,), groups, (*parts, *joined), tuple(joined), named, each)
+
+
+def _neurons(model: nn.Module, layer: str, ffn: FeedForward) -> Units:
+    down = f"{layer}.{ffn.down}"
+    count = size(model, down, "in")
+    parts: list[Part] = []
+    for name in (f"{layer}.{each}" for each in ffn.up):
+        if surgery.has(model, name):
+            times = _whole(size(model, name, "out"), count, name)
+            parts += placed(model, name, "out", tuple((index * count, 1) for index in range(times)))
+    if not parts:
+        raise CookError(f"{layer} has none of {', '.join(ffn.up)}")
+    joined = placed(model, down, "in", ((0, 1),))
+    return Units("neurons", (layer,), count, (*parts, *joined), tuple(joined), {})
+
+
+def _joined(model: nn.Module, several: Sequence[Units]) -> list[Units]:
+    """Those that own numbers of the same parameters together, where the first of them was."""
+    groups: list[tuple[set[int], list[Units]]] = []
+    for each in several:
+        whose = {id(parameter) for part in each.parts for _, parameter, _ in owned(model, part)}
+        met = [group for group in groups if group[0] & whose]
+        if not met:
+            groups.append((whose, [each]))
+            continue
+        for group in met[1:]:
+            groups.remove(group)
+        met[0][0].update(whose, *(group[0] for group in met[1:]))
+        met[0][1].extend([*(one for group in met[1:] for one in group[1]), each])
+    return [group[0] if len(group) == 1 else _together(group) for _, group in groups]
+
+
+def placed(model: nn.Module, name: str, axis: str, spans: tuple[tuple[int, int], ...]) -> list[Part]:
+    """What units own of a layer; of one that is made of several, in those that have its rows or columns."""
+    return [Part(place, axis, own) for place, own in places(model, name, axis, spans)]
+
+
+def _together(several: Sequence[Units]) -> Units:
+    first = several[0]
+    if any(each.count != first.count for each in several):
+        raise CookError(f"the layers at {first.where} must have equal heads, and have not")
+    return Units(
+        first.kind,
+        tuple(layer for each in several for layer in each.layers),
+        first.count,
+        tuple(part for each in several for part in each.parts),
+        tuple(part for each in several for part in each.outputs),
+        {module: counts for each in several for module, counts in each.counts.items()},
+        first.heads,
+    )
+
+
+def masks(model: nn.Module, units: Units, keep: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The masks that hold the other units at zero: the names of parameters, and bool in their shapes.
+
+    All that a unit owns is zero then, so that removing it changes nothing, whatever comes in.
+
+    Args:
+        keep: bool [units.count].
+    """
+    gone = ~keep.cpu()
+    found: dict[str, Tensor] = {}
+    for part in units.parts:
+        for name, parameter, axis in owned(model, part):
+            mask = found.setdefault(name, torch.ones(parameter.shape, dtype=torch.bool))
+            mask.index_fill_(axis, part.numbers(gone), False)
+    for name, mask in found.items():
+        yield name, mask.to(model.get_parameter(name).device)
+
+
+def owned(model: nn.Module, part: Part) -> Iterator[tuple[str, nn.Parameter, int]]:
+    """The parameters that units own a part of: their names, and the axis on which they do."""
+    module = surgery.get(model, part.module)
+    for name, parameter in module.named_parameters(recurse=False):
+        if surgery.is_vectors(module):
+            yield f"{part.module}.{name}", parameter, parameter.ndim - 1
+        elif name == "weight" or (name == "bias" and part.axis == "out"):
+            axis = 0 if name == "bias" else axis_of(module, part.axis)
+            yield f"{part.module}.{name}", parameter, axis
+
+
+def remove(model: nn.Module, units: Units, keep: Tensor) -> tuple[list[Edit], dict[str, dict[int, Tensor]]]:
+    """Take the other units out of the model.
+
+    Args:
+        keep: bool [units.count], at least one True.
+
+    Returns:
+        The edits that were made, and for each parameter that lost something, by axis, the numbers left.
+    """
+    left: dict[str, dict[int, Tensor]] = {}
+    edits = []
+    keep = keep.cpu()
+    with surgery.tied(model):
+        for part in units.parts:
+            numbers = part.numbers(keep)
+            for name, _, axis in owned(model, part):
+                left.setdefault(name, {})[axis] = numbers
+            module = surgery.get(model, part.module)
+            surgery.select(module, **{"out" if part.axis == "out" else "in_": numbers})
+            sizes = {"out": size(model, part.module, "out"), "in": size(model, part.module, "in")}
+            edits.append(Edit("resize", part.module, sizes))
+    for name, worth in units.counts.items():
+        values = {key: int(keep.sum()) * each for key, each in worth.items()}
+        for key, value in values.items():
+            surgery.set_count(surgery.get(model, name), key, value)
+        edits.append(Edit("counts", name, {"values": values}))
+    return edits, left
+
+
+def weights(model: nn.Module, units: Units) -> int:
+    """How many parameters one unit owns; one that layers share is one."""
+    seen: set[tuple[int, int]] = set()
+    whole = 0
+    for part in units.parts:
+        numbers = sum(size for _, size in part.spans)
+        for _, parameter, axis in owned(model, part):
+            if (id(parameter), axis) not in seen:
+                whole += numbers * (parameter.numel() // parameter.shape[axis])
+            seen.add((id(parameter), axis))
+    return whole
+
+
+def axis_of(module: nn.Module, axis: str) -> int:
+    """Where a module's weight has what a part calls `out` or `in`."""
+    flipped = linear.is_transposed(module) or isinstance(module, nn.Embedding)
+    return int((axis == "out") == flipped)
+
+
+def remaining(model: nn.Module, units: Units) -> Iterator[tuple[str, float]]:
+    """How many of these units each module that reads them has now; modules that are gone are left out.
+
+    Yields:
+        The name of the module and the number of units, which is whole unless the module was cut amiss.
+    """
+    for part in units.outputs:
+        if surgery.has(model, part.module):
+            yield part.module, size(model, part.module, "in") / sum(span for _, span in part.spans)
+
+
+def size(model: nn.Module, name: str, axis: str) -> int:
+    """How many rows (`out`) or columns (`in`) a module has, in the words of a part.
+
+    Raises:
+        CookError: it is nothing that could lose any.
+    """
+    module: Any = surgery.get(model, name)
+    if isinstance(module, nn.Embedding):
+        return module.embedding_dim if axis == "out" else module.num_embeddings
+    if surgery.is_channels(module):
+        return module.out_channels if axis == "out" else module.in_channels
+    if surgery.is_vectors(module):
+        return next(module.parameters(recurse=False)).shape[-1]
+    if not (linear.is_linear(module) or linear.is_composite(module)):
+        raise CookError(f"{name} is a {type(module).__name__}, expected a linear layer")
+    return linear.shape(module)[0 if axis == "out" else 1]
+
+
+def _whole(number: int, divisor: int, name: str) -> int:
+    if divisor < 1 or number < 1 or number % divisor:
+        raise CookError(f"the {number} rows or columns of {name} are no whole number of {divisor}")
+    return number // divisor

@@ -1,0 +1,1 @@
+"""Statistics of what linear layers get, on calibration examples."""

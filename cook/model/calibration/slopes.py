@@ -1,0 +1,57 @@
+"""Gradients by what linear layers give, without those of any weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from cook.model.nn.hooks import Hooks
+from cook.model.probe.measure import evaluating
+
+Met = Callable[[str, Tensor, Tensor], None]
+"""Called with a layer's name, its inputs and what it gives, where hooks can be put on the latter."""
+
+
+@contextmanager
+def slopes(model: nn.Module, names: Sequence[str], met: Met) -> Iterator[Callable[[Tensor], None]]:
+    """Forwards inside, in eval mode, hand each layer's outputs to `met`; what is yielded differentiates.
+
+    Parameters need no gradient inside: it starts at the first layers, and a backward holds activations alone.
+
+    Args:
+        names: linear layers.
+
+    Yields:
+        A function of a scalar that one forward gave, which lets hooks on outputs see their gradients.
+    """
+    first: list[Tensor] = []
+    hooks, learned = Hooks(), [each for each in model.parameters() if each.requires_grad]
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def after(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if not output.requires_grad:
+                first.append(output.detach().requires_grad_())
+                output = first[-1].clone()  # which may be changed in place
+            met(name, inputs[0].detach(), output)
+            return output
+
+        return after
+
+    def back(value: Tensor) -> None:
+        torch.autograd.grad(value, first, allow_unused=True)
+        first.clear()
+
+    try:
+        for each in learned:
+            each.requires_grad_(False)
+        for name in names:
+            hooks.forward(model.get_submodule(name), hook(name))
+        with evaluating(model), torch.enable_grad():
+            yield back
+    finally:
+        hooks.close()
+        for each in learned:
+            each.requires_grad_(True)

@@ -1,0 +1,1 @@
+"""Structural edits and the Blueprint that records them."""

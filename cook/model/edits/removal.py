@@ -1,0 +1,71 @@
+"""What leaves a model in the end: held at zero while it trains, taken out when that is over, and recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cook.model.arch.anatomy import Anatomy
+from cook.model.arch.units import Units
+from cook.model.arch.units import masks as unit_masks
+from cook.model.arch.units import remove as remove_units
+from cook.model.edits.blueprint import Blueprint
+from cook.model.edits.depth import skips
+from cook.model.nn import sharing
+from cook.model.nn.masks import Masks
+
+
+class Removal:
+    """Holds units and layers by masks, and removes them with the masks of all others following.
+
+    Args:
+        anatomy: of the model, which is changed.
+        masks: of that model.
+        blueprint: gets an entry for all that is removed.
+    """
+
+    def __init__(self, anatomy: Anatomy, masks: Masks, blueprint: Blueprint):
+        self.model = anatomy.model
+        self.anatomy, self.masks, self.blueprint = anatomy, masks, blueprint
+
+    def hold(self, owner: str, units: Units, keep: Tensor, *, too: bool = False) -> None:
+        """Hold heads, neurons or dimensions at zero until they leave.
+
+        Args:
+            owner: id of the pass.
+            keep: bool [units.count]: which of them stay.
+            too: beside what `owner` holds already of the same parameters, and not in its place.
+        """
+        for name, mask in unit_masks(self.model, units, keep):
+            held = self.masks.get(owner, name) if too else None
+            self.masks.set(owner, name, mask if held is None else mask & held, leaves=True)
+
+    def hold_layer(self, owner: str, layer: str) -> None:
+        """Hold all that a layer has at zero until it leaves; `owner` sees to it that it is passed by."""
+        for name, parameter in self.model.get_submodule(layer).named_parameters():
+            gone = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
+            self.masks.set(owner, f"{layer}.{name}", gone, leaves=True)
+
+    def remove(self, units: Units, keep: Tensor) -> None:
+        """Take what `hold` held out of the model; other passes' masks follow."""
+        edits, left = remove_units(self.model, units, keep)
+        for name, kept in left.items():
+            self.masks.select(name, kept)
+        for edit in edits:
+            self.blueprint.append(edit)
+
+    def remove_layers(self, layers: Sequence[str]) -> None:
+        """Skip layers until the run is finished and counts the others anew.
+
+        Raises:
+            CookError: others share their parameters.
+        """
+        sharing.check_stay(self.blueprint.shared, self.anatomy.layers, layers)
+        edits = skips(self.anatomy, layers)
+        for layer in layers:
+            self.masks.forget(layer)
+        Blueprint(edits=edits).apply(self.model)
+        for edit in edits:
+            self.blueprint.append(edit)

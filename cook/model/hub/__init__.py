@@ -1,0 +1,1 @@
+"""Models in and out: loading, saving, verification, and the quantizer that transformers calls."""

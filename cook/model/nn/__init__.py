@@ -1,0 +1,1 @@
+"""Modules that stand in a model, views over linear layers, and what is kept on modules: hooks and masks."""

@@ -1,0 +1,1 @@
+"""Tokenizers and vocabularies: where a model has a row for each token, and how rows leave."""

@@ -1,0 +1,1 @@
+"""Declarations of the pruning passes, without heavy imports."""

@@ -1,0 +1,157 @@
+"""What the passes that remove heads, neurons and more declare: names, options and what fits together.
+
+This module is read to check a recipe: it imports nothing heavy, and neither may its `check`s.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from cook.passes import WINDOW, Spec
+from cook.prune.specs import goals
+from cook.prune.specs.unit_options import MULTIPLE, UNITS
+
+KINDS = ("layers", "heads", "neurons", "hidden")
+"""What `prune.structured` may take away."""
+_SHARES = ("sparsity", "scope", "normalize")
+"""Options that mean nothing with a budget, the only goal of `prune.units`."""
+
+
+class StructureSpec(Spec):
+    """The declaration of `Structure`."""
+
+    phase = "structure"
+
+    def check(self) -> None:
+        if (self.given.get("sparsity") is None) == (self.given["budget"] is None):
+            hint = "write sparsity: 0.5, or budget: {macs: 0.5}"
+            raise self.error("expected either a sparsity or a budget", option="sparsity", hint=hint)
+        if self.given.get("normalize") and self.given.get("scope") == "layer":
+            message = "means nothing with scope: layer, where scores are only compared within a layer"
+            raise self.error(message, option="normalize", hint="leave it out")
+        if self.given["budget"] is None:
+            return
+        goals.check(self, self.given["budget"])
+        if self.given.get("scope") == "layer":
+            message = "means nothing with a budget, for which all layers are compared"
+            raise self.error(message, option="scope", hint="leave it out")
+
+    def wants(self) -> frozenset[str]:
+        looks = self.given["importance"] in ("gradient", "fisher")
+        needed = frozenset({"calibration"}) if looks else frozenset()
+        return needed if self.given["budget"] is None else needed | goals.wants(self.given["budget"])
+
+
+class HeadsSpec(StructureSpec):
+    """The declaration of `PruneHeads`."""
+
+    name = "prune.heads"
+    summary = "remove the least important attention heads; what is left is smaller and faster"
+    options: ClassVar[dict[str, Any]] = UNITS
+    examples = (
+        {"sparsity": 0.5},
+        {"sparsity": 0.5, "importance": "magnitude", "scope": "layer"},
+        {"sparsity": 0.25, "importance": "random", "schedule": "constant"},
+        {"budget": {"macs": 0.9}, "normalize": True},
+    )
+
+
+class NeuronsSpec(StructureSpec):
+    """The declaration of `PruneNeurons`."""
+
+    name = "prune.neurons"
+    summary = "remove the least important neurons of FFNs; what is left is smaller and faster"
+    options: ClassVar[dict[str, Any]] = {
+        **UNITS,
+        "multiple": MULTIPLE,
+    }
+    examples = (
+        {"sparsity": 0.5},
+        {"sparsity": 0.3, "importance": "magnitude", "multiple": 1},
+        {"sparsity": 0.25, "importance": "random", "scope": "layer", "multiple": 8},
+        {"budget": {"parameters": 0.8}, "importance": "fisher"},
+    )
+
+
+class UnitsSpec(StructureSpec):
+    """The declaration of `PruneUnits`."""
+
+    name = "prune.units"
+    summary = "remove heads and neurons together until a share of parameters, MACs or time is left"
+    required = ("budget",)
+    options: ClassVar[dict[str, Any]] = {
+        "budget": goals.NEEDED,
+        **{key: value for key, value in UNITS.items() if key not in (*_SHARES, "budget")},
+        "importance": {**UNITS["importance"], "default": "fisher"},
+        "multiple": MULTIPLE,
+    }
+    examples = (
+        {"budget": {"macs": 0.6}},
+        {"budget": {"parameters": 0.7}, "importance": "magnitude", "schedule": "constant"},
+    )
+
+
+class StructuredSpec(Spec):
+    """The declaration of `PruneStructured`."""
+
+    name = "prune.structured"
+    summary = "learn which layers, heads, neurons and dimensions go, to a goal for what is left (L0, CoFi)"
+    phase = "structure"
+    required = ("budget",)
+    needs = frozenset({"training"})
+    options: ClassVar[dict[str, Any]] = {
+        "budget": goals.NEEDED,
+        "gates": {
+            "type": "array",
+            "items": {"enum": list(KINDS)},
+            "minItems": 1,
+            "uniqueItems": True,
+            "default": ["heads", "neurons"],
+            "description": "what may go; `hidden` are dimensions of the residual stream, the model's width",
+        },
+        "minimum": {
+            "type": "integer",
+            "minimum": 1,
+            "default": 1,
+            "description": "as many heads, and as many neurons, stay in each layer that stays at least",
+        },
+        "warmup": {
+            "type": "number",
+            "minimum": 0,
+            "maximum": 1,
+            "default": 0.5,
+            "description": "share of the window in which the target goes from the whole model to the goal",
+        },
+        "speed": {
+            "type": ["number", "null"],
+            "exclusiveMinimum": 0,
+            "default": None,
+            "description": "how many times the learning rate gates learn with; null suits it to the window",
+        },
+        "seed": {"type": "integer", "minimum": 0, "default": 0, "description": "of what the gates draw"},
+        **WINDOW,
+        "end": {**WINDOW["end"], "default": "60%"},
+    }
+    examples = (
+        {"budget": {"parameters": 0.7}},
+        {"budget": {"macs": 0.6}, "gates": ["layers", "heads", "neurons"], "end": "50%"},
+        {"budget": {"parameters": 0.7}, "gates": ["layers"], "speed": 100},
+        {"budget": {"macs": 0.4}, "gates": ["heads", "neurons", "hidden"], "end": "50%"},
+    )
+
+    @property
+    def goal(self) -> str:
+        return goals.goal_of(self.given["budget"])[0]
+
+    @property
+    def asked(self) -> float:
+        return goals.goal_of(self.given["budget"])[1]
+
+    def check(self) -> None:
+        goals.check(self, self.given["budget"])
+        if "hidden" in self.given["gates"] and self.goal == "latency":
+            message = "the time that a narrower model takes is not measured, so `hidden` cannot aim at it"
+            raise self.error(message, option="gates", hint="ask for macs, or leave `hidden` out")
+
+    def wants(self) -> frozenset[str]:
+        return self.needs | goals.wants(self.given["budget"])

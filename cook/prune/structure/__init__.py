@@ -1,0 +1,1 @@
+"""Structured pruning of heads, neurons, layers and hidden dimensions."""

@@ -1,0 +1,21 @@
+"""Head pruning: the attention heads that matter least leave (Michel et al. 2019)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cook.model.arch.units import Units, heads
+from cook.passes import register
+from cook.prune.specs.units import HeadsSpec
+from cook.prune.structure.scheduled import Structure
+
+if TYPE_CHECKING:
+    from cook.model.arch.anatomy import Anatomy
+
+
+@register
+class PruneHeads(HeadsSpec, Structure):
+    """Removes attention heads; under grouped queries a key-value head with all the queries that share it."""
+
+    def units(self, anatomy: Anatomy) -> list[Units]:
+        return heads(anatomy)

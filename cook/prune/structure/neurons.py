@@ -1,0 +1,21 @@
+"""Neuron pruning: the FFN neurons that matter least leave, in widths that suit the hardware."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cook.model.arch.units import Units, neurons
+from cook.passes import register
+from cook.prune.specs.units import NeuronsSpec
+from cook.prune.structure.scheduled import Structure
+
+if TYPE_CHECKING:
+    from cook.model.arch.anatomy import Anatomy
+
+
+@register
+class PruneNeurons(NeuronsSpec, Structure):
+    """Removes neurons of FFNs: rows of what leads to them, columns of what leads away, gates included."""
+
+    def units(self, anatomy: Anatomy) -> list[Units]:
+        return neurons(anatomy)

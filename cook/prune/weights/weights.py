@@ -1,0 +1,273 @@
+"""Pruning of single weights: held at exactly zero, anywhere in the matrices, in blocks, or N of every M.
+
+What goes is chosen by magnitude (Han et al. 2015), by movement (`movement.py`), or in one shot from
+calibration examples (`oneshot.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from cook.errors import CookError
+from cook.model.arch.targets import left_out
+from cook.model.nn import surgery
+from cook.model.nn.linear import is_transposed
+from cook.model.nn.masks import fold, soften
+from cook.passes import Effect, Pass, Term, register
+from cook.prune.specs.options import (
+    MOVING,
+    ONE_SHOT,
+    block_sizes,
+    final_sparsity,
+    pattern_sizes,
+    zeros_at_end,
+)
+from cook.prune.specs.passes import WeightsSpec
+from cook.prune.weights import oneshot
+from cook.prune.weights.block import block_means, over_blocks
+from cook.prune.weights.movement import MovementMask, soft_movement_mask, soft_movement_penalty
+from cook.prune.weights.pattern import pattern_mask
+from cook.prune.weights.schedule import sparsity_at
+from cook.prune.weights.targets import own_shape, rows, targets
+from cook.prune.weights.threshold import among, threshold_masks
+
+if TYPE_CHECKING:
+    from cook.model.arch.anatomy import Anatomy
+    from cook.session import Session
+
+
+@register
+class PruneWeights(WeightsSpec, Pass):
+    """Moves a threshold over its window and holds what falls below it at zero.
+
+    Magnitude and the one-shot methods lay hard masks, which stay where they are. Movement lays soft ones,
+    whose weights may come back until the window ends.
+    """
+
+    @property
+    def targets(self) -> list[str]:
+        """The modules that hold the parameters to prune."""
+        return [_module(name) for name in self.parameters]
+
+    def plan(self, anatomy: Anatomy) -> Effect:
+        names = self._targets(anatomy)
+        modules = [name.rpartition(".")[0] for name in names]
+        out_in = [rows(anatomy.model, name).shape for name in names]
+        whole, final = sum(out * width for out, width in out_in), final_sparsity(self.given)
+        of, pattern = f"of {whole:,} weights in {len(names)} matrices", self.given["pattern"]
+        if final is None:
+            note = f"as many {of} to zero as the penalty brings below the threshold"
+        else:
+            note = f"{pattern} {of} kept" if pattern else f"{final:.1%} {of} to zero"
+        if missed := self._missed(anatomy, modules):
+            note += f"; {missed}"
+        return Effect(
+            parameters=names,
+            groups={(name, axis): size for name in modules for axis, size in self._groups().items()},
+            zeros=zeros_at_end(self.given, [(out, width) for out, width in out_in]),
+            note=note,
+        )
+
+    def attach(self, session: Session) -> None:
+        self.parameters = self._targets(session.anatomy)
+        self.missed = self._missed(session.anatomy, self.targets)
+        self.size = sum(each.numel() for each in session.model.parameters())
+        width = self.window.end - self.window.start
+        every = self.given["every"]
+        told = session.trains and every is not None
+        self.every = max(1, session.moment(every, self, "every") if told else round(width / 100))
+        self.reached, self.complete = 0.0, False
+        self.seen: dict[str, Any] = {}
+        self.scored: list[MovementMask] = []
+        if self.method in MOVING:
+            self._soften(session)
+        elif not session.trains:
+            self._complete(session)
+
+    def before_step(self, session: Session) -> None:
+        elapsed = session.step - self.window.start
+        for mask in self.scored:
+            mask.learning = session.step in self.window
+        if session.step >= self.window.end:
+            self._complete(session)
+        elif elapsed >= 0 and elapsed % self.every == 0:
+            # Under hard masks the largest of a group stay the largest: its pattern never changes.
+            at_once = self.given["pattern"] or self.method in ONE_SHOT
+            schedule = "constant" if at_once else self.given["schedule"]
+            final = final_sparsity(self.given)
+            due = None if final is None else sparsity_at(self.window.progress(session.step), final, schedule)
+            self._prune(session, due)
+
+    def losses(self, session: Session) -> dict[str, Term]:
+        if self.method != "soft-movement":
+            return {}
+        progress = self.window.progress(session.step)
+        weight = sparsity_at(progress, self.given["penalty"], self.given["schedule"])
+        return {"penalty": Term(soft_movement_penalty([mask.scores for mask in self.scored]), weight)}
+
+    def after_step(self, session: Session) -> None:
+        # An empty window is yet to come then.
+        if self.window.start <= session.step == self.window.end - 1:
+            self._complete(session)
+
+    def finish(self, session: Session) -> None:
+        self._complete(session)
+        # Layers that another pass took out are gone with what was done to them.
+        self.parameters = [name for name in self.parameters if surgery.has(session.model, _module(name))]
+        for name in self.parameters if self.scored else ():
+            fold(session.model, _module(name), self.id)
+        session.masks.drop(self.id)
+
+    def facts(self, session: Session) -> dict[str, Any]:
+        weights = [session.model.get_parameter(name) for name in self.parameters]
+        zeros = sum(int((weight == 0).sum()) for weight in weights)
+        whole = sum(weight.numel() for weight in weights)
+        found = {"method": self.method, "zeros": zeros, "of": whole, "sparsity": zeros / whole, **self.seen}
+        found["share_of_model"] = min(1.0, whole / self.size)
+        if (final := final_sparsity(self.given)) is not None:
+            found["asked"] = final
+        if self.given["pattern"]:
+            found["pattern"] = self.given["pattern"]
+        found["note"] = (
+            f"{zeros:,} of {whole:,} weights ({100 * zeros / whole:.1f} %) in {len(weights)} matrices are"
+            f" zero, chosen by {self.method}"
+        )
+        if self.missed:
+            found["note"] += f"; {self.missed}"
+        return found
+
+    def status(self) -> str:
+        return f"{self.reached:.0%} zero"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"reached": self.reached, "complete": self.complete, "seen": self.seen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.reached, self.complete, self.seen = state["reached"], state["complete"], dict(state["seen"])
+
+    def _groups(self) -> dict[str, int]:
+        """How many rows (`out`) and columns (`in`) are taken together."""
+        if self.given["pattern"]:
+            return {"in": pattern_sizes(self.given["pattern"])[1]}
+        if self.given["block"] is not None:
+            return dict(zip(("out", "in"), block_sizes(self.given["block"]), strict=True))
+        return {}
+
+    def _missed(self, anatomy: Anatomy, modules: Sequence[str]) -> str:
+        """What the selection holds and is not pruned, in words; nothing where all of it is."""
+        return left_out(anatomy, self.given["include"], self.given["exclude"], modules)
+
+    def _targets(self, anatomy: Anatomy) -> list[str]:
+        return targets(self, anatomy, inside=self.method in ONE_SHOT, alone=self.method in MOVING)
+
+    def _soften(self, session: Session) -> None:
+        if self.window.end == self.window.start:
+            hint = "let it end later: scores are learned inside of the window"
+            raise self.error("an empty window, in which nothing moves", option="end", hint=hint)
+        self.scored = [soften(session.model, name, self.id, MovementMask) for name in self.targets]
+        for mask in self.scored:
+            mask.speed = self.given["speed"] if self.method == "soft-movement" else 1.0
+        session.train_also(self, nn.ParameterList([mask.parameter for mask in self.scored]))
+
+    def _complete(self, session: Session) -> None:
+        """The last threshold; late when the step at the window's end was skipped."""
+        if not self.complete:
+            self._prune(session, final_sparsity(self.given))
+            self.complete = True
+
+    def _prune(self, session: Session, sparsity: float | None) -> None:
+        """Choose what stays.
+
+        Args:
+            sparsity: that is due; None with soft-movement, which has a threshold.
+        """
+        if sparsity is not None and sparsity == self.reached:
+            return
+        if self.scored:
+            for mask, keep in zip(self.scored, self._moved(session, sparsity), strict=True):
+                mask.keep.copy_(keep)
+        else:
+            # What nothing will change any more needs no mask to hold it.
+            held = session.trains or session.passes[-1] is not self
+            for name, keep in self._masks(session, sparsity):
+                if held:
+                    session.masks.set(self.id, name, keep)
+                else:
+                    session.model.get_parameter(name).detach().mul_(keep)
+        if sparsity is None:
+            kept = [mask.keep for mask in self.scored]
+            sparsity = 1 - sum(int(keep.sum()) for keep in kept) / sum(keep.numel() for keep in kept)
+        self.reached = sparsity
+
+    def _moved(self, session: Session, sparsity: float | None) -> list[Tensor]:
+        scores = [mask.scores.detach() for mask in self.scored]
+        if sparsity is None:
+            return [soft_movement_mask(each, self.given["threshold"]) for each in scores]
+        return self._chosen(scores, sparsity, [_leaving(session, name) for name in self.parameters])
+
+    def _masks(self, session: Session, sparsity: float | None) -> Iterator[tuple[str, Tensor]]:
+        """The parameters to prune, each with a mask in its own shape."""
+        assert sparsity is not None
+        if self.method in ONE_SHOT:
+            for name, keep in self._looked_at(session, sparsity):
+                yield f"{name}.weight", keep
+            return
+        scores = [rows(session.model, name).detach().abs() for name in self.parameters]
+        if self.given["pattern"]:
+            keeps = [pattern_mask(each, *pattern_sizes(self.given["pattern"])) for each in scores]
+        else:
+            keeps = self._chosen(scores, sparsity, [_leaving(session, name) for name in self.parameters])
+        for name, keep in zip(self.parameters, keeps, strict=True):
+            yield name, own_shape(session.model, name, keep)
+
+    def _chosen(
+        self, scores: list[Tensor], sparsity: float, leaving: Sequence[Tensor | None] = ()
+    ) -> list[Tensor]:
+        """What stays of scores [out, in] under a threshold, in blocks if so asked.
+
+        Args:
+            leaving: what leaves with heads or neurons, and is no zero in the end: the share is of the rest.
+        """
+        scope, block = self.given["scope"], self.given["block"]
+        if block is None and any(gone is not None for gone in leaving):
+            return among(scores, sparsity, scope, leaving)
+        if block is None:
+            return threshold_masks(scores, sparsity, scope)
+        sizes = block_sizes(block)
+        means = [block_means(each, *sizes) for each in scores]
+        return [over_blocks(keep, *sizes) for keep in threshold_masks(means, sparsity, scope)]
+
+    def _looked_at(self, session: Session, sparsity: float) -> Iterator[tuple[str, Tensor]]:
+        pattern = pattern_sizes(self.given["pattern"]) if self.given["pattern"] else None
+        shot = oneshot.OneShot(self.method, sparsity, pattern)
+        examples = session.examples(self.given["rows"])
+
+        def leaving(module: nn.Module) -> Tensor | None:
+            return _leaving_of(session, module.weight, is_transposed(module))
+
+        try:
+            yield from shot.masks(session.anatomy, self.targets, examples, leaving)
+        except CookError as error:
+            option = "rows" if "calibration" in error.message else None
+            raise self.error(error.message, option=option, hint=error.hint) from error
+        self.seen = {"tokens": shot.tokens}
+        if self.method == "sparsegpt":
+            self.seen["damping"] = shot.damping
+
+
+def _module(parameter: str) -> str:
+    return parameter.rpartition(".")[0]
+
+
+def _leaving(session: Session, parameter: str) -> Tensor | None:
+    """What of a weight, as `rows` gives it, will leave the model."""
+    owner: Any = session.model.get_submodule(_module(parameter))
+    return _leaving_of(session, getattr(owner, parameter.rpartition(".")[2]), is_transposed(owner))
+
+
+def _leaving_of(session: Session, weight: Any, transposed: bool) -> Tensor | None:
+    gone = session.masks.leaving(weight)
+    return gone.t() if gone is not None and transposed else gone

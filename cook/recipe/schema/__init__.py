@@ -1,0 +1,1 @@
+"""Every key of a recipe as JSON Schema, and errors in words."""

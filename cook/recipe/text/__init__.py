@@ -1,0 +1,1 @@
+"""Recipe text to values, each with its line and column."""

@@ -1,0 +1,1 @@
+"""Teachers: models that a student learns from, run in each forward or answered from a cache."""

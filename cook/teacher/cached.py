@@ -1,0 +1,238 @@
+"""Teachers that answer from the disk: each runs once over the training data, before the first step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from cook.data import cache
+from cook.data.tasks import Task
+from cook.distill import truncated
+from cook.errors import CookError
+from cook.failures import evaluation_memory_errors
+from cook.model.nn.hooks import Hooks
+from cook.teacher.cache import Answers, write
+from cook.teacher.cache_builder import Inquiry
+from cook.teacher.teacher import ROWS, Teacher
+
+KIND = "answers"
+"""What names of files end in."""
+
+HALF_KEY = 20
+"""Digits of a key that stand for the teacher; the others stand for the rows."""
+
+
+class CachedTeacher(Teacher):
+    """A teacher that runs over each row once, in `fill`, and is then read from a file.
+
+    What it gives is what the living teacher gives, but for the rounding of batches that are padded
+    otherwise, the types that `dtype` asks for, and logits by token, of which only the `top` are kept where
+    there are over twice as many classes; then `top` gives them, at the temperatures asked for by `soften`,
+    and `outputs` has none (watch `logits` for all of them). Padding is 0 in all tensors. Rotated queries
+    and keys of a model padded on the left are turned as without padding; what is made of their products
+    is the same.
+
+    Args:
+        model: is this teacher's alone: its weights are let go of once it has run.
+        hooks: of the session; this teacher has its own, which go earlier.
+        weight: its share beside other teachers.
+        top: how many classes.
+        dtype: of kept floating-point tensors; None keeps them as the teacher gives them.
+    """
+
+    by_row = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        hooks: Hooks,
+        weight: float = 1.0,
+        *,
+        top: int = 64,
+        dtype: str | None = None,
+    ):
+        self._hooks = Hooks()
+        super().__init__(model, self._hooks, weight)
+        self._top, self._dtype = top, dtype
+        self._watched: set[str] = set()
+        self._temperatures: set[float] = set()
+        self._answers: Answers | None = None
+        self._left = False
+        self._device: torch.device | str = "cpu"
+        self._told: dict[str, Tensor] = {}
+
+    def watch(self, name: str) -> None:
+        super().watch(name)
+        self._watched.add(name)
+
+    def soften(self, temperature: float) -> None:
+        self._temperatures.add(float(temperature))
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a pass wants to know anything."""
+        return bool(self._watched or self._temperatures)
+
+    def meet(self, batch: Mapping[str, Tensor]) -> None:
+        super().meet(batch)
+        self._told = {}
+
+    def place(self, device: torch.device | str) -> None:
+        self._device = device
+        if self._answers is None:
+            super().place(device)
+
+    @property
+    def outputs(self) -> Any:
+        if self._answers is None:
+            return super().outputs
+        if self._outputs is None:
+            whole = "logits" in self._answers.parts
+            self._outputs = ModelOutput(logits=self._read("logits")) if whole else ModelOutput()
+        return self._outputs
+
+    def tensor(self, name: str) -> Tensor:
+        return super().tensor(name) if self._answers is None else self._read(name)
+
+    def top(self, temperature: float) -> tuple[Tensor, Tensor, Tensor] | None:
+        if self._answers is None or "logits" in self._answers.parts:
+            return None
+        values, indices, rest = map(self._read, _top_names(temperature))
+        return values, indices, rest
+
+    @property
+    def finite(self) -> bool:
+        return self._answers is not None or super().finite
+
+    def fill(
+        self, task: Task, rows: Dataset, accelerator: Accelerator, *, batch_size: int, progress: bool = False
+    ) -> None:
+        """Find what this teacher said about all rows, or have it say it; its weights are let go of.
+
+        The order and the batches depend on nothing but the rows and `batch_size`, so that a file that was
+        lost is made again as it was. With several processes the first one writes.
+
+        Args:
+            task: collates, and is told what is made and why.
+            rows: prepared; batches tell of their numbers in these.
+            accelerator: device and precision.
+            batch_size: rows at a time, in batches of equal lengths.
+            progress: whether to draw a bar.
+
+        Raises:
+            CookError: what the teacher says about a row depends on how the row is padded.
+            RunError: a number is not finite, memory or disk is short.
+        """
+        if self.model.config.is_encoder_decoder:
+            hint = "leave out teacher.cache"
+            raise CookError(
+                "the answers of an encoder with a decoder cannot be kept", where="teacher", hint=hint
+            )
+        self.place(accelerator.device)
+        inquiry = Inquiry(task, rows, accelerator, batch_size)
+        key = self._key(inquiry)
+        with accelerator.main_process_first(), evaluation_memory_errors(batch_size):
+            answers = _found(key, inquiry) or self._asked(key, inquiry, progress)
+        self._hooks.close()
+        self.forget()
+        self._answers, self._left = answers, inquiry.left
+        self.model.to("meta")
+
+    def _key(self, inquiry: Inquiry) -> str:
+        computed = inquiry.accelerator.mixed_precision, inquiry.accelerator.device.type, inquiry.batch_size
+        names = inquiry.names(self._say)
+        teacher = cache.key(
+            model=cache.of_tensors(self.model.state_dict(), cache.of_config(self.model)),
+            names=names,
+            kept=[self._dtype, self._top if "logits.values" in names else None],
+            computed=computed,
+            versions=[torch.__version__, transformers.__version__],
+        )
+        return teacher[:HALF_KEY] + inquiry.key()[:HALF_KEY]
+
+    def _asked(self, key: str, inquiry: Inquiry, progress: bool) -> Answers:
+        def ask(path: Path) -> None:
+            parts = inquiry.parts(self._say, self._dtype)
+            size = sum(part.bytes(inquiry.order.tokens) for part in parts.values()) / 1e6
+            inquiry.say(f"the teacher runs over {len(inquiry.rows):,} rows, once; {size:,.1f} MB are kept")
+            blocks = inquiry.blocks(self._say, parts, progress=progress)
+            write(path, key, inquiry.order, parts, blocks)
+
+        started = time.monotonic()
+        path = cache.put(key, KIND, ask)
+        inquiry.say(f"the teacher's answers are kept in {path.parent}: {time.monotonic() - started:.1f} s")
+        return Answers(path, key, inquiry.order)
+
+    def _say(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All that is to be kept of a batch, by name."""
+        self.meet(batch)
+        logits = self.outputs.logits
+        said = {name: self.tensor(name) for name in sorted(self._watched)}
+        if logits.dim() == 2 or logits.shape[-1] <= 2 * self._top:
+            said["logits"] = logits
+        elif "logits" not in said:
+            for temperature in sorted(self._temperatures):
+                kept = truncated.top(logits, self._top, temperature)
+                said |= zip(_top_names(temperature), kept, strict=True)
+        self.meet({})
+        return said
+
+    def _read(self, name: str) -> Tensor:
+        if name not in self._told:
+            assert self._answers is not None
+            if ROWS not in self._batch:
+                hint = "cook.run, and cook.apply with data, make batches that say it"
+                raise CookError(
+                    "a batch for a cached teacher says which rows it holds", where="teacher", hint=hint
+                )
+            rows = self._batch[ROWS].cpu().numpy()
+            longest = self._batch[self.model.main_input_name].shape[1]
+            self._told[name] = self._answers.read(name, rows, longest, self._left).to(self._device)
+        return self._told[name]
+
+
+def fill(
+    teachers: Iterable[Teacher],
+    task: Task,
+    rows: Dataset,
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    progress: bool = False,
+) -> None:
+    """Fill those of the teachers that are cached and that a pass asks; see `CachedTeacher.fill`."""
+    for each in teachers:
+        if isinstance(each, CachedTeacher) and each.wanted:
+            each.fill(task, rows, accelerator, batch_size=batch_size, progress=progress)
+
+
+def _top_names(temperature: float) -> tuple[str, str, str]:
+    return "logits.values", "logits.indices", f"logits.rest {temperature:g}"
+
+
+def _found(key: str, inquiry: Inquiry) -> Answers | None:
+    """The answers of the entry `key`, if it is there and sound; says why it is not."""
+    again = "the teacher runs over the data again"
+    say = inquiry.say
+    path = cache.find(key, KIND, lambda name: say(f"the cached answers {name} are damaged: {again}"))
+    if path is not None:
+        try:
+            answers = Answers(path, key, inquiry.order)
+            say(f"the teacher's answers are read from {path.parent}")
+            return answers
+        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            say(f"the cached answers {path.name} are not what the name says ({problem}): {again}")
+            path.unlink(missing_ok=True)
+    elif any(cache.folder().glob(f"{key[:HALF_KEY]}*.{KIND}")):
+        say("the cached answers of this teacher are about other data: it runs over these")
+    return None

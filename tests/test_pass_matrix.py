@@ -1,0 +1,235 @@
+"""Every registered pass over every family, and in pairs: a pass joins by being registered."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import cook
+from cook.data.tasks import find
+from cook.errors import CookError
+from cook.model.hub import folder
+from cook.model.hub.verify import verify
+from cook.model.nn.embedding import FactorisedEmbedding, FactorisedHead, TransposedLinear
+from cook.model.nn.integer import IntLinear
+from cook.model.nn.lowrank import Apart, LowRank
+from cook.model.nn.residual import Residual
+from cook.model.probe.measure import tally
+from cook.passes import registered
+from cook.pipeline.deliver import INTEGERS_MAY_DIFFER
+from cook.pipeline.rows import pass_rows
+from tests.helpers import pass_matrix, tiny
+from tests.helpers.clean_process import Strangers
+from tests.helpers.pass_matrix import Case, Dish, Pantry, serves
+from tests.helpers.traces import differences, hooks
+
+REFUSED = {
+    *(
+        (name, name)
+        for name in (
+            *("quant.qat", "prune.heads", "prune.neurons", "prune.units", "prune.structured"),
+            *("prune.layers", "prune.layerdrop", "prune.vocabulary"),
+            *("lowrank.embedding", "lowrank.linear", "share.layers"),
+        )
+    ),
+    *(
+        pair
+        for name in ("prune.heads", "prune.neurons")
+        for other in ("prune.structured", "prune.units")
+        for pair in ((name, other), (other, name))
+    ),
+    ("prune.units", "prune.structured"),
+    ("prune.structured", "prune.units"),
+    ("prune.layers", "distill.minilm"),
+    ("distill.minilm", "prune.layers"),
+    *((name, "prune.layerdrop") for name in ("distill.minilm", "distill.tinybert")),
+    *(("prune.layerdrop", name) for name in ("distill.minilm", "distill.tinybert")),
+    # Two factors are made of a layer before it shares them, or each would be given its own.
+    ("share.layers", "lowrank.linear"),
+    # Layers that share are left out only before they do; of two, one would be left to share with none.
+    *((name, "share.layers") for name in ("prune.layers", "prune.layerdrop")),
+    *(("share.layers", name) for name in ("prune.layers", "prune.layerdrop")),
+}
+"""Ordered pairs that are refused before anything runs: both act on the same, or one on a layer left out."""
+WHOLE = "COOK_WHOLE_MATRIX" in os.environ
+CASES = pass_matrix.cases(whole=WHOLE)
+CONFLICTS = [case for case in CASES if tuple(name for name, _ in case.passes) in REFUSED]
+COOKED = [case for case in CASES if case not in CONFLICTS and (WHOLE or pass_matrix.cooked(case))]
+FIGURES = {"parameters", "zeros", "sparsity", "bytes", "macs", "metrics", "removed"}
+
+pytestmark = pytest.mark.usefixtures("strangers")
+
+
+@pytest.fixture(scope="module")
+def pantry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pantry]:
+    with pytest.MonkeyPatch.context() as patch:
+        root = tmp_path_factory.mktemp("kitchen")
+        patch.setenv("COOK_CACHE", str(root / "cache"))
+        yield Pantry(root)
+
+
+@pytest.fixture(scope="module")
+def dish(request: pytest.FixtureRequest, pantry: Pantry) -> Dish:
+    """What came of one case; pytest runs all tests of it before the next one is cooked."""
+    return pass_matrix.cook(request.param, pantry, pantry.root / str(request.param))
+
+
+@pytest.fixture(scope="module")
+def reloaded(dish: Dish) -> dict[str, Any]:
+    """What the saved folder gives in a fresh process."""
+    return verify(dish.folder, dish.batch, dish.expected, auto_class=auto_class(dish.case))
+
+
+def auto_class(case: Case) -> str:
+    return find(pass_matrix.TASKS.get(case.family, "text-classification")).auto_class
+
+
+every_case = pytest.mark.parametrize("dish", COOKED, ids=str, indirect=True)
+
+
+@every_case
+def test_the_plan_says_what_will_happen(dish: Dish) -> None:
+    assert {parameter.device.type for parameter in dish.meta.parameters()} == {"meta"}
+    planned, after = tally(dish.meta), dish.resumed.outcome.after
+    said = {effect.sizes for _, effect in dish.planned}
+    if "about" in said:
+        assert after["parameters"] < tally(tiny.model(dish.case.family)).parameters
+    elif "at most" in said:
+        assert planned.parameters > after["parameters"]
+        assert planned.bytes > after["bytes"]
+    else:
+        assert (planned.parameters, planned.bytes) == (after["parameters"], after["bytes"])
+    # Of the model as loaded, or as a pass that changed its shapes at once left it.
+    source = {
+        name for model in (tiny.model(dish.case.family), dish.meta) for name, _ in model.named_parameters()
+    }
+    # Factors of a layer may be gone by the end.
+    factorised = [edit.module for _, effect in dish.planned for edit in effect.edits if edit.op == "lowrank"]
+    source |= {f"{name}.{factor}.weight" for name in factorised for factor in ("up", "down")}
+    for each, effect in dish.planned:
+        assert set(effect.parameters) <= source, each.id
+        # Of what leaves nobody knows the zeros before.
+        assert effect.zeros <= after["zeros"] or said & {"at most", "about"}
+        assert effect.note
+
+
+@every_case
+def test_a_resumed_run_ends_in_the_same_bits(dish: Dish) -> None:
+    for state in dish.kept:
+        state["run"].pop("seconds")
+    assert list(differences(*dish.kept)) == []
+    whole, resumed = dish.whole, dish.resumed
+    assert list(differences(whole.model.state_dict(), resumed.model.state_dict())) == []
+    optimizers = whole.loop.optimizer.state_dict(), resumed.loop.optimizer.state_dict()
+    assert list(differences(*optimizers)) == []
+    assert list(differences(whole.loop.history, resumed.loop.history)) == []
+    assert whole.outcome.facts == resumed.outcome.facts
+    assert whole.outcome.states == resumed.outcome.states
+    assert whole.outcome.after == resumed.outcome.after
+
+
+@every_case
+def test_training_moved_the_model(dish: Dish) -> None:
+    source = tiny.model(dish.case.family).state_dict()
+    trained = dish.kept[0]["session"]["module"]
+    names = [name for name in source if f"model.{name}" in trained]  # without layers that were left out
+    moved = [name for name in names if not torch.equal(trained[f"model.{name}"], source[name])]
+    assert len(moved) > len(names) // 2
+
+
+@every_case
+def test_a_finished_model_is_plain(dish: Dish) -> None:
+    # That no hook is left, on modules or on the optimizer, is asserted at the end of each run.
+    model = dish.resumed.model
+    ours = {type(module) for module in model.modules() if type(module).__module__.startswith("cook.")}
+    made = {LowRank, Apart, Residual, FactorisedEmbedding, FactorisedHead, TransposedLinear}
+    assert ours <= {IntLinear, *made}
+    assert hooks(model) == {}
+
+
+@every_case
+def test_it_is_all_in_the_report(dish: Dish) -> None:
+    run = dish.resumed
+    rows = pass_rows(run.passes, run.outcome)
+    assert [row.name for row in rows] == [name for name, _ in dish.case.passes]
+    assert len({row.id for row in rows}) == len(rows)
+    for row, each in zip(rows, run.passes, strict=True):
+        value = json.loads(json.dumps(asdict(row)))
+        states = value["states"]
+        assert [state["when"] for state in states] == ["attached", "start", "end", "finished"]
+        assert [state["step"] for state in states] == [
+            0,
+            each.window.start,
+            each.window.end,
+            pass_matrix.STEPS,
+        ]
+        for state in states:
+            assert state.keys() >= FIGURES
+            assert state["macs"] > 0
+            assert {"accuracy", "loss"} <= state["metrics"].keys()
+        assert (value["before"], value["after"]) == (states[0], states[-1])
+        windowed = "start" in each.options
+        assert value["window"] == ([each.window.start, each.window.end - 1] if windowed else None)
+        assert value["facts"] == run.outcome.facts[each.id]
+        note = value["facts"]["note"]
+        assert note
+        assert len(note) <= 125
+        assert not re.search(r"\w_\w|\de[+-]?\d", note), note
+        assert note[0].islower() or note[0].isdigit()
+    assert run.outcome.after["bytes"] == folder.weight_bytes(dish.folder)
+    told = run.outcome.train
+    assert told is not None
+    assert [entry["step"] for entry in told["history"] if "loss" in entry] == [2, 4, 6]
+
+
+@every_case
+def test_it_reloads_in_a_fresh_process(dish: Dish, reloaded: dict[str, Any]) -> None:
+    if reloaded["plain"] or not _integers(dish.case):
+        assert reloaded["exact"]
+    assert reloaded["max_rel_difference"] <= INTEGERS_MAY_DIFFER
+
+
+def _integers(case: Case) -> bool:
+    return any(registered()[name].phase == "precision" for name, _ in case.passes)
+
+
+@every_case
+def test_a_stranger_loads_plain_folders_and_is_refused_the_others(
+    dish: Dish, reloaded: dict[str, Any], strangers: Strangers
+) -> None:
+    refusal = strangers.refusal(auto_class(dish.case), dish.folder)
+    assert (refusal is None) == reloaded["plain"], refusal
+
+
+@pytest.mark.parametrize("case", CONFLICTS, ids=str)
+def test_a_conflict_is_refused_in_the_plan(case: Case, pantry: Pantry, tmp_path: Path) -> None:
+    with pytest.raises(CookError) as caught:
+        pass_matrix.cook(case, pantry, tmp_path)
+    assert caught.value.where is not None
+    assert "passes[" in caught.value.where
+    assert caught.value.hint
+
+
+UNSERVED = [(name, family) for name in registered() for family in tiny.FAMILIES if not serves(name, family)]
+
+
+@pytest.mark.parametrize(("name", "family"), UNSERVED)
+def test_a_pass_is_refused_on_models_that_it_is_not_for(
+    name: str, family: str, pantry: Pantry, tmp_path: Path
+) -> None:
+    case = Case(family, ((name, 0),))
+    with pytest.raises(CookError) as caught:
+        pass_matrix.cook(case, pantry, tmp_path)
+    assert "passes[0]" in (caught.value.where or "")
+    config = {"version": 1, "passes": pass_matrix.steps(case, trains=False)}
+    with pytest.raises(CookError) as caught:
+        cook.apply(tiny.model(family), config, tokenizer=tiny.tokenizer())
+    assert "passes[0]" in (caught.value.where or "")
