@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.pairs import machine
-from cook.distill.chunked import soft_cross_entropy
 from cook.distill.logits import labelled
+from cook.distill.losses.chunked import soft_cross_entropy
 
 BAR = 1 / 3
 TEMPERATURE = 2.0

@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from cook import _hook
+from cook.version import __version__
 
 if TYPE_CHECKING:
     from cook.api import apply, attach
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from cook.recipe import Recipe, load_recipe
     from cook.report import Report
 
-__version__ = "0.1.0"
 __all__ = ["CookError", "Recipe", "Report", "__version__", "apply", "attach", "load_recipe", "run"]
 
 _HOMES = {

@@ -16,9 +16,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from cook.model.hub import METHOD
+
 AWAITED = "transformers.quantizers.auto"
-METHOD = "cook"
-"""The `quant_method` in config.json."""
 
 
 class _Finder(MetaPathFinder):

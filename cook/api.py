@@ -13,11 +13,10 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-import cook
 from cook.data import calibration as examples
 from cook.data.augment.texts import augmented
 from cook.data.corpus import corpus
-from cook.data.in_memory import dataset
+from cook.data.rows.in_memory import dataset
 from cook.data.tasks import TASKS
 from cook.errors import CookError, nearest
 from cook.model.hub.adapters import refuse_adapters
@@ -34,6 +33,7 @@ from cook.say import silent
 from cook.session import Session
 from cook.teacher.teacher import Given
 from cook.train.seeds import seed_everything
+from cook.version import __version__
 
 if TYPE_CHECKING:
     import pandas
@@ -145,7 +145,7 @@ def apply(
         )
     )
     report = Report(
-        cook=cook.__version__,
+        cook=__version__,
         created=environment.now(),
         recipe={"name": recipe.name, "digest": recipe.digest},
         model=Model(

@@ -1,9 +1,11 @@
-"""The passes that are shipped here, and the modules that they live in."""
+"""The passes and the tasks that are shipped here, and the modules that they live in; light to import."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NamedTuple
+
+from cook.errors import nearest
 
 
 class Home(NamedTuple):
@@ -44,3 +46,25 @@ BUILT_IN: Mapping[str, Home] = {
     "share.layers": Home("cook.share.specs:LayersSpec", "cook.share.layers:ShareLayers"),
 }
 """The passes shipped here, by name; each half is imported when it is first asked for."""
+
+TASKS = ("text-classification", "image-classification")
+OTHER_TASKS = frozenset(
+    "any-to-any audio-classification audio-text-to-text automatic-speech-recognition causal-lm "
+    "depth-estimation document-question-answering feature-extraction fill-mask image-feature-extraction "
+    "image-segmentation image-text-to-text image-to-image image-to-text keypoint-matching language-modeling "
+    "mask-generation masked-lm multiple-choice ner next-sentence-prediction object-detection "
+    "question-answering semantic-segmentation sentence-similarity seq2seq-lm summarization "
+    "table-question-answering text-generation text-ranking text-to-audio text-to-image text-to-speech "
+    "text2text-generation token-classification translation unconditional-image-generation "
+    "video-classification video-text-to-text visual-question-answering zero-shot-classification "
+    "zero-shot-image-classification zero-shot-object-detection".split()
+)
+"""Tasks of Hugging Face that cook does not train: a similar name would mislead."""
+
+
+def task_hint(name: str) -> str | None:
+    """What to say of a task that there is not: that it is not supported, or the nearest name."""
+    known = f"the tasks are {' and '.join(TASKS)}"
+    if name.strip().lower().replace("_", "-").replace(" ", "-") in OTHER_TASKS:
+        return f"{name} is not supported yet; {known}"
+    return nearest(name, TASKS) or known

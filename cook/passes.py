@@ -1,7 +1,7 @@
 """The contract of a pass, and the registry that finds passes by name.
 
 A pass is one method bound to its options. It knows its own method and nothing of other passes; they
-meet only in the `Session`, which calls them in this order:
+meet only in the `Context`, which calls them in this order:
 
     plan                                    once, on a model without weights
     attach, open                            once, before the optimizer exists
@@ -31,9 +31,9 @@ from cook.errors import CookError, RunError, nearest
 if TYPE_CHECKING:
     import torch
 
+    from cook.context import Context
     from cook.model.arch.anatomy import Anatomy
     from cook.model.edits.edit import Edit
-    from cook.session import Session
 
 PHASES = ("shape", "observe", "structure", "weights", "precision")
 """The order of `finish`: structure leaves before weights are folded, integers come last.
@@ -190,23 +190,23 @@ class Pass(Spec):
         """
         return Effect()
 
-    def attach(self, session: Session) -> None:
+    def attach(self, context: Context) -> None:
         """Change shapes, add trainable parameters, hooks and masks; the optimizer comes after."""
 
-    def open(self, session: Session) -> None:
+    def open(self, context: Context) -> None:
         """Put hooks on modules: all passes are attached, and none replaces a module any more."""
 
-    def before_step(self, session: Session) -> None:
+    def before_step(self, context: Context) -> None:
         """Move the schedule; called at the start of every step of the run, in the window or not."""
 
-    def losses(self, session: Session) -> dict[str, Term]:
+    def losses(self, context: Context) -> dict[str, Term]:
         """The loss terms of this forward, by name; called inside the window only.
 
         A value is a mean over the batch's items (examples, or valid tokens), as the task's own is.
         """
         return {}
 
-    def leaves_out(self, session: Session) -> Sequence[str]:
+    def leaves_out(self, context: Context) -> Sequence[str]:
         """The layers that the coming forward does without, by name, of those told to `may_leave_out`.
 
         Called before each forward of the session inside the window, while the model is in train mode.
@@ -217,7 +217,7 @@ class Pass(Spec):
         """What the task's own loss is multiplied with while the pass is in its window."""
         return 1.0
 
-    def after_step(self, session: Session) -> None:
+    def after_step(self, context: Context) -> None:
         """Called after a real optimizer step: not when the fp16 scaler skipped it."""
 
     def settled(self, done: int) -> bool:
@@ -228,7 +228,7 @@ class Pass(Spec):
         """
         return self.window.end <= done
 
-    def finish(self, session: Session) -> None:
+    def finish(self, context: Context) -> None:
         """Leave plain modules behind, and entries in `session.blueprint` for what is not plain."""
 
     def check_measured(self, what: str, found: object, expected: object) -> None:
@@ -246,7 +246,7 @@ class Pass(Spec):
                 hint="this is a fault of cook: please report it with the recipe",
             )
 
-    def facts(self, session: Session) -> dict[str, Any]:
+    def facts(self, context: Context) -> dict[str, Any]:
         """What was reached (sparsity, ranks, scales), as JSON values for the report.
 
         Called after `finish`. Measured on the model, and not repeated from the options: `check_measured`

@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset
 
 from cook.data.tasks.task import Task
-from cook.teacher.teacher import ROWS
+from cook.model.probe.batch import ROWS
 
 BUCKET = 50
 """Batches that are sorted by length together: little padding, and still a random order."""

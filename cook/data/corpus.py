@@ -9,9 +9,9 @@ from datasets import Dataset
 
 from cook.data.files import tables
 from cook.data.files.encodings import Unreadable, read_lines
+from cook.data.files.formats import DATA_SUFFIXES
 from cook.data.tasks.task import Task
 from cook.errors import CookError
-from cook.recipe.paths import DATA_SUFFIXES
 
 Corpus = Callable[[Sequence[str] | None], Iterator[str]]
 """The texts of some files, or of the run's own data for None; the same at every call."""

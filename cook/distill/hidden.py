@@ -13,8 +13,8 @@ from cook.distill.specs import HiddenSpec, is_scores
 from cook.passes import Term, register
 
 if TYPE_CHECKING:
+    from cook.context import Context
     from cook.model.arch.anatomy import Anatomy
-    from cook.session import Session
 
 
 def square_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -56,16 +56,16 @@ class DistillHidden(HiddenSpec, Intermediate):
     def pairs(self, student: Anatomy, teacher: Anatomy) -> list[Pair]:
         return [Pair(mine, theirs, not is_scores(mine)) for mine, theirs in self.given["map"].items()]
 
-    def losses(self, session: Session) -> dict[str, Term]:
+    def losses(self, context: Context) -> dict[str, Term]:
         values = []
         for pair in self.watched:
-            mine, theirs = self.compared(session, pair)
+            mine, theirs = self.compared(context, pair)
             distance = DISTANCES[self.given["distance"]]
             if is_scores(pair.student):
                 distances = distance(mine[..., None], theirs[..., None])
-                values.append(attended_mean(distances, self.attended(session, pair, mine)))
+                values.append(attended_mean(distances, self.attended(context, pair, mine)))
                 continue
             if self.given["normalize"]:
                 mine, theirs = functional.normalize(mine, dim=-1), functional.normalize(theirs, dim=-1)
-            values.append(valid_mean(distance(mine, theirs), session.valid_tokens(mine, pair.student)))
+            values.append(valid_mean(distance(mine, theirs), context.valid_tokens(mine, pair.student)))
         return {"hidden": Term(torch.stack(values).mean(), float(self.given["weight"]))}

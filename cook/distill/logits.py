@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from cook.distill.chunked import mean_square, soft_cross_entropy
+from cook.distill.losses.chunked import mean_square, soft_cross_entropy
+from cook.distill.losses.truncated import truncated_cross_entropy
 from cook.distill.specs import LogitsSpec
 from cook.distill.taught import Taught
-from cook.distill.truncated import truncated_cross_entropy
 from cook.model.arch.shapes import output_shapes
 from cook.model.probe.alignment import beside, predicts_next
 from cook.passes import Effect, Term, register
 
 if TYPE_CHECKING:
+    from cook.context import Context
     from cook.model.arch.anatomy import Anatomy
-    from cook.session import Session
     from cook.teacher.teacher import Teacher
 
 
@@ -78,9 +78,9 @@ class DistillLogits(LogitsSpec, Taught):
         self._check_problem("regression" if alone else getattr(config, "problem_type", None))
         return Effect(note=f"{self.given['loss']}, temperature {self.given['temperature']:g}")
 
-    def attach(self, session: Session) -> None:
-        super().attach(session)
-        for teacher in session.teachers:
+    def attach(self, context: Context) -> None:
+        super().attach(context)
+        for teacher in context.teachers:
             if self.given["loss"] == "ce":
                 teacher.soften(self.given["temperature"])
             else:
@@ -105,32 +105,32 @@ class DistillLogits(LogitsSpec, Taught):
             message = f"the logits of the {role}, a {kind}, are neither by example nor by token"
             raise self.error(message, hint=hint)
 
-    def losses(self, session: Session) -> dict[str, Term]:
+    def losses(self, context: Context) -> dict[str, Term]:
         # transformers decides what a classifier is for when it sees the first labels.
-        self._check_problem(getattr(session.model.config, "problem_type", None))
-        student, labels = self._given(session.outputs), session.batch.get("labels")
-        tokens = None if session.model.config.is_encoder_decoder else session.batch.get("attention_mask")
+        self._check_problem(getattr(context.model.config, "problem_type", None))
+        student, labels = self._given(context.outputs), context.batch.get("labels")
+        tokens = None if context.model.config.is_encoder_decoder else context.batch.get("attention_mask")
         try:
-            causal = predicts_next(session.model, session.outputs, labels)
+            causal = predicts_next(context.model, context.outputs, labels)
             if student.ndim == 3:
                 labels = beside(labels, student) if labels is not None and labels.ndim == 2 else labels
                 tokens = beside(tokens, student, 1) if tokens is not None and tokens.ndim == 2 else tokens
             rows = labelled(student, labels, None if tokens is None else tokens.bool(), causal=causal)
         except ValueError as error:
             raise self.error(str(error), hint="distill.hidden learns tensors inside of the model") from error
-        distance = self._distance(session, student, rows)
+        distance = self._distance(context, student, rows)
         return {"logits": Term(distance, float(self.given["weight"]))}
 
-    def _distance(self, session: Session, student: Tensor, rows: Tensor | None) -> Tensor:
+    def _distance(self, context: Context, student: Tensor, rows: Tensor | None) -> Tensor:
         temperature = float(self.given["temperature"])
-        weights = [teacher.weight for teacher in session.teachers]
-        tops = [teacher.top(temperature) for teacher in session.teachers]
+        weights = [teacher.weight for teacher in context.teachers]
+        tops = [teacher.top(temperature) for teacher in context.teachers]
         if self.given["loss"] == "mse" or not any(tops):
-            whole = [self._logits(teacher, student) for teacher in session.teachers]
+            whole = [self._logits(teacher, student) for teacher in context.teachers]
             return LOSSES[self.given["loss"]](student, whole, temperature, weights=weights, rows=rows)
         # The sum of the losses has the gradient of the loss of the mixture.
         total = student.new_zeros((), dtype=torch.float32)
-        for teacher, top, weight in zip(session.teachers, tops, weights, strict=True):
+        for teacher, top, weight in zip(context.teachers, tops, weights, strict=True):
             if top is None:
                 loss = soft_cross_entropy(student, self._logits(teacher, student), temperature, rows=rows)
             else:

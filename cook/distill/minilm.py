@@ -20,8 +20,8 @@ from cook.passes import Term, register
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cook.context import Context
     from cook.model.arch.anatomy import Anatomy
-    from cook.session import Session
 
 
 def regrouped(tensor: Tensor, heads: int) -> Tensor:
@@ -109,14 +109,14 @@ class DistillMiniLM(MiniLMSpec, Intermediate):
                     )
         return sizes
 
-    def losses(self, session: Session) -> dict[str, Term]:
+    def losses(self, context: Context) -> dict[str, Term]:
         terms = {}
         for pair in self.watched:
-            mine, theirs = self.compared(session, pair)
-            attended = self.attended(session, pair, mine)
+            mine, theirs = self.compared(context, pair)
+            attended = self.attended(context, pair, mine)
             part = pair.student.rpartition(".")[2]
             if self.given["version"] == 2:
-                heads = self._heads(self.teacher(session).anatomy)
+                heads = self._heads(self.teacher(context).anatomy)
                 mine, theirs = regrouped(mine, heads), regrouped(theirs, heads)
             if part != "scores":
                 mine, theirs = relation(mine), relation(theirs)

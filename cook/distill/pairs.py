@@ -21,7 +21,7 @@ from cook.model.arch.tensors import find, modules_of
 from cook.passes import Effect
 
 if TYPE_CHECKING:
-    from cook.session import Session
+    from cook.context import Context
     from cook.teacher.teacher import Teacher
 
 Shape: TypeAlias = tuple[int, ...]
@@ -136,18 +136,18 @@ class Intermediate(Taught):
         read = modules_of(find(anatomy, pair.student) for pair in pairs)
         return Effect(reads=frozenset(read), note=self.note(pairs))
 
-    def attach(self, session: Session) -> None:
-        super().attach(session)
-        self.watched = self.pairs(session.anatomy, self._theirs(session.anatomy))
-        with session.hooks.silenced():  # no other pass shall see the example that tells the sizes
-            sizes = self.sizes(session.anatomy, self.watched)
+    def attach(self, context: Context) -> None:
+        super().attach(context)
+        self.watched = self.pairs(context.anatomy, self._theirs(context.anatomy))
+        with context.hooks.silenced():  # no other pass shall see the example that tells the sizes
+            sizes = self.sizes(context.anatomy, self.watched)
         for pair in self.watched:
-            session.watch(pair.student)
-            self.teacher(session).watch(pair.teacher)
+            context.watch(pair.student)
+            self.teacher(context).watch(pair.teacher)
         self._projections = self._project(sizes)
         if self._projections:
             made = nn.ModuleList(dict.fromkeys(self._projections.values()))
-            session.train_also(self, made.to(session.model.device))
+            context.train_also(self, made.to(context.model.device))
 
     def layers(
         self, strategies: Mapping[str, Strategy], student: Anatomy, teacher: Anatomy
@@ -176,25 +176,25 @@ class Intermediate(Taught):
         except CookError as error:
             raise self.error(error.message, option="layers", hint=error.hint) from error
 
-    def teacher(self, session: Session) -> Teacher:
+    def teacher(self, context: Context) -> Teacher:
         """The teacher that the options name."""
-        return session.teachers[self.given["teacher"]]
+        return context.teachers[self.given["teacher"]]
 
-    def compared(self, session: Session, pair: Pair) -> tuple[Tensor, Tensor]:
+    def compared(self, context: Context, pair: Pair) -> tuple[Tensor, Tensor]:
         """Both tensors of a pair in this forward, in float32, the student's projected."""
-        mine, theirs = session.tensor(pair.student), self.teacher(session).tensor(pair.teacher)
+        mine, theirs = context.tensor(pair.student), self.teacher(context).tensor(pair.teacher)
         if pair in self._projections:
             mine = self._projections[pair](mine.float())
         return mine.float(), theirs.float()
 
-    def attended(self, session: Session, pair: Pair, scores: Tensor) -> Tensor:
+    def attended(self, context: Context, pair: Pair, scores: Tensor) -> Tensor:
         """Which positions of a pair of attention tensors both models attend to.
 
         Args:
             scores: the student's, [batch, heads, tokens, ...].
         """
-        theirs = self.teacher(session).anatomy, pair.teacher
-        return session.attended(scores[:, 0], pair.student, theirs)
+        theirs = self.teacher(context).anatomy, pair.teacher
+        return context.attended(scores[:, 0], pair.student, theirs)
 
     def note(self, pairs: Sequence[Pair]) -> str:
         """A line for the plan."""

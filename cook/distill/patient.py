@@ -13,8 +13,8 @@ from cook.distill.specs import PatientSpec
 from cook.passes import Term, register
 
 if TYPE_CHECKING:
+    from cook.context import Context
     from cook.model.arch.anatomy import Anatomy
-    from cook.session import Session
 
 
 def direction_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -72,11 +72,11 @@ class DistillPatient(PatientSpec, Intermediate):
             return None
         return "directions need one width; distill.tinybert and distill.hidden learn a projection"
 
-    def losses(self, session: Session) -> dict[str, Term]:
+    def losses(self, context: Context) -> dict[str, Term]:
         values = []
         for pair in self.watched:
-            mine, theirs = self.compared(session, pair)
-            valid = session.valid_tokens(mine, pair.student)
+            mine, theirs = self.compared(context, pair)
+            valid = context.valid_tokens(mine, pair.student)
             if self.given["tokens"] == "first":
                 values.append(direction_distance(first_token(mine, valid), first_token(theirs, valid)).mean())
             else:

@@ -8,7 +8,7 @@ from cook.distill.specs import TaughtSpec
 from cook.passes import Pass
 
 if TYPE_CHECKING:
-    from cook.session import Session
+    from cook.context import Context
 
 
 def decimal(value: float) -> str:
@@ -19,10 +19,10 @@ def decimal(value: float) -> str:
 class Taught(TaughtSpec, Pass):
     """A pass that adds a loss to learn from a teacher, and leaves the model as large as it was."""
 
-    def attach(self, session: Session) -> None:
+    def attach(self, context: Context) -> None:
         if self.window.start == self.window.end:
             raise self.error(
-                f"begins and ends at step {self.window.start} of {session.total_steps}: nothing is learned",
+                f"begins and ends at step {self.window.start} of {context.total_steps}: nothing is learned",
                 option="end",
                 hint="give it a longer window, or the run more steps",
             )
@@ -30,7 +30,7 @@ class Taught(TaughtSpec, Pass):
     def task_weight(self) -> float:
         return float(self.given["task_weight"])
 
-    def facts(self, session: Session) -> dict[str, Any]:
+    def facts(self, context: Context) -> dict[str, Any]:
         first, last = self.window.start, max(self.window.start, self.window.end - 1)
         weight, task = decimal(self.given["weight"]), decimal(self.given["task_weight"])
         return {

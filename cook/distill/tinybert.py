@@ -17,8 +17,8 @@ from cook.passes import Term, register
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cook.context import Context
     from cook.model.arch.anatomy import Anatomy
-    from cook.session import Session
 
 STRATEGIES = {"uniform": uniform, "last": last}
 
@@ -64,17 +64,17 @@ class DistillTinyBERT(TinyBERTSpec, Intermediate):
             return "scores are compared head by head: set parts: [embeddings, hidden]"
         return super().unequal(student, teacher)
 
-    def losses(self, session: Session) -> dict[str, Term]:
+    def losses(self, context: Context) -> dict[str, Term]:
         terms = {}
-        for part, pairs in self._by_part(session.anatomy, self.teacher(session).anatomy).items():
+        for part, pairs in self._by_part(context.anatomy, self.teacher(context).anatomy).items():
             values = []
             for pair in pairs:
-                mine, theirs = self.compared(session, pair)
+                mine, theirs = self.compared(context, pair)
                 if part == "attention":
-                    attended = self.attended(session, pair, mine)
+                    attended = self.attended(context, pair, mine)
                     values.append(score_distance(mine, theirs, attended))
                 else:
-                    valid = session.valid_tokens(mine, pair.student)
+                    valid = context.valid_tokens(mine, pair.student)
                     values.append(state_distance(mine, theirs, valid))
             weight = float(self.given["weight"]) * float(self.given[part])
             terms[TERMS[part]] = Term(torch.stack(values).mean(), weight)

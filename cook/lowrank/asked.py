@@ -16,9 +16,9 @@ from cook.model.nn.linear import linears, weight_count
 from cook.model.probe.measure import EXAMPLES, longest, macs_by_module
 
 if TYPE_CHECKING:
+    from cook.context import Context
     from cook.model.arch.anatomy import Anatomy
     from cook.passes import Pass
-    from cook.session import Session
 
 FEWER = "a smaller `multiple`: ranks that are one of it would save nothing"
 Ranks = list[int | None]
@@ -114,7 +114,7 @@ def chosen(
     ]
 
 
-def costs(owner: Pass, session: Session, targets: Sequence[Target]) -> tuple[list[float], float]:
+def costs(owner: Pass, context: Context, targets: Sequence[Target]) -> tuple[list[float], float]:
     """What each target costs whole, and what all of them may cost together.
 
     Raises:
@@ -124,16 +124,16 @@ def costs(owner: Pass, session: Session, targets: Sequence[Target]) -> tuple[lis
     if owner.given["budget"] is None:
         return own, share(owner) * sum(own)
     goal, left = goal_of(owner)
-    everything = float(_parameters(session.model))
+    everything = float(_parameters(context.model))
     if goal == "macs":
-        batch = longest(session.model, session.examples(EXAMPLES))
-        counted = macs_by_module(session.model, batch)
+        batch = longest(context.model, context.examples(EXAMPLES))
+        counted = macs_by_module(context.model, batch)
         if idle := next((each.name for each in targets if not counted.get(each.name)), None):
             message = f"{idle} is not run by the model, so it costs no macs"
             raise owner.error(message, option="budget", hint=f"exclude: [{idle}]")
         # Other processes have other examples.
         several = [counted[""], *(counted[each.name] for each in targets)]
-        everything, *own = session.agreed(torch.tensor(several, dtype=torch.float64)).tolist()
+        everything, *own = context.agreed(torch.tensor(several, dtype=torch.float64)).tolist()
     allowed = sum(own) - (1 - left) * everything
     _check_budget(owner, targets, own, allowed, everything)
     return own, allowed

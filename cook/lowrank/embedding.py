@@ -21,8 +21,8 @@ from cook.model.tokens.tokenizer import Lexicon, count_tokens
 from cook.passes import Effect, Pass, register
 
 if TYPE_CHECKING:
+    from cook.context import Context
     from cook.model.arch.anatomy import Anatomy
-    from cook.session import Session
 
 
 @register
@@ -50,20 +50,20 @@ class FactoriseEmbedding(EmbeddingSpec, Pass):
             note=note,
         )
 
-    def attach(self, session: Session) -> None:
-        model = session.model
+    def attach(self, context: Context) -> None:
+        model = context.model
         self.embedding = name = self._find(model)
         embedding: Any = model.get_submodule(name)
         if not bool(embedding.weight.isfinite().all()):
             raise self.error(f"{name} holds numbers that are not finite", hint="look at the model's weights")
-        counts = self._counts(session, len(embedding.weight)) if self.wants() else None
+        counts = self._counts(context, len(embedding.weight)) if self.wants() else None
         found = factors(embedding.weight.detach(), self.given["rank"], counts)
         tied, untied = _heads(model, name)
         before = embedding.weight.numel()
         edit = self._edit(name)
         Blueprint(edits=[edit]).apply(model)
         fill(model, name, found.table, found.factor)
-        session.edit(edit)
+        context.edit(edit)
         self.found = {
             "rank": self.given["rank"],
             "parameters_before": before,
@@ -74,8 +74,8 @@ class FactoriseEmbedding(EmbeddingSpec, Pass):
             "untied": [untied] if untied else [],
         }
 
-    def facts(self, session: Session) -> dict[str, Any]:
-        embedding = surgery.get(session.model, self.embedding)
+    def facts(self, context: Context) -> dict[str, Any]:
+        embedding = surgery.get(context.model, self.embedding)
         rank = embedding.table.embedding_dim if isinstance(embedding, FactorisedEmbedding) else None
         self.check_measured(f"rank of {self.embedding}", rank, self.found["rank"])
         before, after = (self.found[f"parameters_{when}"] for when in ("before", "after"))
@@ -103,14 +103,14 @@ class FactoriseEmbedding(EmbeddingSpec, Pass):
             )
         return name
 
-    def _counts(self, session: Session, entries: int) -> Tensor:
+    def _counts(self, context: Context, entries: int) -> Tensor:
         """How often each token is in the texts, and one more: what no text has is not lost altogether."""
         try:
-            lexicon = Lexicon(session.tokenizer)
+            lexicon = Lexicon(context.tokenizer)
             if lexicon.size > entries:
                 message = f"the tokenizer has {lexicon.size:,} tokens, the model {entries:,}"
                 raise CookError(message, hint="is it the tokenizer of this model?")
-            texts = session.texts(self.given["corpora"])
+            texts = context.texts(self.given["corpora"])
             counts, _ = count_tokens(lexicon.encode(texts, template=True), entries)
         except CookError as error:
             option = "corpora" if self.given["corpora"] else "method"

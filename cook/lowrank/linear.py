@@ -23,8 +23,8 @@ from cook.model.nn.lowrank import LowRank
 from cook.passes import Effect, Pass, register
 
 if TYPE_CHECKING:
+    from cook.context import Context
     from cook.model.arch.anatomy import Anatomy
-    from cook.session import Session
 
 
 @register
@@ -66,26 +66,26 @@ class LowRankLinear(LinearSpec, Pass):
     def recall(self, state: Mapping[str, Any]) -> None:
         self._recalled = list(state["ranks"])
 
-    def attach(self, session: Session) -> None:
-        splits, self.targets = self._targets(session.anatomy)
-        self.missed = beside(self, session.anatomy)
-        ranks = told(self, session.anatomy, self.targets) if self._recalled is None else self._recalled
-        Blueprint(edits=splits).apply(session.model)
+    def attach(self, context: Context) -> None:
+        splits, self.targets = self._targets(context.anatomy)
+        self.missed = beside(self, context.anatomy)
+        ranks = told(self, context.anatomy, self.targets) if self._recalled is None else self._recalled
+        Blueprint(edits=splits).apply(context.model)
         for edit in splits:
-            session.edit(edit)
-        self.spectra = self._spectra(session, lambda: session.examples(self.given["rows"]))
-        self.ranks = self._agreed(session, self._chosen(session) if ranks is None else ranks)
+            context.edit(edit)
+        self.spectra = self._spectra(context, lambda: context.examples(self.given["rows"]))
+        self.ranks = self._agreed(context, self._chosen(context) if ranks is None else ranks)
         self.lost: dict[str, float] = {}
-        self._factorise(session)
-        self.stored = {each.name: _weights(session.model, each.name) for each in self.targets}
+        self._factorise(context)
+        self.stored = {each.name: _weights(context.model, each.name) for each in self.targets}
         """How many weights are left of each target."""
 
-    def facts(self, session: Session) -> dict[str, Any]:
+    def facts(self, context: Context) -> dict[str, Any]:
         pairs = list(zip(self.targets, self.ranks, strict=True))
         left, count = sum(self.stored.values()), sum(each.count for each in self.targets)
         for each, rank in pairs:
-            if surgery.has(session.model, each.name):
-                module = surgery.get(session.model, each.name)
+            if surgery.has(context.model, each.name):
+                module = surgery.get(context.model, each.name)
                 found_rank = module.rank if isinstance(module, LowRank) else None
                 self.check_measured(f"rank of {each.name}", found_rank, rank)
         found: dict[str, Any] = {
@@ -133,58 +133,58 @@ class LowRankLinear(LinearSpec, Pass):
             else named_in_ranks(self, anatomy, splits, several)
         )
 
-    def _chosen(self, session: Session) -> Ranks:
+    def _chosen(self, context: Context) -> Ranks:
         """The ranks that the spectra of the model as it is say."""
-        each_costs, allowed = costs(self, session, self.targets)
+        each_costs, allowed = costs(self, context, self.targets)
         if self.method == "data" and self.given["energy"] is None:
-            worths = self._moving(session)
+            worths = self._moving(context)
         else:
             worths = {name: spectrum.worth / _total(spectrum) for name, spectrum in self._walk(self.spectra)}
         ordered = [worths[each.name] for each in self.targets]
         return chosen(self, self.targets, ordered, each_costs, allowed)
 
-    def _moving(self, session: Session) -> dict[str, Tensor]:
+    def _moving(self, context: Context) -> dict[str, Tensor]:
         """What each direction of the targets moves the model's outputs by.
 
         How much a layer's own outputs change says little: where most of them is one direction, all others
         look cheap. Some of the examples do: what counts is the order.
         """
         tokens = TOKENS * max(min(each.size) for each in self.targets)
-        some = list(until(session.model, session.examples(self.given["rows"]), tokens))
-        moved = sensitivities(session.model, some, [each.name for each in self.targets])
-        spectra = self._spectra(session, lambda: some, rough=True)
+        some = list(until(context.model, context.examples(self.given["rows"]), tokens))
+        moved = sensitivities(context.model, some, [each.name for each in self.targets])
+        spectra = self._spectra(context, lambda: some, rough=True)
         return {
             name: spectrum.moving(moved[name]) / spectra.tokens_of[name]
             for name, spectrum in self._walk(spectra)
         }
 
-    def _spectra(self, session: Session, examples: Examples, *, rough: bool = False) -> Spectra:
+    def _spectra(self, context: Context, examples: Examples, *, rough: bool = False) -> Spectra:
         names = [each.name for each in self.targets]
         dtype = torch.float64 if self.given["dtype"] == "float64" else torch.float32
-        return Spectra(session.anatomy, self.method, names, examples, dtype, rough=rough)
+        return Spectra(context.anatomy, self.method, names, examples, dtype, rough=rough)
 
-    def _agreed(self, session: Session, ranks: Ranks) -> Ranks:
+    def _agreed(self, context: Context, ranks: Ranks) -> Ranks:
         """Those of the first process: equal sums may end in other last digits, and shapes must be alike."""
-        found = session.agreed(torch.tensor([rank or 0 for rank in ranks])).tolist()
+        found = context.agreed(torch.tensor([rank or 0 for rank in ranks])).tolist()
         if not any(found):
             hint = "keep less of them"
             raise self.error("all targets would stay whole: two factors would be no smaller", hint=hint)
         return [rank or None for rank in found]
 
     @torch.no_grad()
-    def _factorise(self, session: Session) -> None:
+    def _factorise(self, context: Context) -> None:
         ranks = {each.name: rank for each, rank in zip(self.targets, self.ranks, strict=True)}
         for name, spectrum in self._walk(self.spectra):
             if (rank := ranks[name]) is None:
                 continue
-            module = LowRank.like(surgery.get(session.model, name), rank)
+            module = LowRank.like(surgery.get(context.model, name), rank)
             for factor, values in zip((module.up, module.down), spectrum.factors(rank), strict=True):
                 factor.weight.copy_(values)
-            surgery.replace(session.model, name, module)
+            surgery.replace(context.model, name, module)
             self.lost[name] = spectrum.lost(rank)
         for each, rank in zip(self.targets, self.ranks, strict=True):
             if rank is not None:
-                session.edit(_edit(each, rank))
+                context.edit(_edit(each, rank))
 
     def _walk(self, spectra: Spectra) -> Iterator[tuple[str, Spectrum]]:
         try:

@@ -17,9 +17,9 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, is_tensorboard_available
 
-import cook
 from cook.errors import CookError
 from cook.recipe import Recipe
+from cook.version import __version__
 
 ENGINES = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 """What parameters stay whole under: FSDP and DeepSpeed keep shards or copies that a mask does not reach."""
@@ -145,7 +145,7 @@ def describe(device: torch.device, *, seed: int | None, precision: str, processe
     """The `environment` of a report."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else (platform.processor() or "cpu")
     return {
-        "cook": cook.__version__,
+        "cook": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

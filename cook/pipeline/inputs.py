@@ -14,7 +14,8 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from cook import passes as registry
-from cook.data import sources, tasks
+from cook.data import tasks
+from cook.data.rows import sources
 from cook.data.tasks import Task, text
 from cook.errors import CookError
 from cook.model.hub import load, student

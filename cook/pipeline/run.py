@@ -12,9 +12,8 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-import cook
-from cook.data import cache
 from cook.data.augment.texts import augmented
+from cook.data.rows import cache
 from cook.errors import CookError
 from cook.model.hub import load
 from cook.model.probe.example import small_example
@@ -39,6 +38,7 @@ from cook.recipe import Recipe, load_recipe
 from cook.report import Model, Report
 from cook.say import Say, silent
 from cook.train.seeds import seed_everything
+from cook.version import __version__
 
 SOME = 1000
 """Numbers of each tensor that are looked at to tell models apart."""
@@ -166,7 +166,7 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
     )
     auto_class = auto_class_without_data(recipe) if data is None else data.task.auto_class
     report = Report(
-        cook=cook.__version__,
+        cook=__version__,
         created=environment.now(),
         recipe={"name": asked.name, "digest": asked.digest},
         model=_model(recipe, auto_class, source, outcome),

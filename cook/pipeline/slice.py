@@ -12,7 +12,6 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-import cook
 from cook.errors import CookError
 from cook.model.arch.anatomy import Anatomy
 from cook.model.hub import load
@@ -31,6 +30,7 @@ from cook.recipe import Recipe, load_recipe, thaw
 from cook.report import Model, PassRow, Report, State
 from cook.say import Say
 from cook.session import Session
+from cook.version import __version__
 
 Depth = int | Sequence[int]
 """How many layers stay, or the numbers of those that do."""
@@ -184,7 +184,7 @@ def _write(source: Whole, made: PreTrainedModel, whole: Slice, part: Slice, *, f
     device = made.device
     before, after = whole.state, part.state
     report = Report(
-        cook=cook.__version__,
+        cook=__version__,
         created=environment.now(),
         recipe={"name": "cook slice", "digest": recipe.digest},
         model=Model(

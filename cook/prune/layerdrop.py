@@ -14,8 +14,8 @@ from cook.passes import Effect, Pass, register
 from cook.prune.specs.passes import LayerDropSpec
 
 if TYPE_CHECKING:
+    from cook.context import Context
     from cook.model.arch.anatomy import Anatomy
-    from cook.session import Session
 
 
 def dropped(layers: int, rate: float, *key: int) -> list[int]:
@@ -54,24 +54,24 @@ class PruneLayerDrop(LayerDropSpec, Pass):
             note=f"each of {len(layers)} layers is left out of {self.given['rate']:.4g} of all forwards",
         )
 
-    def attach(self, session: Session) -> None:
-        self.layers = self._layers(session.anatomy)
-        session.may_leave_out(self, self.layers)
+    def attach(self, context: Context) -> None:
+        self.layers = self._layers(context.anatomy)
+        context.may_leave_out(self, self.layers)
         self.forwards = self.gone = self.forward = 0
 
-    def before_step(self, session: Session) -> None:
+    def before_step(self, context: Context) -> None:
         self.forward = 0
 
-    def leaves_out(self, session: Session) -> Sequence[str]:
+    def leaves_out(self, context: Context) -> Sequence[str]:
         numbers = dropped(
-            len(self.layers), self.given["rate"], self.given["seed"], session.step, self.forward
+            len(self.layers), self.given["rate"], self.given["seed"], context.step, self.forward
         )
         self.forward += 1
         self.forwards += 1
         self.gone += len(numbers)
         return [self.layers[number] for number in numbers]
 
-    def facts(self, session: Session) -> dict[str, Any]:
+    def facts(self, context: Context) -> dict[str, Any]:
         share = self.gone / max(1, self.forwards * len(self.layers))
         note = f"{100 * share:.1f} % of the runs through {len(self.layers)} layers left out in training"
         return {

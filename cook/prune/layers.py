@@ -20,8 +20,8 @@ from cook.passes import Effect, Pass, register
 from cook.prune.specs.passes import LayersSpec
 
 if TYPE_CHECKING:
+    from cook.context import Context
     from cook.model.arch.anatomy import Anatomy
-    from cook.session import Session
 
 
 def chosen(layers: int, count: int, choose: str) -> list[int]:
@@ -118,28 +118,28 @@ class PruneLayers(LayersSpec, Pass):
             note=f"{len(gone)} of {len(layers)} layers are left out, {which}",
         )
 
-    def attach(self, session: Session) -> None:
-        anatomy = session.anatomy
+    def attach(self, context: Context) -> None:
+        anatomy = context.anatomy
         layers = droppable(anatomy)
         self.influence: list[float] | None = None
         if self.wants():
-            examples = session.examples(self.given["rows"])
+            examples = context.examples(self.given["rows"])
             try:
-                found = block_influence(session.model, examples, layers)
+                found = block_influence(context.model, examples, layers)
             except CookError as error:
                 raise self.error(error.message, option="count", hint=error.hint) from error
-            influence = session.agreed(torch.tensor(found))
+            influence = context.agreed(torch.tensor(found))
             self.influence = influence.tolist()
             most = influence.argsort(descending=True, stable=True)[: self._count(anatomy)]
             self.kept = sorted(most.tolist())
         else:
             self.kept = self._kept(anatomy, layers)
         gone = [layer for number, layer in enumerate(layers) if number not in self.kept]
-        session.removal.remove_layers(gone)
+        context.removal.remove_layers(gone)
         self.whole = len(layers)
 
-    def facts(self, session: Session) -> dict[str, Any]:
-        layers = [surgery.get(session.model, layer) for layer in session.anatomy.layers]
+    def facts(self, context: Context) -> dict[str, Any]:
+        layers = [surgery.get(context.model, layer) for layer in context.anatomy.layers]
         left = [number for number, layer in enumerate(layers) if not isinstance(layer, Skipped)]
         self.check_measured("layers", left, self.kept)
         found: dict[str, Any] = {"kept": self.kept, "of": self.whole}

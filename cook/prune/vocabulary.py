@@ -22,9 +22,9 @@ from cook.passes import Effect, Pass, register
 from cook.prune.specs.passes import VocabularySpec
 
 if TYPE_CHECKING:
+    from cook.context import Context
     from cook.model.arch.anatomy import Anatomy
     from cook.model.tokens.vocabulary import Vocabulary
-    from cook.session import Session
 
 
 def kept_tokens(counts: Tensor, minimum: int, always: Iterable[int], lexicon: Lexicon) -> Tensor:
@@ -60,25 +60,25 @@ class PruneVocabulary(VocabularySpec, Pass):
             sizes="at most",
         )
 
-    def attach(self, session: Session) -> None:
-        self.vocabulary = self._find(session.model)
-        lexicon = self._lexicon(session)
-        if session.renumbering is not None:
+    def attach(self, context: Context) -> None:
+        self.vocabulary = self._find(context.model)
+        lexicon = self._lexicon(context)
+        if context.renumbering is not None:
             raise self.error("another pass takes tokens away already", hint="leave out one of the two")
-        counts, texts = self._count(session, lexicon)
-        always = lexicon.fixed | named_ids(session.model) | self._asked(lexicon)
+        counts, texts = self._count(context, lexicon)
+        always = lexicon.fixed | named_ids(context.model) | self._asked(lexicon)
         if self.given["alphabet"] or lexicon.needs_alphabet:
             always |= lexicon.alphabet
         kept = kept_tokens(counts, self.given["minimum"], always, lexicon)
-        self.tokenizer, kept = self._settled(session, lexicon, kept)
-        unknown = _unknown(session.tokenizer, kept)
+        self.tokenizer, kept = self._settled(context, lexicon, kept)
+        unknown = _unknown(context.tokenizer, kept)
         numbers = Renumbering(kept, self.vocabulary.entries, unknown, labels=bool(self.vocabulary.heads))
         with self._placed():
-            check_padding(session.model, numbers)
-        session.renumbering = numbers
+            check_padding(context.model, numbers)
+        context.renumbering = numbers
         own = counts
         if self.given["corpora"]:
-            own, _ = count_tokens(lexicon.encode(session.texts(None)), self.vocabulary.entries)
+            own, _ = count_tokens(lexicon.encode(context.texts(None)), self.vocabulary.entries)
         self.found = {
             "tokens_before": self.vocabulary.entries,
             "tokens_after": len(kept),
@@ -91,17 +91,17 @@ class PruneVocabulary(VocabularySpec, Pass):
         """Rows leave at the very end; no step makes the model more or less of what it will be."""
         return True
 
-    def finish(self, session: Session) -> None:
-        assert session.renumbering is not None
-        before = sum(parameter.numel() for parameter in session.model.parameters())
-        for name in cut(session.model, self.vocabulary, session.renumbering):
-            session.masks.select(name, {0: session.renumbering.kept})
-        session.renumber(self.tokenizer)
-        self.found["parameters_gone"] = before - sum(each.numel() for each in session.model.parameters())
+    def finish(self, context: Context) -> None:
+        assert context.renumbering is not None
+        before = sum(parameter.numel() for parameter in context.model.parameters())
+        for name in cut(context.model, self.vocabulary, context.renumbering):
+            context.masks.select(name, {0: context.renumbering.kept})
+        context.renumber(self.tokenizer)
+        self.found["parameters_gone"] = before - sum(each.numel() for each in context.model.parameters())
 
-    def facts(self, session: Session) -> dict[str, Any]:
+    def facts(self, context: Context) -> dict[str, Any]:
         before, after = (self.found[f"tokens_{when}"] for when in ("before", "after"))
-        self.check_measured("tokens", self._find(session.model).entries, after)
+        self.check_measured("tokens", self._find(context.model).entries, after)
         note = f"{after:,} of {before:,} tokens kept"
         if self.found["texts"]:
             covered, texts = 100 * self.found["covered"], self.found["texts"]
@@ -112,9 +112,9 @@ class PruneVocabulary(VocabularySpec, Pass):
         with self._placed():
             return find(model)
 
-    def _lexicon(self, session: Session) -> Lexicon:
+    def _lexicon(self, context: Context) -> Lexicon:
         with self._placed():
-            lexicon = Lexicon(session.tokenizer)
+            lexicon = Lexicon(context.tokenizer)
         if lexicon.size > self.vocabulary.entries:
             raise self.error(
                 f"the tokenizer has {lexicon.size:,} tokens, the model {self.vocabulary.entries:,}",
@@ -126,8 +126,8 @@ class PruneVocabulary(VocabularySpec, Pass):
         with self._placed("keep"):
             return {lexicon.named(token) for token in self.given["keep"]}
 
-    def _count(self, session: Session, lexicon: Lexicon) -> tuple[Tensor, int]:
-        counts, texts = count_tokens(lexicon.encode(self._texts(session)), self.vocabulary.entries)
+    def _count(self, context: Context, lexicon: Lexicon) -> tuple[Tensor, int]:
+        counts, texts = count_tokens(lexicon.encode(self._texts(context)), self.vocabulary.entries)
         if not counts.sum():
             files = self.given["corpora"]
             what = "there is no text in them" if files else "there are no texts to count tokens in"
@@ -135,9 +135,9 @@ class PruneVocabulary(VocabularySpec, Pass):
             raise self.error(what, option="corpora", hint=hint)
         return counts, texts
 
-    def _texts(self, session: Session) -> Iterator[str]:
+    def _texts(self, context: Context) -> Iterator[str]:
         with self._placed("corpora"):
-            yield from session.texts(self.given["corpora"])
+            yield from context.texts(self.given["corpora"])
 
     @contextmanager
     def _placed(self, option: str | None = None) -> Iterator[None]:
@@ -147,7 +147,7 @@ class PruneVocabulary(VocabularySpec, Pass):
         except CookError as error:
             raise self.error(error.message, option=option, hint=error.hint) from error
 
-    def _settled(self, session: Session, lexicon: Lexicon, kept: Tensor) -> tuple[Any, Tensor]:
+    def _settled(self, context: Context, lexicon: Lexicon, kept: Tensor) -> tuple[Any, Tensor]:
         """The tokenizer with the tokens `kept`, and those that had to stay besides.
 
         Every text of which no token is gone must be read as before. A word that WordPiece cannot read may
@@ -156,7 +156,7 @@ class PruneVocabulary(VocabularySpec, Pass):
         while True:
             with self._placed():
                 tokenizer = lexicon.pruned(kept.tolist())
-            if not (changed := list(self._changed(session, lexicon, tokenizer, kept))):
+            if not (changed := list(self._changed(context, lexicon, tokenizer, kept))):
                 return tokenizer, kept
             more = lexicon.closed({*kept.tolist()}.union(*map(lexicon.within, changed)))
             if len(more) == len(kept):
@@ -166,13 +166,13 @@ class PruneVocabulary(VocabularySpec, Pass):
                 )
             kept = torch.tensor(sorted(more), dtype=torch.long)
 
-    def _changed(self, session: Session, lexicon: Lexicon, tokenizer: Any, kept: Tensor) -> Iterator[str]:
+    def _changed(self, context: Context, lexicon: Lexicon, tokenizer: Any, kept: Tensor) -> Iterator[str]:
         """The texts that the new tokenizer reads otherwise though it has all their tokens."""
         new = np.full(self.vocabulary.entries, -1)
         new[kept.numpy()] = np.arange(len(kept))
-        theirs = Lexicon(tokenizer).encode(self._texts(session))
+        theirs = Lexicon(tokenizer).encode(self._texts(context))
         for text, before, after in zip(
-            self._texts(session), lexicon.encode(self._texts(session)), theirs, strict=True
+            self._texts(context), lexicon.encode(self._texts(context)), theirs, strict=True
         ):
             expected = new[before]
             if (expected >= 0).all() and not np.array_equal(expected, after):

@@ -23,8 +23,8 @@ from cook.quant.fake import FakeQuantMoving, FakeQuantToken, FakeQuantWeight, up
 from cook.quant.specs import QatSpec
 
 if TYPE_CHECKING:
+    from cook.context import Context
     from cook.model.arch.anatomy import Anatomy
-    from cook.session import Session
 
 Rounding = FakeQuantWeight | FakeQuantToken | FakeQuantMoving
 
@@ -52,21 +52,21 @@ class QuantAwareTraining(QatSpec, Pass):
             note=note,
         )
 
-    def attach(self, session: Session) -> None:
-        self.layers = self._layers(session.anatomy)
-        self.missed = self._missed(session.anatomy, self.layers)
+    def attach(self, context: Context) -> None:
+        self.layers = self._layers(context.anatomy)
+        self.missed = self._missed(context.anatomy, self.layers)
         self.bits = bits_of(self.given["weights"])
         self.enabled = False
         self.rounding: list[Rounding] = []
         moving = self.given["activations"] and self.given["observer"] == "moving"
-        if moving and not session.trains:
+        if moving and not context.trains:
             raise self.error(
                 "a moving average needs training",
                 option="observer",
                 hint="use `observer: token` without training",
             )
         self.frozen_from = (
-            session.moment(self.given["freeze"], self, "freeze") if moving else session.total_steps
+            context.moment(self.given["freeze"], self, "freeze") if moving else context.total_steps
         )
         if moving and self.frozen_from <= self.window.start:
             raise self.error(
@@ -76,24 +76,24 @@ class QuantAwareTraining(QatSpec, Pass):
                 hint="freeze later, or start earlier",
             )
         for name in self.layers:
-            layer = transform(session.model, name)
+            layer = transform(context.model, name)
             self.rounding.append(weight := FakeQuantWeight(self.bits))
             layer.add_weight_transform(self.id, weight)
             if self.given["activations"]:
                 self.rounding.append(inputs := self._input_transform(layer))
                 layer.add_input_transform(self.id, inputs)
-        if not session.trains:
+        if not context.trains:
             self._enable(True)
 
-    def before_step(self, session: Session) -> None:
+    def before_step(self, context: Context) -> None:
         # There is no `end`: a layer that learned to be rounded stays so.
-        self._enable(session.step >= self.window.start)
+        self._enable(context.step >= self.window.start)
         for each in self._moving():
-            each.frozen = session.step >= self.frozen_from
+            each.frozen = context.step >= self.frozen_from
             each.pending = None  # of a step that was skipped, as fp16 does with numbers that are not finite
 
-    def after_step(self, session: Session) -> None:
-        update_together(self._moving(), session.maximum)
+    def after_step(self, context: Context) -> None:
+        update_together(self._moving(), context.maximum)
 
     def _moving(self) -> list[FakeQuantMoving]:
         return [each for each in self.rounding if isinstance(each, FakeQuantMoving)]
@@ -102,12 +102,12 @@ class QuantAwareTraining(QatSpec, Pass):
         """There is no end to wait for: one step in the window, and the model is what it will be stored as."""
         return done > self.window.start
 
-    def finish(self, session: Session) -> None:
+    def finish(self, context: Context) -> None:
         # Layers that another pass took out are gone with what was done to them.
-        self.layers = [name for name in self.layers if surgery.has(session.model, name)]
-        shared = _shared(session.model, self.layers)
+        self.layers = [name for name in self.layers if surgery.has(context.model, name)]
+        shared = _shared(context.model, self.layers)
         for name in self.layers:
-            layer = session.model.get_submodule(name)
+            layer = context.model.get_submodule(name)
             assert isinstance(layer, TransformedLinear)
             edit = self._edit(name, layer)
             moving = layer.input_transform(self.id) if self.given["activations"] else None
@@ -115,7 +115,7 @@ class QuantAwareTraining(QatSpec, Pass):
                 raise self.error(
                     f"{name} never ran in training mode in the window: the range of its inputs is unknown",
                     option="observer",
-                    hint="call session.module.train() before the loop and session.after_step() after each"
+                    hint="call context.module.train() before the loop and context.after_step() after each"
                     " optimizer step; exclude what does not run; or observer: token",
                 )
             integer = IntLinear.from_linear(
@@ -125,17 +125,17 @@ class QuantAwareTraining(QatSpec, Pass):
                 input_scale=getattr(moving, "scale", None),
             )
             layer.remove(self.id)
-            restore(session.model, name)
-            surgery.replace(session.model, name, integer)
-            session.edit(edit)
+            restore(context.model, name)
+            surgery.replace(context.model, name, integer)
+            context.edit(edit)
         # Equal weights were rounded alike: one copy of the integers is enough.
-        Blueprint(edits=shared).apply(session.model)
+        Blueprint(edits=shared).apply(context.model)
         for edit in shared:
-            session.edit(edit)
+            context.edit(edit)
 
-    def facts(self, session: Session) -> dict[str, Any]:
+    def facts(self, context: Context) -> dict[str, Any]:
         for name in self.layers:
-            layer = surgery.get(session.model, name)
+            layer = surgery.get(context.model, name)
             bits = layer.bits if isinstance(layer, IntLinear) else None
             self.check_measured(f"bits of {name}", bits, self.bits)
         found: dict[str, Any] = {"layers": len(self.layers), "weight_bits": self.bits}

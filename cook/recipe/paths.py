@@ -9,18 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path as FilePath
 from typing import Any
 
+from cook.data.files.formats import DATA_SUFFIXES
 from cook.errors import CookError, nearest
 from cook.recipe.schema.fragments import Schema
 from cook.recipe.schema.shape import walk
 from cook.recipe.text.parse import Problems
 from cook.recipe.text.place import Marks, Path, mark_of, where
-
-DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt", ".xlsx")
-
-DIGITS = "sklearn:digits"
-"""The `data.path` of the digits of scikit-learn."""
-SLICE = re.compile(r"(?P<name>[\w.\-]+)(\[(?P<first>-?\d+%?)?:(?P<last>-?\d+%?)?\])?")
-"""A split, or a part of one: `train`, `train[:90%]`, `train[-500:]`."""
 
 _LOOKS_LOCAL = re.compile(r"[/~]|\.\.?(?:/|\Z)")
 

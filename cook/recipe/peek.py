@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cook.data.files.formats import DATA_SUFFIXES, DIGITS, SLICE
 from cook.errors import CookError, nearest
-from cook.recipe.paths import DATA_SUFFIXES, DIGITS, SLICE, is_local
+from cook.recipe.paths import is_local
 from cook.recipe.recipe import Recipe
 from cook.recipe.tables import Table, look
 from cook.recipe.text.parse import raise_all

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cook.data.files.formats import DELIMITERS
+
 LIMIT = 4_000_000
 """Bytes of a text file that are read; of a larger one only the first line is looked at."""
-DELIMITERS = (",", ";", "\t", "|")
-"""What may separate the columns of a table of text."""
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from cook.share.specs import LayersSpec
 from cook.share.start import distance, factors, started
 
 if TYPE_CHECKING:
+    from cook.context import Context
     from cook.model.arch.anatomy import Anatomy
-    from cook.session import Session
 
 
 @register
@@ -64,9 +64,9 @@ class ShareLayers(LayersSpec, Pass):
             " memory, not time",
         )
 
-    def attach(self, session: Session) -> None:
-        model, number = session.model, session.anatomy.layers.index
-        groups = self._groups(session.anatomy)
+    def attach(self, context: Context) -> None:
+        model, number = context.model, context.anatomy.layers.index
+        groups = self._groups(context.anatomy)
         self.numbers = [[number(layer) for layer in group.layers] for group in groups]
         self.distances: dict[int, tuple[float, float]] = {}
         expected, before = self._saved(model, groups), _parameters(model)
@@ -74,14 +74,14 @@ class ShareLayers(LayersSpec, Pass):
             layers = [_tensors(model, group, layer) for layer in group.layers]
             start = started(layers, self.given["init"])
             for edit in self._tie(model, group, start):
-                session.edit(edit)
+                context.edit(edit)
             for layer, was in zip(group.layers, layers, strict=True):
                 near = start if not self.rank else self._fill(model, group, layer, was, start)
                 self.distances[number(layer)] = distance(was, start), distance(was, near)
         self.saved = before - _parameters(model)
         self.check_measured("parameters saved", self.saved, expected)
 
-    def facts(self, session: Session) -> dict[str, Any]:
+    def facts(self, context: Context) -> dict[str, Any]:
         found = {
             "groups": self.numbers,
             "parts": self.given["parts"],

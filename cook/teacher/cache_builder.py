@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor
 
-from cook.data import batches, cache
+from cook.data import batches
+from cook.data.rows import cache
 from cook.data.tasks import Task
 from cook.errors import CookError, RunError
 from cook.progress import bar

@@ -15,15 +15,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from cook.data import cache
+from cook.data.rows import cache
 from cook.data.tasks import Task
-from cook.distill import truncated
+from cook.distill.losses import truncated
 from cook.errors import CookError
 from cook.failures import evaluation_memory_errors
 from cook.model.nn.hooks import Hooks
+from cook.model.probe.batch import ROWS
 from cook.teacher.cache import Answers, write
 from cook.teacher.cache_builder import Inquiry
-from cook.teacher.teacher import ROWS, Teacher
+from cook.teacher.teacher import Teacher
 
 KIND = "answers"
 """What names of files end in."""

@@ -17,13 +17,11 @@ from cook.errors import CookError
 from cook.model.arch.anatomy import Anatomy
 from cook.model.arch.tensors import Tensors
 from cook.model.nn.hooks import Hooks
+from cook.model.probe.batch import ROWS
 
 One: TypeAlias = PreTrainedModel | Literal["self"]
 Given: TypeAlias = One | Sequence["One | tuple[One, float] | Named"] | None
 """A teacher, or several, each with its weight if they should not count alike."""
-
-ROWS = "rows"
-"""What a batch calls the numbers of its examples in the data set; no model gets it."""
 
 
 class Teacher:
@@ -63,7 +61,7 @@ class Teacher:
         """Ask for `top` at a temperature, before the first batch."""
 
     def top(self, temperature: float) -> tuple[Tensor, Tensor, Tensor] | None:
-        """What `cook.distill.truncated.top` gives, if no more than that is known; None: see the logits."""
+        """What `truncated.top` gives, if no more than that is known; None: use the logits."""
         return None
 
     def open(self) -> None:

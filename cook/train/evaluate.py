@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 
 from cook.data import batches
-from cook.data.sources import sample
+from cook.data.rows.sources import sample
 from cook.data.tasks.task import IGNORE, Task
 from cook.model.probe.measure import evaluating
 from cook.progress import bar

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cook.data.corpus import corpus
-from cook.data.sources import load
+from cook.data.rows.sources import load
 from cook.data.tasks import find
 from cook.errors import CookError
 from cook.recipe import load_recipe

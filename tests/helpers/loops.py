@@ -17,7 +17,8 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from cook.data import sources, tasks
+from cook.data import tasks
+from cook.data.rows import sources
 from cook.data.tasks import Task
 from cook.pipeline import environment
 from cook.pipeline.inputs import make_passes

@@ -16,9 +16,10 @@ from accelerate import Accelerator
 from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cook.data import batches, sources, tasks
+from cook.data import batches, tasks
+from cook.data.rows import sources
 from cook.data.tasks import Task, text
-from cook.distill.truncated import top
+from cook.distill.losses.truncated import top
 from cook.errors import CookError, RunError
 from cook.model.nn.hooks import Hooks
 from cook.teacher.cached import CachedTeacher, fill

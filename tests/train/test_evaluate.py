@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cook.data import sources, tasks
+from cook.data import tasks
+from cook.data.rows import sources
 from cook.data.tasks.task import IGNORE
 from cook.train.evaluate import evaluate, evaluating, metric_named, predict
 from tests.helpers import tiny

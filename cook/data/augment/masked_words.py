@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cook.data import cache
 from cook.data.augment.words import Flags, Ids, Words, flat
+from cook.data.rows import cache
 from cook.data.tasks import Task
 from cook.data.tasks.text import attention, pad, positions
 from cook.errors import CookError

@@ -22,9 +22,9 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cook.data import cache
 from cook.data.augment.masked_words import MaskedWords
 from cook.data.augment.words import Flags, Ids, Words, flat, words_of
+from cook.data.rows import cache
 from cook.data.tasks import Task
 from cook.model.hub import load
 from cook.teacher.teacher import Given, named

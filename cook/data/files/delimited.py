@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cook.data.files.encodings import Unreadable
-from cook.recipe.tables import DELIMITERS
+from cook.data.files.formats import DELIMITERS
 
 _CELL_LIMIT = 1 << 28
 _SHOWN = {"\t": '"\\t"'}

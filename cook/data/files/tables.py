@@ -17,11 +17,11 @@ import pyarrow.parquet
 from datasets import Dataset
 from datasets.table import InMemoryTable
 
-from cook.data.cells import is_missing
 from cook.data.files import delimited, excel
+from cook.data.files.cells import is_missing
 from cook.data.files.encodings import Unreadable, read_text
-from cook.data.parts import Origin
-from cook.recipe.paths import DATA_SUFFIXES
+from cook.data.files.formats import DATA_SUFFIXES
+from cook.data.files.parts import Origin
 
 
 def is_file_name(value: str) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from cook.builtin import task_hint
 from cook.data.tasks.image_classification import ImageClassification
 from cook.data.tasks.task import Task
 from cook.data.tasks.text_classification import TextClassification
 from cook.errors import CookError
-from cook.recipe.schema.models import task_hint
 
 TASKS: dict[str, type[Task]] = {task.name: task for task in (TextClassification, ImageClassification)}
 

@@ -14,8 +14,8 @@ import transformers
 from datasets import Dataset
 from PIL import Image
 
-from cook.data import cache
 from cook.data.files.images import MODES, decoded
+from cook.data.rows import cache
 from cook.data.tasks.classification import Classification
 
 ROWS = 64

@@ -12,8 +12,8 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset
 
-from cook.data.cells import as_name, is_missing, stripped
-from cook.data.sources import ErrorAt, quiet
+from cook.data.files.cells import as_name, is_missing, stripped
+from cook.data.rows.sources import ErrorAt, quiet
 from cook.errors import CookError
 
 NUMBER = re.compile(r"-?\d+")

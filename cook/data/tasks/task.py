@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 import torch
 from datasets import Dataset
 
-from cook.data.sources import ErrorAt
+from cook.data.rows.sources import ErrorAt
 from cook.say import Say, silent
 
 IGNORE = -100
@@ -95,7 +95,7 @@ class Task(ABC):
         The same rows, processor and options give the same result; it is cached on disk.
 
         Args:
-            dataset: a split from `cook.data.sources.load`.
+            dataset: a split from `cook.data.rows.sources.load`.
             processor: the model's tokenizer or image processor; None asks for the plain one.
 
         Raises:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 
-from cook.data.sources import ErrorAt
+from cook.data.rows.sources import ErrorAt
 from cook.model.hub.source import class_name
 from cook.model.tokens.tokenizer import PlainText
 

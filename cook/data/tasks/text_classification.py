@@ -12,8 +12,8 @@ import torch
 import transformers
 from datasets import Dataset
 
-from cook.data import cache
-from cook.data.cells import is_missing
+from cook.data.files.cells import is_missing
+from cook.data.rows import cache
 from cook.data.tasks import text
 from cook.data.tasks.classification import Classification
 

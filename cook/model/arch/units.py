@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from cook.errors import CookError
 from cook.model.arch.anatomy import Anatomy, head_width
 from cook.model.arch.families import Attention, FeedForward
-from cook.model.edits.edit import Edit
 from cook.model.nn import linear, surgery
 from cook.model.nn.composite import places
 
@@ -232,35 +231,6 @@ def owned(model: nn.Module, part: Part) -> Iterator[tuple[str, nn.Parameter, int
         elif name == "weight" or (name == "bias" and part.axis == "out"):
             axis = 0 if name == "bias" else axis_of(module, part.axis)
             yield f"{part.module}.{name}", parameter, axis
-
-
-def remove(model: nn.Module, units: Units, keep: Tensor) -> tuple[list[Edit], dict[str, dict[int, Tensor]]]:
-    """Take the other units out of the model.
-
-    Args:
-        keep: bool [units.count], at least one True.
-
-    Returns:
-        The edits that were made, and for each parameter that lost something, by axis, the numbers left.
-    """
-    left: dict[str, dict[int, Tensor]] = {}
-    edits = []
-    keep = keep.cpu()
-    with surgery.tied(model):
-        for part in units.parts:
-            numbers = part.numbers(keep)
-            for name, _, axis in owned(model, part):
-                left.setdefault(name, {})[axis] = numbers
-            module = surgery.get(model, part.module)
-            surgery.select(module, **{"out" if part.axis == "out" else "in_": numbers})
-            sizes = {"out": size(model, part.module, "out"), "in": size(model, part.module, "in")}
-            edits.append(Edit("resize", part.module, sizes))
-    for name, worth in units.counts.items():
-        values = {key: int(keep.sum()) * each for key, each in worth.items()}
-        for key, value in values.items():
-            surgery.set_count(surgery.get(model, name), key, value)
-        edits.append(Edit("counts", name, {"values": values}))
-    return edits, left
 
 
 def weights(model: nn.Module, units: Units) -> int:

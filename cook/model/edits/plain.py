@@ -16,9 +16,9 @@ from cook.model.arch.anatomy import Anatomy
 from cook.model.arch.width import stream
 from cook.model.edits.blueprint import Blueprint
 from cook.model.edits.edit import Edit
-from cook.model.hub.source import FAILURES
 from cook.model.nn import surgery
 from cook.model.nn.linear import is_composite
+from cook.model.probe.loading_errors import LOADING_ERRORS
 
 SIZES = ("resize", "counts")
 """The edits that a config may be able to say."""
@@ -81,7 +81,7 @@ def _says_all(
         with torch.device("meta"):
             built = type(model)(config)
         rest.apply(built)
-    except (CookError, *FAILURES):
+    except (CookError, *LOADING_ERRORS):
         return False
     return _shapes(built) == _shapes(model) and _count_alike(built, model, blueprint)
 

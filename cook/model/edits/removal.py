@@ -5,16 +5,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cook.model.arch.anatomy import Anatomy
-from cook.model.arch.units import Units
+from cook.model.arch.units import Units, owned, size
 from cook.model.arch.units import masks as unit_masks
-from cook.model.arch.units import remove as remove_units
 from cook.model.edits.blueprint import Blueprint
 from cook.model.edits.depth import skips
-from cook.model.nn import sharing
+from cook.model.edits.edit import Edit
+from cook.model.nn import sharing, surgery
 from cook.model.nn.masks import Masks
+
+
+def remove(model: nn.Module, units: Units, keep: Tensor) -> tuple[list[Edit], dict[str, dict[int, Tensor]]]:
+    """Take the other units out of the model.
+
+    Args:
+        keep: bool [units.count], at least one True.
+
+    Returns:
+        The edits that were made, and for each parameter that lost something, by axis, the numbers left.
+    """
+    left: dict[str, dict[int, Tensor]] = {}
+    edits = []
+    keep = keep.cpu()
+    with surgery.tied(model):
+        for part in units.parts:
+            numbers = part.numbers(keep)
+            for name, _, axis in owned(model, part):
+                left.setdefault(name, {})[axis] = numbers
+            module = surgery.get(model, part.module)
+            surgery.select(module, **{"out" if part.axis == "out" else "in_": numbers})
+            sizes = {"out": size(model, part.module, "out"), "in": size(model, part.module, "in")}
+            edits.append(Edit("resize", part.module, sizes))
+    for name, worth in units.counts.items():
+        values = {key: int(keep.sum()) * each for key, each in worth.items()}
+        for key, value in values.items():
+            surgery.set_count(surgery.get(model, name), key, value)
+        edits.append(Edit("counts", name, {"values": values}))
+    return edits, left
 
 
 class Removal:
@@ -50,7 +79,7 @@ class Removal:
 
     def remove(self, units: Units, keep: Tensor) -> None:
         """Take what `hold` held out of the model; other passes' masks follow."""
-        edits, left = remove_units(self.model, units, keep)
+        edits, left = remove(self.model, units, keep)
         for name, kept in left.items():
             self.masks.select(name, kept)
         for edit in edits:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
-from cook._hook import METHOD
 from cook.disk import sync
 from cook.errors import CookError, RunError
 from cook.model.edits.blueprint import Blueprint
+from cook.model.hub import METHOD
 from cook.model.hub.quantizer import CookConfig
 from cook.model.hub.quiet import quiet
 

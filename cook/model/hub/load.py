@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cook._hook import METHOD
 from cook.errors import CookError
 from cook.model.edits.blueprint import Blueprint
-from cook.model.hub import folder, head, source
+from cook.model.hub import METHOD, folder, head, source
 from cook.model.hub.adapters import refuse_adapters
 from cook.model.hub.quantizer import CookConfig, attach_quantizer, blueprint_of
 from cook.model.hub.quiet import quiet
-from cook.model.hub.source import FAILURES, Refuse
+from cook.model.hub.source import Refuse
+from cook.model.probe.loading_errors import LOADING_ERRORS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -85,7 +85,7 @@ def load(
             return _load(section, auto_class, labels, dtype, meta, integers, error)
     except CookError:
         raise
-    except FAILURES as failure:
+    except LOADING_ERRORS as failure:
         message, hint = source.explain(failure, label, auto_class)
         raise error("config" if path is None else "path", message, hint) from failure
 
@@ -132,7 +132,7 @@ def load_processor(section: Any, kind: str) -> Any | None:
         if kind == "tokenizer":
             return AutoTokenizer.from_pretrained(name, **options)
         return AutoImageProcessor.from_pretrained(name, **options)
-    except FAILURES as failure:
+    except LOADING_ERRORS as failure:
         if not local and given is None and "connect" not in str(failure) and isinstance(failure, OSError):
             return None
         message, hint = source.explain(failure, path, kind)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from transformers.quantizers import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from cook._hook import METHOD
 from cook.errors import CookError
 from cook.model.edits.blueprint import Blueprint
+from cook.model.hub import METHOD
 from cook.model.hub.load_guard import NOTICE, lock_of, locked_state, unlock, widen
 from cook.model.nn import sharing, surgery
 from cook.model.nn.embedding import FactorisedEmbedding, TransposedLinear

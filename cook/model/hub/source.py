@@ -7,28 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, StrictDataclassError
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError
 
 from cook.errors import CookError, nearest
+from cook.model.probe.loading_errors import LOADING_ERRORS
 
 Refuse = Callable[[str, str, "str | None"], CookError]
 """error(key, message, hint): the CookError that points at `key` of the section being read."""
-
-FAILURES = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ImportError,
-    EOFError,
-    pickle.UnpicklingError,
-    SafetensorError,
-    StrictDataclassError,
-)
-"""What transformers raises for a source that it cannot read."""
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -80,7 +66,7 @@ def explain(failure: Exception, path: str, auto_class: str) -> tuple[str, str | 
     """What `failure` means for somebody who gave `path`: a message, and what to do.
 
     Args:
-        failure: one of FAILURES, raised while loading.
+        failure: one of LOADING_ERRORS, raised while loading.
         path: the folder or hub id.
         auto_class: the class it was to be loaded through.
     """
@@ -133,7 +119,7 @@ def auto_class_of(folder: Path) -> str:
 
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
-    except FAILURES as failure:
+    except LOADING_ERRORS as failure:
         message, hint = explain(failure, str(folder), "AutoConfig")
         raise CookError(message, hint=hint) from failure
     heads = [name for name in vars(modeling_auto) if name.startswith("AutoModelFor")]

@@ -20,7 +20,8 @@ from cook.model.arch.anatomy import Anatomy
 from cook.model.edits.depth import droppable, shorten
 from cook.model.hub import load
 from cook.model.hub.quantizer import blueprint_of
-from cook.model.hub.source import FAILURES, Refuse, plain
+from cook.model.hub.source import Refuse, plain
+from cook.model.probe.loading_errors import LOADING_ERRORS
 
 LABELS = ("id2label", "label2id", "num_labels", "problem_type")
 VOCABULARY = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
@@ -165,7 +166,7 @@ def _smaller(
         return _build(source, auto, config, section.get("attention"))
     except CookError:
         raise
-    except FAILURES as failure:
+    except LOADING_ERRORS as failure:
         text = " ".join(str(failure).split())[:300] or type(failure).__name__
         raise error("config", f"no {family} model can be built from it: {text}", None) from failure
 
@@ -181,7 +182,7 @@ def _said(config: PreTrainedConfig) -> dict[str, Any]:
     def derived(key: str) -> bool:
         try:
             fresh = kind(**{name: value for name, value in values.items() if name != key})
-        except FAILURES:
+        except LOADING_ERRORS:
             return False
         return bool(fresh.to_dict().get(key) == values[key])
 

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+ROWS = "rows"
+"""The key of a batch under which the numbers of its examples in the data set stand; no model gets it."""
+
 
 def examples_in(batch: Mapping[str, Tensor]) -> int:
     """How many examples there are: a tensor of one row may be told once for all of them (positions)."""

@@ -19,9 +19,9 @@ from cook.prune.structure import cost
 from cook.prune.structure.cost import Cost, Wide
 
 if TYPE_CHECKING:
+    from cook.context import Context
     from cook.model.arch.anatomy import Anatomy
     from cook.passes import Pass
-    from cook.session import Session
 
 CORRECTIONS, WAVERS = 3, 0.01
 """How often a choice that takes too long is made anew, and what of the time clocks may be off by."""
@@ -34,7 +34,7 @@ def check_device(owner: Pass, budget: Mapping[str, Any] | None) -> None:
 
 
 def measured(
-    session: Session,
+    context: Context,
     units: Sequence[Units],
     choose: Callable[[Anatomy], list[Units]],
     budget: Mapping[str, Any],
@@ -49,19 +49,19 @@ def measured(
     """
     goal, _ = goal_of(budget)
     if goal == "parameters":
-        return cost.parameters(session.model, units, stream)
+        return cost.parameters(context.model, units, stream)
     count = 1 if goal == "macs" else budget["batch"]
-    batch = longest(session.model, session.examples(EXAMPLES), count)
+    batch = longest(context.model, context.examples(EXAMPLES), count)
     if goal == "macs":
-        found = cost.multiply_accumulates(session.model, units, batch, stream)
+        found = cost.multiply_accumulates(context.model, units, batch, stream)
     else:
-        build, placed = _timing(session, batch, budget)
+        build, placed = _timing(context, batch, budget)
         found = cost.milliseconds(build, choose, placed)
-    return _agreed(session, found)
+    return _agreed(context, found)
 
 
 def within_time(
-    session: Session,
+    context: Context,
     choose: Callable[[Anatomy], list[Units]],
     budget: Mapping[str, Any],
     left: Callable[[float], list[Tensor]],
@@ -79,12 +79,12 @@ def within_time(
         A bool mask for each entry of the units, and the share that was measured.
     """
     _, asked = goal_of(budget)
-    batch = longest(session.model, session.examples(EXAMPLES), budget["batch"])
-    build, batch = _timing(session, batch, budget)
+    batch = longest(context.model, context.examples(EXAMPLES), budget["batch"])
+    build, batch = _timing(context, batch, budget)
     ask, met, keep = asked, 0.0, left(asked)
     for turn in range(CORRECTIONS + 1):
         found = torch.tensor([cost.timed(build, choose, batch, keep)], dtype=torch.float64)
-        (met,) = session.agreed(found).tolist()
+        (met,) = context.agreed(found).tolist()
         if met <= asked + WAVERS or turn == CORRECTIONS:
             break
         ask *= asked / met
@@ -128,23 +128,23 @@ def _counted(model: nn.Module, units: list[Units], stream: Units | None) -> list
 
 
 def _timing(
-    session: Session, batch: Mapping[str, Tensor], budget: Mapping[str, Any]
+    context: Context, batch: Mapping[str, Tensor], budget: Mapping[str, Any]
 ) -> tuple[Callable[[], nn.Module], dict[str, Tensor]]:
     """What makes a model to time, and the batch to time it with, on the device that the budget is about."""
-    device = torch.device(budget["device"] or session.model.device)
-    return lambda: _alike(session).to(device), {name: value.to(device) for name, value in batch.items()}
+    device = torch.device(budget["device"] or context.model.device)
+    return lambda: _alike(context).to(device), {name: value.to(device) for name, value in batch.items()}
 
 
-def _agreed(session: Session, found: Cost) -> Cost:
+def _agreed(context: Context, found: Cost) -> Cost:
     """What the first process found: others have other examples, and other clocks."""
 
     def agreed(numbers: Iterable[float]) -> list[float]:
-        return session.agreed(torch.tensor(list(numbers), dtype=torch.float64)).tolist()
+        return context.agreed(torch.tensor(list(numbers), dtype=torch.float64)).tolist()
 
     def by_layer(numbers: Mapping[str, float]) -> dict[str, float]:
         return dict(zip(numbers, agreed(numbers.values()), strict=True))
 
-    curves = [session.agreed(curve).cpu() for curve in found.curves]
+    curves = [context.agreed(curve).cpu() for curve in found.curves]
     (rest,) = agreed([found.rest])
     wide = found.wide
     if wide is not None:
@@ -152,10 +152,10 @@ def _agreed(session: Session, found: Cost) -> Cost:
     return replace(found, curves=curves, layers=by_layer(found.layers), rest=rest, wide=wide)
 
 
-def _alike(session: Session) -> nn.Module:
+def _alike(context: Context) -> nn.Module:
     """A model built like the session's, with other weights: hooks and stand-ins are not timed."""
-    model: Any = session.model
+    model: Any = context.model
     with torch.random.fork_rng(devices=[]):
         other = type(model)(copy.deepcopy(model.config)).to(model.dtype)
-    session.blueprint.apply(other)
+    context.blueprint.apply(other)
     return other

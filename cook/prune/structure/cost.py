@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from cook.model.arch.anatomy import Anatomy
-from cook.model.arch.units import Units, owned, remove, weights
+from cook.model.arch.units import Units, owned, weights
+from cook.model.edits.removal import remove
 from cook.model.nn import linear, surgery
 from cook.model.nn.composite import whole
 from cook.model.probe.measure import latency, macs_by_module

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from cook.errors import CookError
-from cook.model.arch.proof import prove
 from cook.model.arch.targets import select
-from cook.model.arch.units import Units, remaining, remove, weights
+from cook.model.arch.units import Units, remaining, weights
+from cook.model.edits.proof import prove
+from cook.model.edits.removal import remove
 from cook.passes import Effect, Pass
 from cook.prune.specs.units import StructureSpec
 from cook.prune.structure import budget as goals
@@ -32,9 +33,9 @@ from cook.prune.structure.importance import (
 from cook.prune.weights.schedule import sparsity_at
 
 if TYPE_CHECKING:
+    from cook.context import Context
     from cook.model.arch.anatomy import Anatomy
     from cook.prune.structure.cost import Cost
-    from cook.session import Session
 
 
 class Structure(StructureSpec, Pass):
@@ -84,48 +85,48 @@ class Structure(StructureSpec, Pass):
             sizes="" if exact else "about",
         )
 
-    def attach(self, session: Session) -> None:
-        self.chosen = self._chosen(session.anatomy)
+    def attach(self, context: Context) -> None:
+        self.chosen = self._chosen(context.anatomy)
         if self.given["budget"] is not None:
-            self.cost = goals.measured(session, self.chosen, self._chosen, self.given["budget"])
+            self.cost = goals.measured(context, self.chosen, self._chosen, self.given["budget"])
         if not self._timed:
             self._check(self.chosen)
-        self._prove(session.anatomy, self.chosen, session.inputs)
+        self._prove(context.anatomy, self.chosen, context.inputs)
         self.keep = [torch.ones(each.count, dtype=torch.bool) for each in self.chosen]
-        self.owned = [weights(session.model, each) for each in self.chosen]
+        self.owned = [weights(context.model, each) for each in self.chosen]
         self.reached = 0.0
         self.met: float | None = None  # of the time, once what goes is final
         width = self.window.end - self.window.start
         every = self.given["every"]
-        self.every = session.moment(every, self, "every") if every is not None else round(width / 10)
+        self.every = context.moment(every, self, "every") if every is not None else round(width / 10)
         self.every = max(1, self.every)
-        if not session.trains:
-            self._complete(session)
+        if not context.trains:
+            self._complete(context)
 
-    def before_step(self, session: Session) -> None:
-        elapsed = session.step - self.window.start
-        if session.step >= self.window.end:
-            self._complete(session)
+    def before_step(self, context: Context) -> None:
+        elapsed = context.step - self.window.start
+        if context.step >= self.window.end:
+            self._complete(context)
         elif elapsed >= 0 and elapsed % self.every == 0:
-            progress = self.window.progress(session.step)
-            self._prune(session, sparsity_at(progress, self.share, self.given["schedule"]))
+            progress = self.window.progress(context.step)
+            self._prune(context, sparsity_at(progress, self.share, self.given["schedule"]))
 
-    def after_step(self, session: Session) -> None:
+    def after_step(self, context: Context) -> None:
         # An empty window is yet to come then.
-        if self.window.start <= session.step == self.window.end - 1:
-            self._complete(session)
+        if self.window.start <= context.step == self.window.end - 1:
+            self._complete(context)
 
-    def finish(self, session: Session) -> None:
-        self._complete(session)
+    def finish(self, context: Context) -> None:
+        self._complete(context)
         for each, stays in zip(self.chosen, self.keep, strict=True):
             if not stays.all():
-                session.removal.remove(each, stays)
-        session.masks.drop(self.id)
+                context.removal.remove(each, stays)
+        context.masks.drop(self.id)
 
-    def facts(self, session: Session) -> dict[str, Any]:
+    def facts(self, context: Context) -> dict[str, Any]:
         left = [int(stays.sum()) for stays in self.keep]
         for each, stays in zip(self.chosen, left, strict=True):
-            check_remaining(self, session.model, each, stays)
+            check_remaining(self, context.model, each, stays)
         whole = [each.count for each in self.chosen]
         gone = [all_ - some for all_, some in zip(whole, left, strict=True)]
         found: dict[str, Any] = {}
@@ -303,15 +304,15 @@ class Structure(StructureSpec, Pass):
             multiples=[self.multiple(each) for each in units],
         )
 
-    def _scores(self, session: Session) -> list[Tensor]:
+    def _scores(self, context: Context) -> list[Tensor]:
         importance = self.given["importance"]
         if importance == "random":
             return self._for_their_cost(random_importance(self.chosen, self.given["seed"]))
         if importance == "magnitude":
-            found = self._for_their_cost(magnitude_importance(session.model, self.chosen))
+            found = self._for_their_cost(magnitude_importance(context.model, self.chosen))
         else:
             power = 2 if importance == "fisher" else 1
-            found = gradient_importance(session.model, self._examples(session), self.chosen, power=power)
+            found = gradient_importance(context.model, self._examples(context), self.chosen, power=power)
         if not all(bool(each.isfinite().all()) for each in found) or not any(each.any() for each in found):
             raise self.error(
                 "all scores are zero, or some are no numbers: they say nothing of what matters",
@@ -320,9 +321,9 @@ class Structure(StructureSpec, Pass):
             )
         return normalized(found) if self.given.get("normalize") else found
 
-    def _examples(self, session: Session) -> Iterator[dict[str, Tensor]]:
+    def _examples(self, context: Context) -> Iterator[dict[str, Tensor]]:
         empty = True
-        for batch in session.examples(self.given["rows"]):
+        for batch in context.examples(self.given["rows"]):
             empty = False
             if "labels" not in batch:
                 raise self.error(
@@ -335,7 +336,7 @@ class Structure(StructureSpec, Pass):
             hint = "give some, or use importance: magnitude"
             raise self.error("there are no calibration examples to look at", option="importance", hint=hint)
 
-    def _prune(self, session: Session, share: float) -> None:
+    def _prune(self, context: Context, share: float) -> None:
         whole = sum(each.count for each in self.chosen)
         due = share > self.reached
         if self.cost is None:
@@ -344,26 +345,26 @@ class Structure(StructureSpec, Pass):
             return
         if self._timed and self.reached == 0:
             self._check(self.chosen)  # only now: a run that goes on has the table of its beginning
-        scores = [each.cpu() for each in self._scores(session)]
+        scores = [each.cpu() for each in self._scores(context)]
         for each, stays in zip(scores, self.keep, strict=True):
             each[~stays] = -torch.inf  # what is gone stays gone
         keep = self._left(self.chosen, scores, share)
         if self._timed and share >= self.share:
             keep, self.met = goals.within_time(
-                session,
+                context,
                 self._chosen,
                 self.given["budget"],
                 lambda left: self._left(self.chosen, scores, 1 - left),
             )
-        self.keep = [session.agreed(stays).cpu() for stays in keep]
+        self.keep = [context.agreed(stays).cpu() for stays in keep]
         for units, stays in zip(self.chosen, self.keep, strict=True):
             if not stays.all():
-                session.removal.hold(self.id, units, stays)
+                context.removal.hold(self.id, units, stays)
         self.reached = share
 
-    def _complete(self, session: Session) -> None:
+    def _complete(self, context: Context) -> None:
         """All that is asked for; late when the step at the window's end was skipped."""
-        self._prune(session, self.share)
+        self._prune(context, self.share)
 
 
 def check_remaining(owner: Pass, model: Any, units: Units, count: int) -> None:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from cook.errors import CookError
-from cook.model.arch.proof import prove
 from cook.model.arch.tensors import refuse_reentrant
 from cook.model.arch.units import Units, owned, units
 from cook.model.arch.width import stream
 from cook.model.edits.depth import droppable
+from cook.model.edits.proof import prove
 from cook.model.nn import surgery
 from cook.model.nn.skipped import Skipped
 from cook.passes import Effect, Pass, Term, register
@@ -33,8 +33,8 @@ from cook.prune.structure.scheduled import check_remaining
 from cook.prune.structure.shares import Expected, Shares
 
 if TYPE_CHECKING:
+    from cook.context import Context
     from cook.model.arch.anatomy import Anatomy
-    from cook.session import Session
 
 WORDS = {"hidden": "dimensions of the residual stream"}
 """What is not called by its kind."""
@@ -82,21 +82,21 @@ class PruneStructured(StructuredSpec, Pass):
             sizes="at most",
         )
 
-    def attach(self, session: Session) -> None:
+    def attach(self, context: Context) -> None:
         if self.window.end == self.window.start:
             hint = "let it end later: gates learn inside of the window"
             raise self.error("an empty window, in which no gate learns", option="end", hint=hint)
-        self._find(session.anatomy)
-        prove(session.anatomy, self._gated(), session.inputs)
+        self._find(context.anatomy)
+        prove(context.anatomy, self._gated(), context.inputs)
         budget = self.given["budget"]
-        self.shares = self._shares(goals.measured(session, self.units, units, budget, self.stream))
+        self.shares = self._shares(goals.measured(context, self.units, units, budget, self.stream))
         if self.goal != "latency":
             self._check_budget(self.shares)
         sizes = [len(self.layers), *(each.count for each in self._gated())]
         sizes += [] if self.stream is None else [self.stream.count]
-        dtype = torch.promote_types(session.model.dtype, torch.float32)
-        self.gates = Gates(sizes, dtype=dtype, device=session.model.device)
-        session.train_also(self, self.gates)
+        dtype = torch.promote_types(context.model.dtype, torch.float32)
+        self.gates = Gates(sizes, dtype=dtype, device=context.model.device)
+        context.train_also(self, self.gates)
         self.gating = Gating(self.gates, self.layers, self._gated(), self.stream, self.given["seed"])
         self.hard = False
         self.kept = [True] * len(self.layers)
@@ -105,48 +105,48 @@ class PruneStructured(StructuredSpec, Pass):
         self.soft, self.left = 1.0, torch.ones(())
         self._place()
 
-    def open(self, session: Session) -> None:
-        self.gating.install(session.model, session.hooks)
+    def open(self, context: Context) -> None:
+        self.gating.install(context.model, context.hooks)
 
-    def before_step(self, session: Session) -> None:
-        self.gating.at(session.step)
-        if session.step >= self.window.end:
-            self._complete(session)
-        elif session.step >= self.window.start and not self.gating.learning:
-            modules = session.model.modules()
+    def before_step(self, context: Context) -> None:
+        self.gating.at(context.step)
+        if context.step >= self.window.end:
+            self._complete(context)
+        elif context.step >= self.window.start and not self.gating.learning:
+            modules = context.model.modules()
             refuse_reentrant(each for each in modules if hasattr(each, "gradient_checkpointing"))
             if self.goal == "latency":
                 self._check_budget(self.shares)  # only now: a run that goes on has the table of its beginning
             self.gating.learning = True
-            self.gates.speed = self._speed(session)
+            self.gates.speed = self._speed(context)
 
-    def losses(self, session: Session) -> dict[str, Term]:
+    def losses(self, context: Context) -> dict[str, Term]:
         left = self._expected()
         self.left = left.detach()
         warm = self.given["warmup"] * (self.window.end - self.window.start)
-        progress = min(1.0, (session.step - self.window.start) / warm) if warm else 1.0
+        progress = min(1.0, (context.step - self.window.start) / warm) if warm else 1.0
         target = 1 + (self.asked - 1) * progress
         return {"budget": Term(lagrangian(left - target, self.gates.multipliers))}
 
-    def after_step(self, session: Session) -> None:
+    def after_step(self, context: Context) -> None:
         if self.gating.learning:
             self.gates.bound()
-        if session.step == self.window.end - 1:
-            self._complete(session)
+        if context.step == self.window.end - 1:
+            self._complete(context)
 
-    def finish(self, session: Session) -> None:
-        self._complete(session)
+    def finish(self, context: Context) -> None:
+        self._complete(context)
         for each, home, stays in zip(self.units, self.shares.homes, self.keep, strict=True):
             if (home is None or self.kept[home]) and not stays.all():
-                session.removal.remove(each, stays)
+                context.removal.remove(each, stays)
         if self.stream is not None and self.wide is not None and not self.wide.all():
-            session.removal.remove(self.stream, self.wide)
+            context.removal.remove(self.stream, self.wide)
             self.gating.open = None
-        session.removal.remove_layers(self._gone())
-        session.masks.drop(self.id)
+        context.removal.remove_layers(self._gone())
+        context.masks.drop(self.id)
 
-    def facts(self, session: Session) -> dict[str, Any]:
-        model = session.model
+    def facts(self, context: Context) -> dict[str, Any]:
+        model = context.model
         counts = [int(stays.sum()) for stays in self.keep]
         gone = set(self._gone())
         left: dict[str, int] = {}
@@ -259,10 +259,10 @@ class PruneStructured(StructuredSpec, Pass):
                 hint=f"{less}give more `gates`",
             )
 
-    def _speed(self, session: Session) -> float:
+    def _speed(self, context: Context) -> float:
         if self.given["speed"] is not None:
             return float(self.given["speed"])
-        rate = session.learning_rate or 1e-4
+        rate = context.learning_rate or 1e-4
         return TRAVEL / (rate * (self.window.end - self.window.start))
 
     def _pass_by(self, *, learning: bool) -> None:
@@ -289,12 +289,12 @@ class PruneStructured(StructuredSpec, Pass):
         return self._cost(layers, self._full.index_add(0, self._entries, units), wide if width else None)
 
     @torch.no_grad()
-    def _complete(self, session: Session) -> None:
+    def _complete(self, context: Context) -> None:
         """Make the gates final; late when the step at the window's end was skipped."""
         if self.hard:
             return
         self._check_budget(self.shares)  # the window may have been skipped whole, and with it the check there
-        loga = session.agreed(self.gates.loga.detach()).cpu()
+        loga = context.agreed(self.gates.loga.detach()).cpu()
         layers, *others = self.gates.split(loga)
         rest = iter(others)
         scores = [next(rest) if each.kind in self.given["gates"] else None for each in self.units]
@@ -312,10 +312,10 @@ class PruneStructured(StructuredSpec, Pass):
         self._pass_by(learning=False)
         for each, score, stays in zip(self.units, scores, self.keep, strict=True):
             if score is not None:
-                fold(session.model, each, hard_concrete(score))
+                fold(context.model, each, hard_concrete(score))
             if not stays.all():
-                session.removal.hold(self.id, each, stays)
+                context.removal.hold(self.id, each, stays)
         if self.stream is not None and self.wide is not None and not self.wide.all():
-            session.removal.hold(self.id, self.stream, self.wide, too=True)
+            context.removal.hold(self.id, self.stream, self.wide, too=True)
         for layer in self._gone():
-            session.removal.hold_layer(self.id, layer)
+            context.removal.hold_layer(self.id, layer)

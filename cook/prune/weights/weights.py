@@ -35,8 +35,8 @@ from cook.prune.weights.targets import own_shape, rows, targets
 from cook.prune.weights.threshold import among, threshold_masks
 
 if TYPE_CHECKING:
+    from cook.context import Context
     from cook.model.arch.anatomy import Anatomy
-    from cook.session import Session
 
 
 @register
@@ -71,58 +71,58 @@ class PruneWeights(WeightsSpec, Pass):
             note=note,
         )
 
-    def attach(self, session: Session) -> None:
-        self.parameters = self._targets(session.anatomy)
-        self.missed = self._missed(session.anatomy, self.targets)
-        self.size = sum(each.numel() for each in session.model.parameters())
+    def attach(self, context: Context) -> None:
+        self.parameters = self._targets(context.anatomy)
+        self.missed = self._missed(context.anatomy, self.targets)
+        self.size = sum(each.numel() for each in context.model.parameters())
         width = self.window.end - self.window.start
         every = self.given["every"]
-        told = session.trains and every is not None
-        self.every = max(1, session.moment(every, self, "every") if told else round(width / 100))
+        told = context.trains and every is not None
+        self.every = max(1, context.moment(every, self, "every") if told else round(width / 100))
         self.reached, self.complete = 0.0, False
         self.seen: dict[str, Any] = {}
         self.scored: list[MovementMask] = []
         if self.method in MOVING:
-            self._soften(session)
-        elif not session.trains:
-            self._complete(session)
+            self._soften(context)
+        elif not context.trains:
+            self._complete(context)
 
-    def before_step(self, session: Session) -> None:
-        elapsed = session.step - self.window.start
+    def before_step(self, context: Context) -> None:
+        elapsed = context.step - self.window.start
         for mask in self.scored:
-            mask.learning = session.step in self.window
-        if session.step >= self.window.end:
-            self._complete(session)
+            mask.learning = context.step in self.window
+        if context.step >= self.window.end:
+            self._complete(context)
         elif elapsed >= 0 and elapsed % self.every == 0:
             # Under hard masks the largest of a group stay the largest: its pattern never changes.
             at_once = self.given["pattern"] or self.method in ONE_SHOT
             schedule = "constant" if at_once else self.given["schedule"]
             final = final_sparsity(self.given)
-            due = None if final is None else sparsity_at(self.window.progress(session.step), final, schedule)
-            self._prune(session, due)
+            due = None if final is None else sparsity_at(self.window.progress(context.step), final, schedule)
+            self._prune(context, due)
 
-    def losses(self, session: Session) -> dict[str, Term]:
+    def losses(self, context: Context) -> dict[str, Term]:
         if self.method != "soft-movement":
             return {}
-        progress = self.window.progress(session.step)
+        progress = self.window.progress(context.step)
         weight = sparsity_at(progress, self.given["penalty"], self.given["schedule"])
         return {"penalty": Term(soft_movement_penalty([mask.scores for mask in self.scored]), weight)}
 
-    def after_step(self, session: Session) -> None:
+    def after_step(self, context: Context) -> None:
         # An empty window is yet to come then.
-        if self.window.start <= session.step == self.window.end - 1:
-            self._complete(session)
+        if self.window.start <= context.step == self.window.end - 1:
+            self._complete(context)
 
-    def finish(self, session: Session) -> None:
-        self._complete(session)
+    def finish(self, context: Context) -> None:
+        self._complete(context)
         # Layers that another pass took out are gone with what was done to them.
-        self.parameters = [name for name in self.parameters if surgery.has(session.model, _module(name))]
+        self.parameters = [name for name in self.parameters if surgery.has(context.model, _module(name))]
         for name in self.parameters if self.scored else ():
-            fold(session.model, _module(name), self.id)
-        session.masks.drop(self.id)
+            fold(context.model, _module(name), self.id)
+        context.masks.drop(self.id)
 
-    def facts(self, session: Session) -> dict[str, Any]:
-        weights = [session.model.get_parameter(name) for name in self.parameters]
+    def facts(self, context: Context) -> dict[str, Any]:
+        weights = [context.model.get_parameter(name) for name in self.parameters]
         zeros = sum(int((weight == 0).sum()) for weight in weights)
         whole = sum(weight.numel() for weight in weights)
         found = {"method": self.method, "zeros": zeros, "of": whole, "sparsity": zeros / whole, **self.seen}
@@ -163,22 +163,22 @@ class PruneWeights(WeightsSpec, Pass):
     def _targets(self, anatomy: Anatomy) -> list[str]:
         return targets(self, anatomy, inside=self.method in ONE_SHOT, alone=self.method in MOVING)
 
-    def _soften(self, session: Session) -> None:
+    def _soften(self, context: Context) -> None:
         if self.window.end == self.window.start:
             hint = "let it end later: scores are learned inside of the window"
             raise self.error("an empty window, in which nothing moves", option="end", hint=hint)
-        self.scored = [soften(session.model, name, self.id, MovementMask) for name in self.targets]
+        self.scored = [soften(context.model, name, self.id, MovementMask) for name in self.targets]
         for mask in self.scored:
             mask.speed = self.given["speed"] if self.method == "soft-movement" else 1.0
-        session.train_also(self, nn.ParameterList([mask.parameter for mask in self.scored]))
+        context.train_also(self, nn.ParameterList([mask.parameter for mask in self.scored]))
 
-    def _complete(self, session: Session) -> None:
+    def _complete(self, context: Context) -> None:
         """The last threshold; late when the step at the window's end was skipped."""
         if not self.complete:
-            self._prune(session, final_sparsity(self.given))
+            self._prune(context, final_sparsity(self.given))
             self.complete = True
 
-    def _prune(self, session: Session, sparsity: float | None) -> None:
+    def _prune(self, context: Context, sparsity: float | None) -> None:
         """Choose what stays.
 
         Args:
@@ -187,41 +187,41 @@ class PruneWeights(WeightsSpec, Pass):
         if sparsity is not None and sparsity == self.reached:
             return
         if self.scored:
-            for mask, keep in zip(self.scored, self._moved(session, sparsity), strict=True):
+            for mask, keep in zip(self.scored, self._moved(context, sparsity), strict=True):
                 mask.keep.copy_(keep)
         else:
             # What nothing will change any more needs no mask to hold it.
-            held = session.trains or session.passes[-1] is not self
-            for name, keep in self._masks(session, sparsity):
+            held = context.trains or not context.is_last(self)
+            for name, keep in self._masks(context, sparsity):
                 if held:
-                    session.masks.set(self.id, name, keep)
+                    context.masks.set(self.id, name, keep)
                 else:
-                    session.model.get_parameter(name).detach().mul_(keep)
+                    context.model.get_parameter(name).detach().mul_(keep)
         if sparsity is None:
             kept = [mask.keep for mask in self.scored]
             sparsity = 1 - sum(int(keep.sum()) for keep in kept) / sum(keep.numel() for keep in kept)
         self.reached = sparsity
 
-    def _moved(self, session: Session, sparsity: float | None) -> list[Tensor]:
+    def _moved(self, context: Context, sparsity: float | None) -> list[Tensor]:
         scores = [mask.scores.detach() for mask in self.scored]
         if sparsity is None:
             return [soft_movement_mask(each, self.given["threshold"]) for each in scores]
-        return self._chosen(scores, sparsity, [_leaving(session, name) for name in self.parameters])
+        return self._chosen(scores, sparsity, [_leaving(context, name) for name in self.parameters])
 
-    def _masks(self, session: Session, sparsity: float | None) -> Iterator[tuple[str, Tensor]]:
+    def _masks(self, context: Context, sparsity: float | None) -> Iterator[tuple[str, Tensor]]:
         """The parameters to prune, each with a mask in its own shape."""
         assert sparsity is not None
         if self.method in ONE_SHOT:
-            for name, keep in self._looked_at(session, sparsity):
+            for name, keep in self._looked_at(context, sparsity):
                 yield f"{name}.weight", keep
             return
-        scores = [rows(session.model, name).detach().abs() for name in self.parameters]
+        scores = [rows(context.model, name).detach().abs() for name in self.parameters]
         if self.given["pattern"]:
             keeps = [pattern_mask(each, *pattern_sizes(self.given["pattern"])) for each in scores]
         else:
-            keeps = self._chosen(scores, sparsity, [_leaving(session, name) for name in self.parameters])
+            keeps = self._chosen(scores, sparsity, [_leaving(context, name) for name in self.parameters])
         for name, keep in zip(self.parameters, keeps, strict=True):
-            yield name, own_shape(session.model, name, keep)
+            yield name, own_shape(context.model, name, keep)
 
     def _chosen(
         self, scores: list[Tensor], sparsity: float, leaving: Sequence[Tensor | None] = ()
@@ -240,16 +240,16 @@ class PruneWeights(WeightsSpec, Pass):
         means = [block_means(each, *sizes) for each in scores]
         return [over_blocks(keep, *sizes) for keep in threshold_masks(means, sparsity, scope)]
 
-    def _looked_at(self, session: Session, sparsity: float) -> Iterator[tuple[str, Tensor]]:
+    def _looked_at(self, context: Context, sparsity: float) -> Iterator[tuple[str, Tensor]]:
         pattern = pattern_sizes(self.given["pattern"]) if self.given["pattern"] else None
         shot = oneshot.OneShot(self.method, sparsity, pattern)
-        examples = session.examples(self.given["rows"])
+        examples = context.examples(self.given["rows"])
 
         def leaving(module: nn.Module) -> Tensor | None:
-            return _leaving_of(session, module.weight, is_transposed(module))
+            return _leaving_of(context, module.weight, is_transposed(module))
 
         try:
-            yield from shot.masks(session.anatomy, self.targets, examples, leaving)
+            yield from shot.masks(context.anatomy, self.targets, examples, leaving)
         except CookError as error:
             option = "rows" if "calibration" in error.message else None
             raise self.error(error.message, option=option, hint=error.hint) from error
@@ -262,12 +262,12 @@ def _module(parameter: str) -> str:
     return parameter.rpartition(".")[0]
 
 
-def _leaving(session: Session, parameter: str) -> Tensor | None:
+def _leaving(context: Context, parameter: str) -> Tensor | None:
     """What of a weight, as `rows` gives it, will leave the model."""
-    owner: Any = session.model.get_submodule(_module(parameter))
-    return _leaving_of(session, getattr(owner, parameter.rpartition(".")[2]), is_transposed(owner))
+    owner: Any = context.model.get_submodule(_module(parameter))
+    return _leaving_of(context, getattr(owner, parameter.rpartition(".")[2]), is_transposed(owner))
 
 
-def _leaving_of(session: Session, weight: Any, transposed: bool) -> Tensor | None:
-    gone = session.masks.leaving(weight)
+def _leaving_of(context: Context, weight: Any, transposed: bool) -> Tensor | None:
+    gone = context.masks.leaving(weight)
     return gone.t() if gone is not None and transposed else gone

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cook.errors import nearest
+from cook.builtin import TASKS
 from cook.recipe.schema.fragments import (
     DTYPES,
     PICKLE,
@@ -14,29 +14,6 @@ from cook.recipe.schema.fragments import (
     option,
     section,
 )
-
-TASKS = ("text-classification", "image-classification")
-OTHER_TASKS = frozenset(
-    "any-to-any audio-classification audio-text-to-text automatic-speech-recognition causal-lm "
-    "depth-estimation document-question-answering feature-extraction fill-mask image-feature-extraction "
-    "image-segmentation image-text-to-text image-to-image image-to-text keypoint-matching language-modeling "
-    "mask-generation masked-lm multiple-choice ner next-sentence-prediction object-detection "
-    "question-answering semantic-segmentation sentence-similarity seq2seq-lm summarization "
-    "table-question-answering text-generation text-ranking text-to-audio text-to-image text-to-speech "
-    "text2text-generation token-classification translation unconditional-image-generation "
-    "video-classification video-text-to-text visual-question-answering zero-shot-classification "
-    "zero-shot-image-classification zero-shot-object-detection".split()
-)
-"""Tasks of Hugging Face that cook does not train: a similar name would mislead."""
-
-
-def task_hint(name: str) -> str | None:
-    """What to say of a task that there is not: that it is not supported, or the nearest name."""
-    known = f"the tasks are {' and '.join(TASKS)}"
-    if name.strip().lower().replace("_", "-").replace(" ", "-") in OTHER_TASKS:
-        return f"{name} is not supported yet; {known}"
-    return nearest(name, TASKS) or known
-
 
 MODEL = section(
     "the model to compress: exactly one of path, config and recipe",

@@ -15,9 +15,9 @@ from typing import Any
 from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.validators import extend
 
+from cook.builtin import task_hint
 from cook.errors import CookError, nearest
 from cook.recipe.schema.fragments import Schema
-from cook.recipe.schema.models import task_hint
 from cook.recipe.text import numbers
 from cook.recipe.text.place import Path
 from cook.recipe.text.schedule_point import Moment

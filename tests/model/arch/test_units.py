@@ -13,6 +13,7 @@ from cook.errors import CookError
 from cook.model.arch import units
 from cook.model.arch.anatomy import Anatomy, inferred
 from cook.model.arch.families import FAMILIES
+from cook.model.edits import removal
 from cook.model.hub.quantizer import attach_quantizer, blueprint_of
 from tests.helpers import families
 from tests.helpers.reshaped import own_memory
@@ -62,7 +63,7 @@ def pruned(family: str, attention: str = "sdpa"):
     kept = drawn(found)
     edits, cut = [], copy.deepcopy(model)
     for each, keep in zip(found, kept, strict=True):
-        edits += units.remove(cut, each, keep)[0]
+        edits += removal.remove(cut, each, keep)[0]
     return model, held(copy.deepcopy(model), found, kept), cut, edits
 
 
@@ -80,7 +81,7 @@ def test_a_unit_is_as_large_as_what_leaves_with_it(family):
     for each in all_units(model):
         cut = copy.deepcopy(model)
         keep = torch.arange(each.count) != 1
-        units.remove(cut, each, keep)
+        removal.remove(cut, each, keep)
         gone = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in cut.parameters())
         assert gone == units.weights(model, each)
         names = [part.module for part in each.parts]
@@ -139,7 +140,7 @@ def test_layers_that_share_a_position_bias_keep_the_same_heads():
     assert [len(each.layers) for each in found] == [2, 2, 2]  # encoder, decoder, the decoder at the encoder
     keep = torch.tensor([True, False, True, False])
     for each in found:
-        units.remove(model, each, keep)
+        removal.remove(model, each, keep)
     bias = model.transformer.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
     assert bias.weight.shape[1] == 2
     assert model.transformer.decoder.block[1].layer[1].EncDecAttention.n_heads == 2
@@ -147,7 +148,7 @@ def test_layers_that_share_a_position_bias_keep_the_same_heads():
 
 def test_a_count_of_the_config_changes_for_one_layer_alone():
     model = families.made("phi3")
-    units.remove(model, units.heads(Anatomy(model))[1], torch.tensor([True, False]))
+    removal.remove(model, units.heads(Anatomy(model))[1], torch.tensor([True, False]))
     first, second = (layer.self_attn for layer in model.model.layers)
     assert (first.config.num_attention_heads, second.config.num_attention_heads) == (4, 2)
     assert model.config.num_attention_heads == 4
@@ -167,7 +168,7 @@ def test_a_family_without_an_entry_is_inferred_from_its_layers(monkeypatch):
     kept = drawn(found)
     masked = held(copy.deepcopy(known), found, kept)
     for each, keep in zip(found, kept, strict=True):
-        units.remove(known, each, keep)
+        removal.remove(known, each, keep)
     torch.testing.assert_close(logits(known, "llama"), logits(masked, "llama"), rtol=0, atol=1e-5)
 
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from cook.errors import CookError
 from cook.model.arch import units, width
 from cook.model.arch.anatomy import Anatomy
-from cook.model.edits import plain
+from cook.model.edits import plain, removal
 from cook.model.edits.blueprint import Blueprint
 from cook.model.hub.quantizer import attach_quantizer, blueprint_of
 from cook.model.hub.verify import Case, verify_all
@@ -75,7 +75,7 @@ def narrowed(model: nn.Module, left: int = 12) -> tuple[nn.Module, nn.Module, Ho
     with torch.no_grad():
         for name, mask in units.masks(held, stream, keep):
             held.get_parameter(name).mul_(mask)
-    edits, _ = units.remove(cut, stream, keep)
+    edits, _ = removal.remove(cut, stream, keep)
     return held, cut, hooks, edits
 
 

@@ -7,7 +7,7 @@ import torch
 
 from cook.model.arch import units
 from cook.model.arch.anatomy import Anatomy
-from cook.model.edits import plain
+from cook.model.edits import plain, removal
 from cook.model.edits.blueprint import Blueprint
 from cook.model.edits.edit import Edit
 from cook.model.nn import surgery
@@ -23,7 +23,7 @@ def cut(family: str, found: str, stay: int) -> tuple[torch.nn.Module, Blueprint]
     blueprint = Blueprint()
     for each in getattr(units, found)(Anatomy(model)):
         keep = torch.arange(each.count) >= each.count - stay
-        for edit in units.remove(model, each, keep)[0]:
+        for edit in removal.remove(model, each, keep)[0]:
             blueprint.append(edit)
     return model, blueprint
 

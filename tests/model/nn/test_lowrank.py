@@ -16,6 +16,7 @@ from cook.model.arch import units
 from cook.model.arch.anatomy import Anatomy, inferred
 from cook.model.arch.families import FAMILIES
 from cook.model.arch.width import STREAMS, stream
+from cook.model.edits import removal
 from cook.model.edits.blueprint import Blueprint
 from cook.model.edits.edit import Edit
 from cook.model.edits.plain import current
@@ -126,7 +127,7 @@ def test_taking_units_out_of_factors_is_holding_them_at_zero(family, fused):
     cut, edits = copy.deepcopy(model), []
     for each, keep in zip(found, kept, strict=True):
         gone = sum(p.numel() for p in cut.parameters())
-        edits += units.remove(cut, each, keep)[0]
+        edits += removal.remove(cut, each, keep)[0]
         gone -= sum(p.numel() for p in cut.parameters())
         assert gone == int((~keep).sum()) * units.weights(model, each)
     torch.testing.assert_close(logits(cut, family), logits(masked, family), rtol=0, atol=1e-5)
@@ -143,7 +144,7 @@ def test_a_cut_model_of_factors_is_built_again_and_loads(family, fused, tmp_path
     model = low(family, fused)
     edits = list(blueprint_of(model).edits)
     for each, keep in zip(found := all_units(model), drawn(found), strict=True):
-        edits += units.remove(model, each, keep)[0]
+        edits += removal.remove(model, each, keep)[0]
     attach_quantizer(model, current(model, Blueprint(edits=edits)))
     expected = logits(model, family)
     model.save_pretrained(tmp_path)
@@ -162,7 +163,7 @@ def test_the_cost_of_factors_is_foretold(family, fused):
     left = [max(1, each.count - 1 - number % 2) for number, each in enumerate(found)]
     cut = copy.deepcopy(model)
     for each, count in zip(found, left, strict=True):
-        units.remove(cut, each, torch.arange(each.count) < count)
+        removal.remove(cut, each, torch.arange(each.count) < count)
     assert cost.parameters(model, found).of(left) == sum(each.numel() for each in cut.parameters())
     foretold = cost.multiply_accumulates(model, found, batch)
     assert foretold.whole == pytest.approx(macs(model, batch), abs=0.5)
@@ -196,7 +197,7 @@ def test_the_residual_stream_of_factors_narrows(family):
     keep = torch.arange(16) != 3
     before = stream(Anatomy(families.made(family)))
     assert {whole(model, part.module) for part in found.parts} == {part.module for part in before.parts}
-    units.remove(model, found, keep)
+    removal.remove(model, found, keep)
     assert logits(model, family).shape == (3, 2)
     assert stream(Anatomy(model)).count == 15
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from cook.model.arch.anatomy import Anatomy
-from cook.model.arch.units import heads, neurons, remove
+from cook.model.arch.units import heads, neurons
+from cook.model.edits.removal import remove
 from cook.model.probe.measure import macs
 from cook.prune.structure import cost
 from tests.helpers import families

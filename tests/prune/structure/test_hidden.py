@@ -13,6 +13,7 @@ from cook.errors import CookError
 from cook.model.arch import units
 from cook.model.arch.anatomy import Anatomy
 from cook.model.arch.width import STREAMS, stream
+from cook.model.edits import removal
 from cook.model.edits.depth import droppable
 from cook.model.probe.measure import macs, tally
 from cook.prune.structure import cost
@@ -153,8 +154,8 @@ def test_what_a_narrower_model_costs(name, goal, gated):
         cut, counts = copy.deepcopy(model), []
         for each in found:
             counts.append(max(1, each.count // 2))
-            units.remove(cut, each, torch.arange(each.count) < counts[-1])
-        units.remove(cut, hidden, torch.arange(16) < left)
+            removal.remove(cut, each, torch.arange(each.count) < counts[-1])
+        removal.remove(cut, hidden, torch.arange(16) < left)
         share = shares.of([True] * len(layers), counts, left / 16)
         assert share == pytest.approx(measured(cut) / measured(model), rel=1e-9)
 

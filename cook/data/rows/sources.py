@@ -19,11 +19,11 @@ from datasets import Dataset
 from datasets.exceptions import DatasetsError
 from huggingface_hub import utils as hub
 
-from cook.data import checks, cutting
 from cook.data.files import tables
-from cook.data.parts import Origin, Part
+from cook.data.files.formats import DIGITS, SLICE
+from cook.data.files.parts import Origin, Part
+from cook.data.rows import checks, cutting
 from cook.errors import CookError, nearest
-from cook.recipe.paths import DIGITS, SLICE
 from cook.say import Say, silent
 
 Source: TypeAlias = "Mapping[str, Callable[[], Part]]"

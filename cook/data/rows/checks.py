@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset
 
-from cook.data.cells import is_missing, label_names, stripped
-from cook.data.parts import Part, overlap
+from cook.data.files.cells import is_missing, label_names, stripped
+from cook.data.files.parts import Part, overlap
 
 if TYPE_CHECKING:
-    from cook.data.sources import ErrorAt
+    from cook.data.rows.sources import ErrorAt
 
 Columns = Mapping[str, Sequence[str]]
 """The columns that a task reads, by the key of the recipe that names them."""

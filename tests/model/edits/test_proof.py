@@ -11,7 +11,8 @@ from cook.errors import CookError
 from cook.model.arch import units
 from cook.model.arch.anatomy import Anatomy
 from cook.model.arch.families import FAMILIES
-from cook.model.arch.proof import prove
+from cook.model.edits import removal
+from cook.model.edits.proof import prove
 
 C = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 G = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 4}
@@ -112,10 +113,9 @@ def test_a_model_without_an_example_needs_one_for_calibration():
 
 def test_a_finished_model_that_gives_something_else_is_not_handed_out(monkeypatch):
     from cook.errors import RunError
-    from cook.model.edits import removal
 
     def wrong(model, group, keep):
-        return units.remove(model, group, keep.roll(1))
+        return removal.remove(model, group, keep.roll(1))
 
     monkeypatch.setattr(removal, "remove_units", wrong)
     from tests.helpers import tiny

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cook.distill.chunked import ROOM, Distance, Rows, chunked, pieces
+from cook.distill.losses.chunked import ROOM, Distance, Rows, chunked, pieces
 
 
 def top(logits: Tensor, k: int, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:

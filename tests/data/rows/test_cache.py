@@ -8,7 +8,7 @@ import time
 import pytest
 from transformers import BertConfig
 
-from cook.data import cache
+from cook.data.rows import cache
 from cook.errors import CookError, RunError
 from tests.helpers import tiny
 from tests.helpers.sections import TEXTS, bound, entries, own_cache, rows

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cook.distill.chunked import mixture, soft_cross_entropy
-from cook.distill.truncated import top, truncated_cross_entropy
-from tests.distill.test_chunked import CASES, chunks, draw, row_weights, softmax
+from cook.distill.losses.chunked import mixture, soft_cross_entropy
+from cook.distill.losses.truncated import top, truncated_cross_entropy
+from tests.distill.losses.test_chunked import CASES, chunks, draw, row_weights, softmax
 
 KEPT = st.integers(1, 7)
 

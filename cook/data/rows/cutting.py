@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cook.data.cells import label_names
-from cook.data.parts import Part
+from cook.data.files.cells import label_names
+from cook.data.files.parts import Part
 
 if TYPE_CHECKING:
-    from cook.data.sources import ErrorAt
+    from cook.data.rows.sources import ErrorAt
 
 
 def parts(train: Part, data: Any, error: ErrorAt, say: Callable[[str], None]) -> dict[str, Part]:

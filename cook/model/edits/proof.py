@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from cook.errors import CookError
 from cook.model.arch.anatomy import Anatomy
 from cook.model.arch.families import FAMILIES
-from cook.model.arch.units import Units, masks, owned, remove
+from cook.model.arch.units import Units, masks, owned
+from cook.model.edits.removal import remove
 from cook.model.nn import surgery
 from cook.model.nn.hooks import Hooks
 from cook.model.probe.equivalence import outputs

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 from huggingface_hub import utils as hub
 
-from cook.data import sources
+from cook.data.rows import sources
 from cook.errors import CookError
 from tests.helpers import tiny
 from tests.helpers.sections import error, section

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from cook.data import sources, tasks
-from cook.data.cutting import cut, shares
+from cook.data import tasks
 from cook.data.files import excel
 from cook.data.files.encodings import Unreadable
+from cook.data.rows import sources
+from cook.data.rows.cutting import cut, shares
 from cook.errors import CookError
 from tests.helpers.sections import error, section
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 import cook
-from cook.data.in_memory import dataset
+from cook.data.rows.in_memory import dataset
 from cook.errors import CookError
 from tests.helpers import tiny
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from cook.distill import chunked
-from cook.distill.chunked import mean_square, mixture, soft_cross_entropy
 from cook.distill.logits import LOSSES, labelled
+from cook.distill.losses import chunked
+from cook.distill.losses.chunked import mean_square, mixture, soft_cross_entropy
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(2, 6))
 CASES = st.fixed_dictionaries(

@@ -1,0 +1,15 @@
+"""Names and formats of data that a recipe can name; light to import."""
+
+from __future__ import annotations
+
+import re
+
+DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt", ".xlsx")
+"""The suffixes of data files."""
+
+DIGITS = "sklearn:digits"
+"""The `data.path` of the digits of scikit-learn."""
+SLICE = re.compile(r"(?P<name>[\w.\-]+)(\[(?P<first>-?\d+%?)?:(?P<last>-?\d+%?)?\])?")
+"""A split, or a part of one: `train`, `train[:90%]`, `train[-500:]`."""
+DELIMITERS = (",", ";", "\t", "|")
+"""What may separate the columns of a table of text."""

@@ -1,0 +1,1 @@
+"""The rows of a data section: found, checked, cut and kept on disk."""

@@ -1,0 +1,1 @@
+"""Loss functions over large vocabularies: in chunks, and from truncated distributions."""

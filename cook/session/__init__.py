@@ -1,0 +1,16 @@
+"""A recipe bound to a model: the only place where passes meet.
+
+session = Session(passes, model, total_steps=..., steps_per_epoch=...)     attach, in recipe order
+optimizer = AdamW(session.module.parameters()); session.bind(optimizer)
+for step, batch in enumerate(batches):
+    session.before_step(step)
+    terms = session.module(batch)           {"task": ..., "logits": ..., ...}, weighted
+    sum(terms.values()).backward()
+    optimizer.step()                        hard masks are applied here
+    session.after_step()
+session.finish()                            plain modules again; model.save_pretrained as usual
+"""
+
+from cook.session.session import Session
+
+__all__ = ["Session"]

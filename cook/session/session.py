@@ -1,0 +1,290 @@
+"""The life cycle of passes that are bound to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from cook.context import Context, Corpus, Examples
+from cook.errors import CookError
+from cook.model.edits.depth import STAYS, compact, left_out, missing
+from cook.model.edits.plain import current, settle
+from cook.model.hub.quantizer import attach_quantizer
+from cook.model.nn import sharing
+from cook.model.nn.hooks import Hooks
+from cook.model.nn.masks import Masks
+from cook.model.probe.batch import ROWS
+from cook.model.probe.equivalence import check_folded, outputs, outputs_to_be
+from cook.model.probe.example import Unmeasured, first_through, random_examples, small_example
+from cook.model.probe.layerdrop import without_layerdrop
+from cook.passes import PHASES, Pass, Window
+from cook.session.loop_checks import Steps
+from cook.session.loss_terms import SessionModule, loss_terms, reach_all
+from cook.teacher.teacher import Given, teachers
+
+
+class Session(Context):
+    """The life cycle of one run: attach the passes, step by step, finish, and remove all hooks.
+
+    Args:
+        passes: in recipe order.
+        model: with a head that returns a loss for a batch with labels; changed in place.
+        total_steps: optimizer steps of the run; 0 when nothing trains and one-shot passes act at once.
+        steps_per_epoch: optimizer steps of one epoch, for moments in epochs.
+        teacher: a model, `"self"` for a copy of the model as it is now, a list of those, or of pairs of one
+            and its weight, or None. Teachers are put into eval mode for good, without gradients and with the
+            padding token of `model`.
+        source: the model that `model` was made from as its student: what `"self"` means then.
+        before_attach: called with each pass just before it is attached.
+        around: makes the context in which a pass is attached, and again the one in which it finishes; for
+            measuring what each of them changes.
+        calibration: gives batches of at most so many examples, the same at every call, for passes that
+            look at data while nothing trains.
+        masks: of `model`, still empty, for somebody who wants to know of them; None makes them.
+        tokenizer: of the model's texts, for passes that ask for it; left as it is.
+        corpus: gives the texts in some files, or the run's own for None.
+        recalled: of a run that goes on, the states that its passes had, by their ids.
+
+    Raises:
+        CookError: when a pass needs what is not there, or refuses the model. No hook is left then.
+    """
+
+    def __init__(
+        self,
+        passes: Sequence[Pass],
+        model: PreTrainedModel,
+        *,
+        total_steps: int,
+        steps_per_epoch: int = 1,
+        teacher: Given = None,
+        source: PreTrainedModel | None = None,
+        before_attach: Callable[[Pass], None] | None = None,
+        around: Callable[[Pass], AbstractContextManager[Any]] = nullcontext,
+        calibration: Examples | None = None,
+        masks: Masks | None = None,
+        tokenizer: Any | None = None,
+        corpus: Corpus | None = None,
+        recalled: Mapping[str, Any] | None = None,
+    ):
+        self.passes = list(passes)
+        self._around = around
+        hooks = Hooks()
+        super().__init__(
+            model,
+            total_steps=total_steps,
+            steps_per_epoch=steps_per_epoch,
+            hooks=hooks,
+            teachers=teachers(model, teacher, hooks, source),
+            masks=masks,
+            calibration=calibration,
+            tokenizer=tokenizer,
+            corpus=corpus,
+        )
+        self._owners = self.passes
+        self._check_needs()
+        self._steps = Steps()
+        self._layerdrop = ExitStack()
+        self.unweighted: dict[str, Tensor] = {}
+        self.facts: dict[str, dict[str, Any]] = {}
+        self.module = SessionModule(self)
+        try:
+            for each in sorted(self.passes, key=lambda each: each.phase != "shape"):
+                each.window = self._window(each)
+                if before_attach is not None:
+                    before_attach(each)
+                if recalled is not None:
+                    each.recall(recalled[each.id])
+                with self._around(each):
+                    self._attach(each)
+            self._check_left_out()
+            for each in self.passes:
+                # Before tensors are watched: what a gate lets through is what the next module gets.
+                each.open(self)
+            self._tensors.open()
+            if self._tensors.read:
+                self._layerdrop.enter_context(without_layerdrop(self.model))
+            for one in self.teachers:
+                one.open()
+        except BaseException:
+            self.close()
+            raise
+
+    def bind(self, optimizer: Optimizer) -> None:
+        """Apply the hard masks after each step that this optimizer really makes.
+
+        Several optimizers are bound one by one. A wrapper of accelerate is taken for what it wraps.
+        """
+        inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper has no step hooks
+        self._steps.bound = True
+        self.hooks.after_step(inner, self._stepped)
+        rates = [group.get("initial_lr", group["lr"]) for group in inner.param_groups]
+        self.learning_rate = max(map(float, rates))
+
+    def place(self, device: torch.device | str) -> None:
+        """Move the teachers to the device of the student."""
+        for each in self.teachers:
+            each.place(device)
+
+    def before_step(self, step: int) -> None:
+        """Move every schedule to `step`, counted from 0."""
+        self.step = step
+        self._steps.begin()
+        for each in self.passes:
+            each.before_step(self)
+
+    def after_step(self) -> None:
+        """To be called after a real optimizer step.
+
+        Raises:
+            CookError: `before_step` was not called, or the hard masks were not applied in this step.
+        """
+        self._steps.check(self.masks)
+        for each in self.passes:
+            each.after_step(self)
+        self._let_go()
+
+    def active(self) -> list[Pass]:
+        """The passes whose window holds the present step."""
+        return [each for each in self.passes if self.step in each.window]
+
+    def terms(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One forward of student and, when a pass asks for it, teacher: the weighted loss terms."""
+        self.batch = {name: value for name, value in batch.items() if name != ROWS}
+        for teacher in self.teachers:
+            teacher.meet(batch)
+        absent = self._absent()
+        with self._tensors.recording(), left_out(self.anatomy, absent):
+            self.outputs = self.model(**self.batch)
+        terms, self.unweighted = loss_terms(self, self.active())
+        self._steps.learned |= self.trains and torch.is_grad_enabled()
+        terms["task"] = reach_all(self, terms["task"], absent)
+        return terms
+
+    def finish(self) -> None:
+        """Let every pass leave plain modules behind, by phase; afterwards the session is closed.
+
+        `facts` holds what each pass reached, by its id.
+
+        Raises:
+            CookError: a pass cannot finish, or weights that a mask holds at zero are not zero.
+            RunError: the finished model gives something else for a small example than before.
+        """
+        try:
+            self._steps.check_all(self.masks)
+            self._layerdrop.close()
+            if self.step < self.total_steps - 1:
+                # The loop ended early: what is due is done before any shape changes.
+                self.before_step(self.total_steps)
+            expected = self._probed()
+            for phase in PHASES:
+                for each in self.passes:
+                    if each.phase == phase:
+                        with self._around(each):
+                            each.finish(self)
+                        self.facts[each.id] = each.facts(self)
+            sharing.check(self.model, self.blueprint.shared)
+            self.blueprint = settle(self.model, current(self.model, compact(self.model, self.blueprint)))
+            attach_quantizer(self.model, self.blueprint)
+            if expected is not None:
+                probe, before = expected
+                after = outputs(self.model, self.renumbering(probe) if self.renumbering else probe)
+                check_folded(before, after, self.model.dtype)
+        finally:
+            self.close()
+
+    def _probed(self) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
+        """A small example, and what the finished model has to give for it; None where it does not run.
+
+        What leaves is held at zero by now, so a model without it must give the same.
+        """
+        if not self.passes:
+            return None
+        with suppress(Unmeasured):
+            several = [*random_examples(self.model), small_example(self.model)]
+            return first_through(
+                several, lambda probe: (probe, outputs_to_be(self.model, probe, self.renumbering))
+            )
+        return None
+
+    def close(self) -> None:
+        """Remove all hooks; the model keeps whatever state it is in."""
+        self.hooks.close()
+        self._layerdrop.close()
+        self._let_go()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that must survive an interrupt: tensors and plain values only."""
+        return {
+            "module": self.module.state_dict(),
+            "masks": self.masks.state_dict(),
+            "passes": {each.id: each.state_dict() for each in self.passes},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave, in a session of the same recipe and model."""
+        self.module.load_state_dict(state["module"])
+        self.masks.load_state_dict(state["masks"])
+        for each in self.passes:
+            each.load_state_dict(state["passes"][each.id])
+
+    def _stepped(self) -> None:
+        self.masks.apply()
+        self._steps.applied = True
+
+    def _absent(self) -> list[str]:
+        """The layers that the coming forward does without; evaluations are whole."""
+        if not self.model.training:
+            return []
+        return list(dict.fromkeys(name for each in self.active() for name in each.leaves_out(self)))
+
+    def _check_left_out(self) -> None:
+        for owner, layers in self._avoidable:
+            if message := missing(self._tensors.read, layers):
+                raise owner.error(message, hint=STAYS)
+
+    def _let_go(self) -> None:
+        self._tensors.clear()
+        for each in self.teachers:
+            each.forget()
+        self.batch, self.outputs = {}, ModelOutput()
+
+    def _attach(self, each: Pass) -> None:
+        try:
+            each.attach(self)
+        except CookError as error:
+            error.where = error.where or each.where
+            raise
+
+    def _window(self, each: Pass) -> Window:
+        start = self.moment(each.given.get("start", 0), each, "start")
+        end = self.moment(each.given.get("end", "100%"), each, "end")
+        if end < start:
+            raise each.error(f"ends at step {end}, before its start at step {start}", option="end")
+        return Window(start, end)
+
+    def _check_needs(self) -> None:
+        for each in self.passes:
+            wants = each.wants()
+            if "training" in wants and not self.trains:
+                raise each.error("needs training, and there is none", hint="give it data and a train section")
+            if "teacher" in wants and not self.teachers:
+                raise each.error("needs a teacher", hint="add `teacher: self`, or the teacher's path")
+            if "calibration" in wants and self._calibration is None:
+                hint = "give it data, or in Python `calibration=`: batches as the model takes them"
+                raise each.error("needs examples to look at, and there are none", hint=hint)
+            if "tokenizer" in wants and self.tokenizer is None:
+                hint = "name one in model.tokenizer, or in Python give `tokenizer=`"
+                raise each.error("needs the model's tokenizer, and there is none", hint=hint)
