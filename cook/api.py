@@ -275,6 +275,9 @@ def _data(recipe: Recipe, model: PreTrainedModel, data: Any) -> Data | None:
         if split not in SPLITS:
             hint = nearest(split, SPLITS) or "data={'train': rows, 'validation': rows}"
             raise CookError(f"there is no use for a split {split!r}", where="data", hint=hint)
+    if named.get("head") == "new":
+        hint = "load the model with num_labels=, or leave model.head out"
+        raise recipe.error("model.head", "a model in memory keeps the head that it has", hint)
     whole = load_recipe(value, partial=True)
     cut = whole.data is not None and isinstance(whole.data.validation, Mapping)
     splits = [split for split in SPLITS if data is None or split in data or cut]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cook import apply
 from cook.errors import CookError
 from cook.pipeline import evaluate, plan, run
 from cook.recipe import load_recipe
@@ -95,3 +96,22 @@ def test_a_new_head_has_nothing_to_teach(shop: Path) -> None:
     }
     with pytest.raises(CookError, match="it has nothing to teach"):
         run(value, say=silent, progress=False)
+    with pytest.raises(CookError, match="head starts from random weights: it has nothing to teach"):
+        plan(load_recipe(value))
+
+
+def test_labels_of_a_model_in_memory_are_named_without_a_path() -> None:
+    rows = {"sentence": ["good film", "bad plot"], "label": ["yes", "no"]}
+    train: dict[str, Any] = {"version": 1, "train": {"steps": 1, "batch_size": 2}}
+    with pytest.raises(CookError, match=r"labels that the model does not.*\n.*num_labels=2"):
+        apply(tiny.model(), train, data={"train": rows}, tokenizer=tiny.tokenizer())
+    named = {**train, "model": {"labels": ["no", "yes"]}}
+    result = apply(tiny.model(), named, data={"train": rows}, tokenizer=tiny.tokenizer())
+    assert result.model.config.id2label == {0: "no", 1: "yes"}
+    with pytest.raises(CookError, match=r"model\.head: a model in memory keeps the head"):
+        apply(
+            tiny.model(),
+            {**train, "model": {"head": "new"}},
+            data={"train": rows},
+            tokenizer=tiny.tokenizer(),
+        )

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cook.errors import CookError, Interrupted
-from cook.pipeline import output, run
+from cook.pipeline import output, plan, run
 from cook.pipeline.output import work_folder
 from cook.recipe import load_recipe
 from tests.helpers import tiny
@@ -122,6 +122,12 @@ def test_an_output_that_cannot_be_written_names_its_key(
 
 def test_an_output_whose_name_is_too_long_names_its_key(kitchen: Path) -> None:
     recipe = write(kitchen / "long.yaml", output={"path": str(kitchen / ("a" * 300))})
+    with pytest.raises(CookError, match="File name too long"):
+        plan(load_recipe(recipe))
+    (kitchen / "a-file").touch()
+    taken = write(kitchen / "taken.yaml", output={"path": str(kitchen / "a-file" / "out")})
+    with pytest.raises(CookError, match="no folder can be made"):
+        plan(load_recipe(taken))
     with pytest.raises(CookError, match="File name too long") as caught:
         run(recipe, say=silent, progress=False)
     assert str(caught.value.where).endswith(": output.path")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -199,6 +200,40 @@ def test_a_batch_is_a_mapping_or_keywords():
         for given, named in (((), {}), ((batch,), batch), ((list(batch.values()),), {}), (({},), {})):
             with pytest.raises(CookError, match=r"session\.module"):
                 session.module(*given, **named)
+
+
+def test_a_loop_of_fewer_or_more_steps_is_said():
+    with attached() as session:
+        optimizer = adamw(session)
+        session.bind(optimizer)
+        for number in range(2):
+            step(session, number, optimizer)
+            session.after_step()
+        with pytest.warns(UserWarning, match="the loop made 2 of 6 steps"):
+            session.finish()
+    with attached() as session:
+        session.before_step(STEPS)
+        with pytest.warns(UserWarning, match="step 7 is beyond the 6 steps"):
+            session.before_step(STEPS + 1)
+    with attached() as session, pytest.warns(UserWarning, match="the loop made 0 of 6 steps"):
+        session.finish()
+
+
+def test_a_session_that_is_left_without_finish_is_said():
+    session = attached()
+    with session:
+        optimizer = adamw(session)
+        session.bind(optimizer)
+        step(session, 0, optimizer)
+        session.after_step()
+        with pytest.warns(UserWarning, match=r"session\.finish\(\) was not called"):
+            session.__exit__(None, None, None)
+        session.finish()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with attached():  # nothing was trained
+            pass
+        session.__exit__(KeyError, KeyError(), None)  # an exception says enough
 
 
 STRUCTURED = {"budget": {"parameters": 0.8}, "end": 3, "speed": 1}

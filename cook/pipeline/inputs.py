@@ -204,6 +204,9 @@ def planned_teachers(recipe: Recipe, source: PreTrainedModel, data: Data | None)
     Args:
         source: what `self` means, on the meta device; passes may reshape it afterwards.
     """
+    for place, section in _placed(recipe):
+        if section.path == "self":
+            _check_trained(recipe, place, source)
     return [
         copy.deepcopy(source)
         if section.path == "self"
@@ -229,10 +232,7 @@ def _teacher(
 ) -> PreTrainedModel | Literal["self"]:
     """One teacher, whose section is at `place` in the recipe."""
     if section.path == "self":
-        origin: Any = model.cook_origin
-        if origin.new_head:
-            hint = "train it by a recipe without passes, and name that one in model.recipe"
-            raise recipe.error(place, "the model starts from random weights: it has nothing to teach", hint)
+        _check_trained(recipe, place, model)
         return own_teacher(section, model)
     teacher = load.load(
         section,
@@ -265,6 +265,15 @@ def _teacher(
         raise recipe.error(place, f"the teacher's {name} is {theirs}, the student's {ours}", hint)
     _same_length(data.task, teacher.config, processor, f"the teacher {section.path}")
     return teacher
+
+
+def _check_trained(recipe: Recipe, place: str, model: PreTrainedModel) -> None:
+    """Raise CookError if a model that is to teach itself has weights that were never trained."""
+    if load.origin_of(model).new_head:
+        hint = "train it by a recipe without passes, and name that one in model.recipe"
+        what = "the model's head" if recipe.model.path is not None else "the model"
+        message = f"{what} starts from random weights: it has nothing to teach"
+        raise recipe.error(place, message, hint)
 
 
 def own_teacher(section: Any, model: PreTrainedModel) -> PreTrainedModel | Literal["self"]:

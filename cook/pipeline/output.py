@@ -57,15 +57,11 @@ def waits(recipe: Recipe) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-@contextmanager
-def guard(recipe: Recipe, *, resume: bool, force: bool, say: Say) -> Iterator[Path]:
-    """Refuse to write over anything without being told to; gives the folder for checkpoints.
+def check(recipe: Recipe, *, force: bool = True) -> None:
+    """Raise CookError for an output that cannot be written.
 
-    The work folder is this run's alone inside of the `with`.
-
-    Raises:
-        CookError: the output is taken or cannot be written, another run is writing it, or an interrupted
-            run waits to be resumed and nothing was said of it.
+    Args:
+        force: whether a finished output that is there may be replaced.
     """
     output = Path(recipe.output.path)
     try:
@@ -77,6 +73,20 @@ def guard(recipe: Recipe, *, resume: bool, force: bool, say: Say) -> Iterator[Pa
     above = next(folder for folder in output.parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise recipe.error("output.path", f"no folder can be made in {above}")
+
+
+@contextmanager
+def guard(recipe: Recipe, *, resume: bool, force: bool, say: Say) -> Iterator[Path]:
+    """Refuse to write over anything without being told to; gives the folder for checkpoints.
+
+    The work folder is this run's alone inside of the `with`.
+
+    Raises:
+        CookError: the output is taken or cannot be written, another run is writing it, or an interrupted
+            run waits to be resumed and nothing was said of it.
+    """
+    check(recipe, force=force)
+    output = Path(recipe.output.path)
     work = work_folder(output)
     with _alone(work, recipe):
         folder = work / "checkpoints"

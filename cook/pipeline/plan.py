@@ -26,7 +26,7 @@ from cook.model.probe.bare import bare
 from cook.model.probe.example import Unmeasured, examples, first_through, planned_tokens
 from cook.model.probe.measure import macs, tally
 from cook.passes import PHASES, Effect, Pass
-from cook.pipeline import depend, tokenizer_check
+from cook.pipeline import depend, output, tokenizer_check
 from cook.pipeline.inputs import (
     Data,
     load_model,
@@ -66,6 +66,8 @@ def plan(recipe: Recipe) -> Plan:
     Raises:
         CookError: a target matches nothing, or passes conflict.
     """
+    if recipe.output is not None:
+        output.check(recipe)
     data = read_data(recipe, silent) if recipe.data is not None else None
     source = _without_weights(recipe, data)
     if data is not None and recipe.model.tokenizer is not None:

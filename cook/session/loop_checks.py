@@ -84,10 +84,10 @@ class Steps:
         """
         if not (broken := masks.broken()):
             return
-        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        have = f" and {len(broken) - 1} more have" if len(broken) > 1 else " has"
         hint = "after weights were replaced (averaged or loaded ones), call session.masks.apply()"
         if not applied:
             hint = "session.bind(optimizer) once before the loop, for every optimizer that makes steps"
         raise CookError(
-            f"{broken[0]}{more} has weights other than zero where a hard mask holds them at zero", hint=hint
+            f"{broken[0]}{have} weights other than zero where a hard mask holds them at zero", hint=hint
         )

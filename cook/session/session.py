@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from typing import Any
@@ -90,6 +91,7 @@ class Session(Context):
         self._owners = self.passes
         self._check_needs()
         self._steps = Steps()
+        self._finished = False
         self._layerdrop = ExitStack()
         self.unweighted: dict[str, Tensor] = {}
         self.facts: dict[str, dict[str, Any]] = {}
@@ -134,6 +136,8 @@ class Session(Context):
 
     def before_step(self, step: int) -> None:
         """Move every schedule to `step`, counted from 0."""
+        if step > self.total_steps > 0 and self.step <= self.total_steps:
+            _warn(f"step {step:,} is beyond the {self.total_steps:,} steps of the session: no pass acts")
         self.step = step
         self._steps.begin()
         for each in self.passes:
@@ -176,10 +180,16 @@ class Session(Context):
             CookError: a pass cannot finish, or weights that a mask holds at zero are not zero.
             RunError: the finished model gives something else for a small example than before.
         """
+        self._finished = True
         try:
             self._steps.check_all(self.masks)
             self._layerdrop.close()
             if self.step < self.total_steps - 1:
+                made = self.step + self._steps.moved
+                _warn(
+                    f"the loop made {made:,} of {self.total_steps:,} steps: schedules jump to their end;"
+                    " give attach the number of steps that the loop makes"
+                )
                 # The loop ended early: what is due is done before any shape changes.
                 self.before_step(self.total_steps)
             expected = self._probed()
@@ -222,7 +232,12 @@ class Session(Context):
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self._steps.learned and not self._finished:
+            _warn(
+                "session.finish() was not called: the model still holds what only training needs, and saved"
+                " as it is it is not compressed"
+            )
         self.close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -288,3 +303,7 @@ class Session(Context):
             if "tokenizer" in wants and self.tokenizer is None:
                 hint = "name one in model.tokenizer, or in Python give `tokenizer=`"
                 raise each.error("needs the model's tokenizer, and there is none", hint=hint)
+
+
+def _warn(line: str) -> None:
+    warnings.warn(line, UserWarning, stacklevel=3)

@@ -88,6 +88,11 @@ def test_mistakes_name_the_override(override, said):
     assert override.split("=")[0].split(".")[0].split("[")[0] in str(caught.value)
 
 
+def test_a_key_inside_of_an_unknown_section_names_the_override():
+    with pytest.raises(CookError, match=r"--set trian\.steps=3: trian: unknown key 'trian'"):
+        load_recipe(BASE, ["trian.steps=3"])
+
+
 def test_several_mistakes_at_once_and_the_last_one_wins():
     with pytest.raises(RecipeErrors) as caught:
         load_recipe(BASE, ["train.epoch=1", "eval.limit=0", "data.limit=x"])

@@ -105,12 +105,14 @@ def ids(
     strange = [label for label in labels if label not in known and label not in numbers]
     hint = (
         "name the model's labels in model.labels, or number the labels of the data; for other labels than "
-        "the model was trained on, write model.head: new"
+        "the model was trained on, write model.head: new (in Python, load the model with num_labels="
+        f"{len(labels)})"
     )
     if len(labels) > len(known):
         hint = (
             f"a head of {len(known)} classes cannot tell {len(labels)} apart; write model.head: new to put a "
-            "new one of the data's labels in its place"
+            "new one of the data's labels in its place (in Python, load the model with num_labels="
+            f"{len(labels)})"
         )
     if strange == ["-1"]:
         hint = "-1 marks rows without a label: name a split that has labels"

@@ -31,7 +31,7 @@ def schema(passes: Mapping[str, type[Spec]] | None = None, *, partial: bool = Fa
 
     Args:
         passes: the passes it knows; default: all registered ones.
-        partial: whether a recipe may do without a model and an output.
+        partial: whether a recipe may do without a model and an output, or a model without its path.
     """
     passes = declared() if passes is None else passes
     options = {
@@ -56,12 +56,13 @@ def schema(passes: Mapping[str, type[Spec]] | None = None, *, partial: bool = Fa
             },
         ]
     }
+    model = {key: value for key, value in SECTIONS["model"].items() if not partial or key != _ALTERNATIVES}
     listed = {"type": "array", "items": item, "default": [], "description": "the methods, in order"}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "a recipe of cook",
         "type": "object",
-        "properties": {**SECTIONS, "passes": listed},
+        "properties": {**SECTIONS, "model": model, "passes": listed},
         "required": ["version"] if partial else list(_REQUIRED),
         "additionalProperties": False,
     }

@@ -50,7 +50,10 @@ def rules(
         sound += [] if found else [(path, pass_name, cls)]
     if not partial:
         yield from _needs(value, known, sound, problem)
-    yield from _task(value, problem)
+    model = value.get("model")
+    named = isinstance(model, dict) and any(model.get(key) for key in ("path", "config", "recipe"))
+    if named or not partial:  # else the model is in memory
+        yield from _task(value, problem)
     yield from _augment(value, problem)
     yield from _once(known, problem)
     yield from _readers(value, known, problem)

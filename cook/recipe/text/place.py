@@ -69,7 +69,11 @@ def split(target: str) -> Path | None:
 
 
 def mark_of(marks: Marks, path: Path) -> Mark | None:
-    """The mark of a path, or of the nearest thing around it when nobody wrote the thing itself."""
+    """The mark of a path; of the override that set something in it; or of the nearest thing around it."""
+    if path not in marks:
+        inside = [mark for other, mark in marks.items() if other[: len(path)] == path and mark.origin]
+        if inside:
+            return inside[0]
     for size in range(len(path), -1, -1):
         if mark := marks.get(path[:size]):
             whole = size == len(path)
