@@ -62,7 +62,7 @@ def by_torch_pruning(model: Any, batches: Batches, what: set[str]) -> Any:
 
 
 def by_textpruner(model: Any, batches: Batches, what: set[str]) -> Any:
-    from textpruner import TransformerPruner, TransformerPruningConfig
+    from textpruner import GeneralConfig, TransformerPruner, TransformerPruningConfig
 
     config = model.config
     options = TransformerPruningConfig(
@@ -73,7 +73,8 @@ def by_textpruner(model: Any, batches: Batches, what: set[str]) -> Any:
         head_even_masking=False,
         ffn_even_masking=False,
     )
-    pruner = TransformerPruner(model, transformer_pruning_config=options)
+    general = GeneralConfig(output_dir="out/textpruner")  # it saves its scores there, ignored by git
+    pruner = TransformerPruner(model, transformer_pruning_config=options, general_config=general)
     pruner.prune(
         dataloader=batches,
         adaptor=lambda output, *_: output.loss,

@@ -15,7 +15,7 @@ from cook.model.arch.targets import left_out, select
 from cook.model.edits.blueprint import Blueprint
 from cook.model.edits.edit import Edit
 from cook.model.nn import sharing, surgery
-from cook.model.nn.integer import IntLinear
+from cook.model.nn.integer import IntLinear, stored_width
 from cook.model.nn.linear import shape
 from cook.model.nn.transformed import TransformedLinear, restore, transform
 from cook.passes import Effect, Pass, register
@@ -134,14 +134,21 @@ class QuantAwareTraining(QatSpec, Pass):
             context.edit(edit)
 
     def facts(self, context: Context) -> dict[str, Any]:
+        stored = stored_width(self.bits)
         for name in self.layers:
             layer = surgery.get(context.model, name)
             bits = layer.bits if isinstance(layer, IntLinear) else None
-            self.check_measured(f"bits of {name}", bits, self.bits)
+            self.check_measured(f"bits of {name}", bits, stored)
         found: dict[str, Any] = {"layers": len(self.layers), "weight_bits": self.bits}
+        if stored != self.bits:
+            found["stored_bits"] = stored
         if self.given["activations"]:
             found["activation_bits"] = bits_of(self.given["activations"])
-        note = f"{len(self.layers)} linear layers stored as {self.given['weights']}"
+        note = f"{len(self.layers)} linear layers stored as int{stored}"
+        if stored != self.bits:
+            note = (
+                f"{len(self.layers)} linear layers rounded to {self.given['weights']}, stored as int{stored}"
+            )
         if self.given["activations"]:
             how = {"token": "by token", "moving": "by a moving maximum"}
             note += f", inputs rounded to {self.given['activations']} {how.get(self.given['observer'], '')}"
@@ -190,7 +197,7 @@ class QuantAwareTraining(QatSpec, Pass):
     def _edit(self, name: str, layer: Any) -> Edit:
         out, columns = shape(layer)
         options = {
-            "bits": bits_of(self.given["weights"]),
+            "bits": stored_width(bits_of(self.given["weights"])),
             "activation": self._activation(),
             "in": columns,
             "out": out,

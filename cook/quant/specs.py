@@ -19,7 +19,11 @@ class QatSpec(Spec):
     summary = "train with rounded weights and activations, store the weights as integers"
     phase = "precision"
     options: ClassVar[dict[str, Any]] = {
-        "weights": {"enum": WIDTHS, "default": "int8", "description": "width of the weights, a scale a row"},
+        "weights": {
+            "enum": WIDTHS,
+            "default": "int8",
+            "description": "width of the weights, a scale a row; int5 to int7 are stored as int8",
+        },
         "activations": {
             "enum": [*WIDTHS, None],
             "default": "int8",

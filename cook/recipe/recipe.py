@@ -194,8 +194,7 @@ def load_recipe(
     """Read and check a recipe.
 
     Args:
-        source: a YAML or JSON file, a mapping, or a recipe to change by overrides; a config of BMCook
-            is one too.
+        source: a YAML or JSON file, a mapping, or a recipe to change by overrides.
         overrides: `train.epochs=1` and the like, as after `--set`.
         partial: permit `version` and `passes` alone; model, data and teacher come from elsewhere.
 
@@ -203,8 +202,29 @@ def load_recipe(
         CookError: for a mistake; RecipeErrors, with every mistake, for several.
     """
     document, folder = _document(source)
-    if bmcook.is_bmcook(document.value):
-        document = bmcook.recipe_document(document)
+    before = source if isinstance(source, Recipe) else None
+    return load_document(document, folder, overrides, partial=partial, before=before)
+
+
+def load_document(
+    document: Document,
+    folder: FilePath,
+    overrides: Iterable[str] = (),
+    *,
+    partial: bool = False,
+    before: Recipe | None = None,
+) -> Recipe:
+    """The recipe that a document holds.
+
+    Args:
+        document: from a file or a mapping.
+        folder: what relative paths are relative to.
+        overrides, partial: as in `load_recipe`.
+        before: the recipe that the document was taken from, if it was.
+
+    Raises:
+        CookError: for a mistake; RecipeErrors, with every mistake, for several.
+    """
     overrides = list(overrides)
     value, marks = normal(document.value), document.marks
     value, marks = override.apply(value, marks, overrides)
@@ -212,22 +232,24 @@ def load_recipe(
     passes = declared(names(value))
     whole = schema(passes, partial=True)
     wrong = problems(value, marks, document.name, passes, partial=partial, known=document.problems)
+    if wrong and bmcook.is_bmcook(document.value):
+        hint = "cook convert CONFIG -o recipe.yaml writes the recipe that asks for the same"
+        raise CookError("this is a config of BMCook, not a recipe", where=document.name, hint=hint)
     value, missing = paths.resolve(value, whole, marks, document.name, folder)
     missing = [item for item in missing if not any(item[0][: len(path)] == path for path, _ in wrong)]
     raise_all(wrong + missing)
     value = fill(whole, value)
     if not partial:
         raise_all(list(_splits(value, marks, document.name)))
-    before = source.overrides if isinstance(source, Recipe) else ()
     # A Recipe has `passes` written out, whether it was asked for or not.
-    noted = source.notes if isinstance(source, Recipe) else (EMPTY,) if "passes" in document.value else ()
+    noted = before.notes if before is not None else (EMPTY,) if "passes" in document.value else ()
     return Recipe(
         Section(value),
         document.text,
         document.name,
         marks,
         folder,
-        overrides=(*before, *overrides),
+        overrides=(*(before.overrides if before is not None else ()), *overrides),
         notes=() if value["passes"] else noted,
     )
 

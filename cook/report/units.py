@@ -87,11 +87,6 @@ def metric_change(name: str, before: Number, after: Number) -> str:
     return text if float(text) else "0"
 
 
-def count_pair(before: Number, after: Number) -> str:
-    """Two counts, the unit once when it is the same: "11.3 → 9.82 M"."""
-    return _pair(_scaled(before, COUNT_UNITS), _scaled(after, COUNT_UNITS))
-
-
 def size_pair(before: Number, after: Number) -> str:
     """Two sizes: "45.2 → 12.1 MB"."""
     return _pair(_scaled(before, BYTE_UNITS), _scaled(after, BYTE_UNITS))

@@ -1,4 +1,4 @@
-"""`cook convert`, and BMCook's configs in the place of a recipe."""
+"""`cook convert`: recipes from the configs of BMCook."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from cook.cli import main
-from cook.recipe import load_recipe
+from cook.recipe import bmcook, load_recipe
+from cook.recipe.recipe import load_document
+from cook.recipe.text import parse
 from tests.helpers import tiny
 
 CONFIG: dict[str, Any] = {
@@ -47,8 +49,9 @@ def test_the_recipe_is_printed_or_written(config: Path, capsys: pytest.CaptureFi
     assert main(["convert", str(config), "-o", str(target)]) == 0
     assert capsys.readouterr().out == f"{target} is written\n"
     assert target.read_text() == printed
-    digests = {load_recipe(file, partial=True).digest for file in (config, target)}
-    assert len(digests) == 1
+    document = bmcook.recipe_document(parse.read(config))
+    recipes = [load_document(document, config.parent, partial=True), load_recipe(target, partial=True)]
+    assert len({each.digest for each in recipes}) == 1
 
 
 def test_a_file_is_not_overwritten_unless_told(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,12 +99,16 @@ def test_it_validates_plans_and_runs(config: Path, capsys: pytest.CaptureFixture
         "output.path": folder / "out",
     }
     sets = [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
+    assert main(["validate", str(config), *sets]) == 2
+    assert "cook convert CONFIG" in capsys.readouterr().err
+    recipe = folder / "recipe.yaml"
+    assert main(["convert", str(config), "-o", str(recipe)]) == 0
     for verb in ("validate", "plan", "run"):
-        assert main([verb, str(config), *sets]) == 0, capsys.readouterr().err
+        assert main([verb, str(recipe), *sets]) == 0, capsys.readouterr().err
     report = json.loads((folder / "out" / "report.json").read_text())
     logits, hidden, pruned, _ = report["passes"]
     assert (logits["name"], hidden["name"]) == ("distill.logits", "distill.hidden")
     assert pruned["facts"]["pattern"] == "2:4"
     assert pruned["facts"]["sparsity"] >= 0.5
-    assert json.loads((folder / "out" / "recipe.source.json").read_text()) == CONFIG
+    assert (folder / "out" / "recipe.source.yaml").read_text() == recipe.read_text()
     assert load_recipe(folder / "out" / "recipe.yaml").passes[2].options.pattern == "2:4"

@@ -18,6 +18,7 @@ CONFIGURATIONS = [
     {"observer": "moving"},
     {"weights": "int4", "activations": None},
     {"weights": "int3", "activations": "int6"},
+    {"weights": "int6", "activations": "int6"},
 ]
 
 
@@ -40,13 +41,17 @@ def test_folding_gives_equal_outputs(family, options):
     assert sorted(found) == sorted(session.passes[0].layers)
     assert not any(isinstance(module, TransformedLinear) for module in model.modules())
     bits = int(options.get("weights", "int8")[3:])
+    stored = 8 if bits == 6 else bits
     for layer in found.values():
-        assert layer.bits == bits
-        assert unpack(layer.weight, bits, layer.in_features).abs().max() == 2 ** (bits - 1) - 1
+        assert layer.bits == stored
+        assert unpack(layer.weight, stored, layer.in_features).abs().max() == 2 ** (bits - 1) - 1
+    assert {edit.options["bits"] for edit in session.blueprint.edits} == {stored}
+    said = "rounded to int6, stored as int8" if bits == 6 else f"stored as int{bits}"
+    assert said in session.facts["quant.qat"]["note"]
     assert [edit.module for edit in session.blueprint.edits] == session.passes[0].layers
     assert session.facts["quant.qat"]["layers"] == len(found)
     assert session.facts["quant.qat"].get("activation_bits") == (
-        None if "activations" in options and options["activations"] is None else 6 if bits == 3 else 8
+        None if "activations" in options and options["activations"] is None else 6 if bits in (3, 6) else 8
     )
 
 

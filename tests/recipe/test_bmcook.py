@@ -8,9 +8,11 @@ from torch.nn import functional
 
 from cook.distill.logits import soft_cross_entropy
 from cook.errors import CookError
-from cook.recipe import load_recipe, thaw
+from cook.recipe import bmcook, load_recipe, thaw
 from cook.recipe.bmcook import convert, is_bmcook, to_yaml
+from cook.recipe.recipe import load_document
 from cook.recipe.text.parse import parse
+from cook.recipe.text.parse import read as read_document
 from tests.helpers import bound, tiny
 
 CONFIG = {
@@ -77,7 +79,7 @@ def test_what_is_off_is_nothing():
     }
     assert convert(off).value == {"version": 1, "passes": []}
     assert convert({"quantization": {}}).value == {"version": 1, "passes": []}
-    assert load_recipe(off, partial=True).passes == ()
+    assert load_recipe(convert(off).value, partial=True).passes == ()
 
 
 def test_quantisation_without_names_is_all_linear_layers():
@@ -237,7 +239,20 @@ def test_the_yaml_is_the_same_recipe_with_what_differs_in_comments():
         assert any(words in line for line in head), words
 
 
-def test_a_file_is_read_as_it_is(tmp_path):
+def read(file, overrides=(), *, partial=False):
+    """The recipe that a config asks for, as `cook convert` checks it."""
+    return load_document(bmcook.recipe_document(read_document(file)), file.parent, overrides, partial=partial)
+
+
+def test_a_config_is_no_recipe(tmp_path):
+    file = tmp_path / "bmcook.json"
+    file.write_text(json.dumps(CONFIG))
+    for source in (file, CONFIG):
+        with pytest.raises(CookError, match=r"a config of BMCook, not a recipe\n.*cook convert"):
+            load_recipe(source, partial=True)
+
+
+def test_a_file_becomes_a_recipe(tmp_path):
     file = tmp_path / "bmcook.json"
     file.write_text(json.dumps(CONFIG, indent=1))
     sets = [
@@ -246,9 +261,7 @@ def test_a_file_is_read_as_it_is(tmp_path):
         "data.path=owner/data",
         "train.epochs=1",
     ]
-    recipe = load_recipe(
-        file, [*sets, "teacher=owner/teacher", "output.path=out", "passes[quant.qat].weights=int4"]
-    )
+    recipe = read(file, [*sets, "teacher=owner/teacher", "output.path=out", "passes[quant.qat].weights=int4"])
     ids = [each.id for each in recipe.passes]
     assert ids == ["distill.logits", "distill.hidden", "prune.weights", "quant.qat"]
     assert recipe.passes[0].options.weight == 0.125
@@ -267,18 +280,18 @@ def test_mistakes_point_into_the_config(tmp_path):
     with pytest.raises(
         CookError, match=r"bmcook.json:3:3: quantization.is_quant: the key 'is_quant' stands twice"
     ):
-        load_recipe(file)
+        read(file)
     file.write_text('{"pruning":\n {"is_pruning": 1}, "MoEfication":\n {"is_moefy": true}}')
     with pytest.raises(CookError) as caught:
-        load_recipe(file)
+        read(file)
     first, second = caught.value.problems
     assert first.where == "bmcook.json:2:17: pruning.is_pruning"
     assert second.where == "bmcook.json:3:15: MoEfication.is_moefy"
     file.write_text('{"distillation": {\n"ce_scale": 1,\n"ce_temp": 1e-200}}')
     with pytest.raises(CookError) as caught:
-        load_recipe(file, partial=True)
+        read(file, partial=True)
     assert caught.value.where == "bmcook.json:3:12: distillation.ce_temp"
     file.write_text('{"distillation": {\n"ce_scale": 1,\n"ce_temp": 2}}')
-    assert load_recipe(file, partial=True).where("passes", 0, "temperature") == (
+    assert read(file, partial=True).where("passes", 0, "temperature") == (
         "bmcook.json:3:12: passes[0].temperature"
     )

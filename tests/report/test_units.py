@@ -49,7 +49,6 @@ def test_a_pair_names_a_shared_unit_once() -> None:
     assert units.size_pair(1_200_000_000, 905_000_000) == "1.20 GB → 905 MB"
     assert units.percent_pair(0.0, 0.601) == "0.0 → 60.1 %"
     assert units.size_pair(None, 12_100_000) == "- → 12.1 MB"
-    assert units.count_pair(None, None) == "-"
 
 
 def test_metrics_show_the_sign_of_the_change() -> None:

@@ -29,7 +29,6 @@ from cook.model.calibration.statistics import Statistic
 from cook.model.nn.composite import whole
 from cook.model.nn.hooks import Hooks
 from cook.model.probe.measure import evaluating
-from cook.model.probe.memory import returned
 
 S = TypeVar("S", bound=Statistic)
 
@@ -84,21 +83,19 @@ class Layerwise:
         ]
         # Only a decoder after an encoder needs them again.
         self._batches = list(batches) if len(self._stacks) > 1 else batches
-        with returned():
-            self._enter(0)
+        self._enter(0)
         if not self._calls:
             raise CookError("there are no calibration examples to look at", hint="give some batches")
 
     def __iter__(self) -> Iterator[str]:
         """The name of each layer, when its inputs are those that the layers before it give."""
-        with returned():
-            for number, names in enumerate(self._stacks):
-                if number:
-                    self._enter(number)
-                for self._at, name in enumerate(names):
-                    yield name
-                    if name != names[-1]:
-                        self._advance()
+        for number, names in enumerate(self._stacks):
+            if number:
+                self._enter(number)
+            for self._at, name in enumerate(names):
+                yield name
+                if name != names[-1]:
+                    self._advance()
 
     def _enter(self, stack: int) -> None:
         """In front of the first layer of a stack."""

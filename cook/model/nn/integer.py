@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from cook.model.nn import linear
 
 WIDTHS = range(2, 9)
-"""The widths in bits that can be stored."""
+"""The widths in bits that can be read; earlier versions wrote all of them."""
+STORED = (2, 3, 4, 8)
+"""The widths in bits that are written."""
+
+
+def stored_width(bits: int) -> int:
+    """The width in which integers of `bits` bits are written: the next one of STORED."""
+    return next(width for width in STORED if width >= bits)
 
 
 def limit(bits: int) -> int:
@@ -190,7 +197,8 @@ class IntLinear(nn.Module):
 
         Args:
             module: the layer; its bias is shared, not copied.
-            bits, activation: as above.
+            bits: the width that the weight is rounded to; it is stored in `stored_width(bits)`.
+            activation: as above.
             scale: the scales [out] of the rows; None takes `row_scale`.
             input_scale: the scale of a static activation.
 
@@ -202,10 +210,11 @@ class IntLinear(nn.Module):
         bias = getattr(module, "bias", None)
         conv1d = bool(getattr(module, "conv1d", linear.is_transposed(module)))
         has_bias = bias is not None
-        new = cls(columns, rows, bits, activation, bias=has_bias, conv1d=conv1d, device="meta")
+        width = stored_width(bits)
+        new = cls(columns, rows, width, activation, bias=has_bias, conv1d=conv1d, device="meta")
         scale = row_scale(weight, bits) if scale is None else scale.detach().float().reshape(rows)
         new.scale = nn.Parameter(scale.clone(), requires_grad=False)
-        new.weight = nn.Parameter(pack(quantize(weight, scale, bits), bits), requires_grad=False)
+        new.weight = nn.Parameter(pack(quantize(weight, scale, bits), width), requires_grad=False)
         new.bias = bias
         if new.input_scale is not None:
             if input_scale is None:

@@ -1,4 +1,4 @@
-"""Memory that a process keeps while something is timed in it, or gives back.
+"""Memory that a process keeps while something is timed in it.
 
 glibc gives the top of its heap back to the system whenever enough of it is free. Whether that is so after
 each forward depends on what else happens to lie there, and a forward that must fetch its memory anew takes
@@ -16,22 +16,11 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """The numbers of glibc's malloc.h."""
 _LARGEST = 32 * 2**20
 """From which size on glibc maps a block by itself, at most: what its own adjustment ends at."""
-_LARGE = 4 * 2**20
-"""The same where memory is short."""
 
 
 def kept() -> AbstractContextManager[None]:
     """Freed memory stays with the process inside, for what comes next."""
     return _with({_MMAP_THRESHOLD: _LARGEST, _TRIM_THRESHOLD: 2**31 - 1})
-
-
-def returned() -> AbstractContextManager[None]:
-    """Large blocks go back to the system when they are freed, at a few percent of the time.
-
-    Else blocks of up to 32 MB leave holes that others do not fit into: activations, statistics and factors of
-    a BERT-base came to a third of the model's own size in holes.
-    """
-    return _with({_MMAP_THRESHOLD: _LARGE})
 
 
 @contextmanager

@@ -114,10 +114,12 @@ def test_a_model_without_an_example_needs_one_for_calibration():
 def test_a_finished_model_that_gives_something_else_is_not_handed_out(monkeypatch):
     from cook.errors import RunError
 
-    def wrong(model, group, keep):
-        return removal.remove(model, group, keep.roll(1))
+    right = removal.remove
 
-    monkeypatch.setattr(removal, "remove_units", wrong)
+    def wrong(model, group, keep):
+        return right(model, group, keep.roll(1))
+
+    monkeypatch.setattr(removal, "remove", wrong)
     from tests.helpers import tiny
 
     model = tiny.model()
