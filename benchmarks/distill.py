@@ -54,10 +54,10 @@ def models() -> tuple[BertForSequenceClassification, BertForSequenceClassificati
     return loop.model(STUDENT), loop.model(TEACHER, seed=1)
 
 
-def cooked(name: str, pause: Callable[[], None]) -> None:
+def compressed(name: str, pause: Callable[[], None]) -> None:
     """The loop of cook with one pass."""
     student, teacher = models()
-    loop.cooked(pause, [{name: METHODS[name].options}], student=student, teacher=teacher)
+    loop.compressed(pause, [{name: METHODS[name].options}], student=student, teacher=teacher)
 
 
 def by_hand(name: str, pause: Callable[[], None]) -> None:
@@ -151,7 +151,7 @@ def over_epochs(
 
     taught = None if teacher is None else [Named(teacher, kind=CachedTeacher)]
     task = Numbered(pause)
-    loop.cooked(pause, passes or [], student=student, teacher=taught, task=task, rows=rows, ready=ready)
+    loop.compressed(pause, passes or [], student=student, teacher=taught, task=task, rows=rows, ready=ready)
 
 
 def timed(loops: Mapping[str, Callable[..., None]], rounds: int, bar: float, *, warm_up: int = 5) -> bool:
@@ -187,7 +187,7 @@ def main() -> None:
         check(name)
     within = []
     for name in args.methods:
-        loops = {name: partial(cooked, name), "by hand": partial(by_hand, name)}
+        loops = {name: partial(compressed, name), "by hand": partial(by_hand, name)}
         if name == args.methods[0]:
             loops[AGAIN] = partial(by_hand, name)
         within.append(timed(loops, args.rounds, BAR))

@@ -43,7 +43,7 @@ from cook.recipe import load_recipe
 from cook.session import Session
 from cook.teacher.teacher import Given
 from cook.train.loop import Loop
-from cook.train.recorder import Accounting
+from cook.train.recorder import StateRecorder
 
 BATCH, LENGTH, STEPS = 32, 64, 6_300
 PERIOD = STEPS // 100
@@ -152,7 +152,7 @@ class Sequential(Task):
         return {}
 
 
-def cooked(
+def compressed(
     pause: Callable[[], None],
     passes: Sequence[dict[str, Any]] = (),
     also: Callable[[dict[str, torch.Tensor]], None] | None = None,
@@ -192,7 +192,7 @@ def cooked(
             rows,
             recipe.train,
             accelerator=accelerator,
-            accounting=Accounting(student, used, evaluate=dict, macs=lambda: None),
+            recorder=StateRecorder(student, used, evaluate=dict, macs=lambda: None),
             folder=None,
             identity={},
             bar=False,
@@ -201,17 +201,17 @@ def cooked(
 
 def pruned(pause: Callable[[], None]) -> None:
     """With half of the encoder's weights going to zero."""
-    cooked(pause, [{"prune.weights": {"sparsity": 0.5, "end": "100%"}}])
+    compressed(pause, [{"prune.weights": {"sparsity": 0.5, "end": "100%"}}])
 
 
 def rounded(pause: Callable[[], None]) -> None:
     """With every linear layer of the encoder fake-quantised from the first step."""
-    cooked(pause, [{"quant.qat": {}}])
+    compressed(pause, [{"quant.qat": {}}])
 
 
 def distilled(pause: Callable[[], None]) -> None:
     """With a teacher of the same size, whose logits are learned."""
-    cooked(pause, [{"distill.logits": {"temperature": 2}}])
+    compressed(pause, [{"distill.logits": {"temperature": 2}}])
 
 
 def with_teacher(pause: Callable[[], None]) -> None:
@@ -224,13 +224,13 @@ def with_teacher(pause: Callable[[], None]) -> None:
         with torch.no_grad():
             teacher(**{name: tensor.to(device) for name, tensor in batch.items() if name != "labels"})
 
-    cooked(pause, also=forward)
+    compressed(pause, also=forward)
 
 
 LOOPS: dict[str, Callable[[Callable[[], None]], None]] = {
     BY_HAND: by_hand,
     TRAINER: trainer,
-    COOK: cooked,
+    COOK: compressed,
     "prune.weights": pruned,
     "quant.qat": rounded,
     "distill.logits": distilled,

@@ -62,30 +62,30 @@ def agreement(setting: Setting) -> tuple[dict[str, float], dict[str, float], flo
     Returns:
         Both, and how far the gradients of their sums are apart, of their length.
     """
-    kitchen = prepared(setting)
-    first = next(ordered(kitchen))
+    task_run = prepared(setting)
+    first = next(ordered(task_run))
     shortest = int(first["attention_mask"].sum(1).min())
     batch = {name: value[:, :shortest] if value.dim() == 2 else value for name, value in first.items()}
-    parameters = list(kitchen.student.parameters())
+    parameters = list(task_run.student.parameters())
     gradients = []
 
     def note(total: Tensor) -> None:
         found = torch.autograd.grad(total, parameters, retain_graph=True)
         gradients.append(torch.cat([each.flatten() for each in found]))
 
-    kitchen.student.train()
-    passes = make_passes(kitchen.recipe)
-    with Session(passes, kitchen.student, total_steps=1, teacher=kitchen.teacher) as session:
+    task_run.student.train()
+    passes = make_passes(task_run.recipe)
+    with Session(passes, task_run.student, total_steps=1, teacher=task_run.teacher) as session:
         seed_everything(setting.seed)
-        terms = session.module({name: value.to(kitchen.student.device) for name, value in batch.items()})
+        terms = session.module({name: value.to(task_run.student.device) for name, value in batch.items()})
         note(torch.stack(list(terms.values())).sum())
-    with tempfile.TemporaryDirectory() as folder, (distiller := brewing(setting, kitchen, folder)):
+    with tempfile.TemporaryDirectory() as folder, (distiller := brewing(setting, task_run, folder)):
         seed_everything(setting.seed)
         total, losses = distiller.train_on_batch(batch, {"output_hidden_states": True})
         note(total)
         seen = {name: value for name, value in batch.items() if name != "labels"}
         with torch.no_grad():
-            wanted = kitchen.teacher(**seen).logits / setting.temperature
+            wanted = task_run.teacher(**seen).logits / setting.temperature
     entropy = -(wanted.softmax(-1) * wanted.log_softmax(-1)).sum(-1).mean()
     hidden = [value for name, value in losses.items() if name.startswith("unweighted_hidden")]
     theirs = {
@@ -103,9 +103,11 @@ def agreement(setting: Setting) -> tuple[dict[str, float], dict[str, float], flo
 
 def accuracy(run: Callable[..., Kitchen], setting: Setting) -> float:
     """Of the student on the validation rows, after a whole run."""
-    kitchen = run(setting, lambda: None)
-    device = kitchen.student.device
-    found = evaluate(kitchen.student, kitchen.rows["validation"], kitchen.task, batch_size=64, device=device)
+    task_run = run(setting, lambda: None)
+    device = task_run.student.device
+    found = evaluate(
+        task_run.student, task_run.rows["validation"], task_run.task, batch_size=64, device=device
+    )
     return found["accuracy"]
 
 

@@ -26,7 +26,7 @@ from cook.say import silent
 from cook.session import Session
 from cook.train.loop import Loop, steps_of
 from cook.train.optimizer import adamw, share_of_rate
-from cook.train.recorder import Accounting
+from cook.train.recorder import StateRecorder
 from cook.train.seeds import seed_everything
 
 
@@ -146,48 +146,50 @@ def prepared(setting: Setting) -> Kitchen:
 
 def by_cook(setting: Setting, pause: Callable[[], None]) -> Kitchen:
     """A run of cook's loop; `pause` is called once a batch."""
-    kitchen = prepared(setting)
-    recipe, collate = kitchen.recipe, kitchen.task.collate
+    task_run = prepared(setting)
+    recipe, collate = task_run.recipe, task_run.task.collate
 
     def paused(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         pause()
         return collate(rows)
 
-    kitchen.task.collate = paused  # type: ignore[method-assign]
-    total, epoch = kitchen.steps
+    task_run.task.collate = paused  # type: ignore[method-assign]
+    total, epoch = task_run.steps
     passes = make_passes(recipe)
     with Session(
-        passes, kitchen.student, total_steps=total, steps_per_epoch=epoch, teacher=kitchen.teacher
+        passes, task_run.student, total_steps=total, steps_per_epoch=epoch, teacher=task_run.teacher
     ) as session:
         Loop(
             session,
-            kitchen.task,
-            kitchen.rows["train"],
+            task_run.task,
+            task_run.rows["train"],
             recipe.train,
             accelerator=environment.accelerator(recipe),
-            accounting=Accounting(kitchen.student, passes, evaluate=dict, macs=lambda: None),
+            recorder=StateRecorder(task_run.student, passes, evaluate=dict, macs=lambda: None),
             folder=None,
             identity={},
             bar=False,
         ).run()
         session.finish()
-    kitchen.task.collate = collate  # type: ignore[method-assign]
-    return kitchen
+    task_run.task.collate = collate  # type: ignore[method-assign]
+    return task_run
 
 
 def by_textbrewer(setting: Setting, pause: Callable[[], None]) -> Kitchen:
     """A run of TextBrewer's loop; `pause` is called once a batch."""
-    kitchen = prepared(setting)
-    train, (total, _) = kitchen.recipe.train, kitchen.steps
+    task_run = prepared(setting)
+    train, (total, _) = task_run.recipe.train, task_run.steps
     seed_everything(setting.seed)
 
     def loader() -> Iterator[dict[str, Tensor]]:
-        for batch in ordered(kitchen):
+        for batch in ordered(task_run):
             pause()
             yield batch
 
-    with tempfile.TemporaryDirectory() as folder, (distiller := brewing(setting, kitchen, folder)):
-        optimizer = adamw(kitchen.student, learning_rate=train.learning_rate, weight_decay=train.weight_decay)
+    with tempfile.TemporaryDirectory() as folder, (distiller := brewing(setting, task_run, folder)):
+        optimizer = adamw(
+            task_run.student, learning_rate=train.learning_rate, weight_decay=train.weight_decay
+        )
         distiller.train(
             optimizer,
             loader(),
@@ -197,21 +199,21 @@ def by_textbrewer(setting: Setting, pause: Callable[[], None]) -> Kitchen:
             max_grad_norm=train.clip,
             output_hidden_states=True,
         )
-    return kitchen
+    return task_run
 
 
-def ordered(kitchen: Kitchen) -> Iterator[dict[str, Tensor]]:
+def ordered(task_run: Kitchen) -> Iterator[dict[str, Tensor]]:
     """The batches that cook's loop makes, epoch after epoch."""
-    rows, seed = kitchen.rows["train"], kitchen.recipe.train.seed
+    rows, seed = task_run.rows["train"], task_run.recipe.train.seed
     for epoch in itertools.count():
         updates = batches.plan_epoch(
-            batches.lengths(rows), len(rows), kitchen.recipe.train.batch_size, seed, epoch
+            batches.lengths(rows), len(rows), task_run.recipe.train.batch_size, seed, epoch
         )
-        for [(batch, _)] in batches.epoch_loader(rows, kitchen.task, updates):
+        for [(batch, _)] in batches.epoch_loader(rows, task_run.task, updates):
             yield batch
 
 
-def brewing(setting: Setting, kitchen: Kitchen, folder: str) -> Any:
+def brewing(setting: Setting, task_run: Kitchen, folder: str) -> Any:
     """TextBrewer's distiller; as a context it sets the modes of both models."""
 
     def adaptor(batch: Any, outputs: Any) -> dict[str, Any]:
@@ -222,5 +224,5 @@ def brewing(setting: Setting, kitchen: Kitchen, folder: str) -> Any:
             "inputs_mask": batch["attention_mask"],
         }
 
-    configs = setting.brewed(folder, kitchen.steps[0], kitchen.student.device)
-    return textbrewer().GeneralDistiller(*configs, kitchen.teacher, kitchen.student, adaptor, adaptor)
+    configs = setting.brewed(folder, task_run.steps[0], task_run.student.device)
+    return textbrewer().GeneralDistiller(*configs, task_run.teacher, task_run.student, adaptor, adaptor)

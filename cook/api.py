@@ -23,7 +23,7 @@ from cook.model.hub.adapters import refuse_adapters
 from cook.model.hub.load import name_labels
 from cook.model.hub.quantizer import blueprint_of
 from cook.pipeline import environment, tokenizer_check
-from cook.pipeline.execute import Work, carry_out
+from cook.pipeline.execute import RunContext, execute
 from cook.pipeline.inputs import Data, load_student, make_passes, own_teacher, prepared, read_data, taught_by
 from cook.pipeline.plan import plan_in_memory
 from cook.pipeline.rows import data_counts, pass_rows, positive_class, state, student
@@ -127,8 +127,8 @@ def apply(
                 accelerator=accelerator,
             )
     plan_in_memory(model, passes, teacher, source)
-    outcome = carry_out(
-        Work(
+    outcome = execute(
+        RunContext(
             model=model,
             passes=passes,
             task=read.task if read else None,
@@ -186,11 +186,11 @@ def attach(
             then is `session.model`.
         config: a recipe; only its passes, its student and its teacher count.
         total_steps: optimizer steps that your loop will make.
-        steps_per_epoch: of them, in one epoch; for moments such as `1.5 epochs`.
+        steps_per_epoch: of them, in one epoch; for schedule points such as `1.5 epochs`.
         teacher: a model or `"self"`, or a list of those or of pairs of one and its weight; None takes the
             recipe's.
         calibration: batches as the model takes them, with labels, for passes that look at examples.
-        tokenizer: for passes that ask for it; `session.tokenizer` and `session.renumbering` say after
+        tokenizer: for passes that ask for it; `session.tokenizer` and `session.token_id_map` say after
             `finish` what became of it and of the tokens in your batches.
 
     Returns:

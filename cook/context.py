@@ -21,8 +21,8 @@ from cook.model.hub.quantizer import blueprint_of
 from cook.model.nn.hooks import Hooks
 from cook.model.nn.masks import Masks
 from cook.model.probe.batch import ROWS
-from cook.model.tokens.id_map import Renumbering
-from cook.recipe.text.schedule_point import Moment
+from cook.model.tokens.id_map import TokenIdMap
+from cook.recipe.text.schedule_point import SchedulePoint
 from cook.teacher.teacher import Teacher
 
 Examples = Callable[[int], Iterator[Mapping[str, Tensor]]]
@@ -60,7 +60,7 @@ class Context:
         learning_rate: the largest of the bound optimizers, before any schedule; None before that.
         batch, outputs: of the present forward.
         trained: modules that are trained beside the model, by the ids of their passes.
-        renumbering: which tokens stay when the session finishes, and the ids that they get; None: all stay.
+        token_id_map: which tokens stay when the session finishes, and the ids that they get; None: all stay.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Context:
         self.blueprint: Blueprint = blueprint_of(model)
         self.removal = Removal(self.anatomy, self.masks, self.blueprint)
         self.tokenizer = tokenizer
-        self.renumbering: Renumbering | None = None
+        self.token_id_map: TokenIdMap | None = None
         self.step = 0
         self.learning_rate: float | None = None
         self.batch: Mapping[str, Tensor] = {}
@@ -93,9 +93,9 @@ class Context:
         self.trained = nn.ModuleDict()
         self._tensors = Tensors(self.anatomy, hooks)
         self._calibration, self._corpus = calibration, corpus
-        self._renumbered = False
+        self._ids_mapped = False
         self._owners: Sequence[Owner] = ()
-        self._avoidable: list[tuple[Owner, Sequence[str]]] = []
+        self._skippable: list[tuple[Owner, Sequence[str]]] = []
 
     @property
     def trains(self) -> bool:
@@ -106,14 +106,14 @@ class Context:
         """Whether no pass of the recipe comes after this one."""
         return bool(self._owners) and self._owners[-1] is owner
 
-    def moment(self, value: str | int, owner: Owner, option: str) -> int:
-        """The step that a moment of the recipe stands for.
+    def schedule_step(self, value: str | int, owner: Owner, option: str) -> int:
+        """The step that a schedule point of the recipe stands for.
 
         Raises:
-            CookError: pointing at the option, when it is no moment or lies past the end.
+            CookError: pointing at the option, when it is no schedule point or lies past the end.
         """
         try:
-            return Moment.parse(value).step(self.total_steps, self.steps_per_epoch)
+            return SchedulePoint.parse(value).step(self.total_steps, self.steps_per_epoch)
         except CookError as error:
             raise owner.error(error.message, option=option, hint=error.hint) from error
 
@@ -124,7 +124,7 @@ class Context:
         """
         assert self._calibration is not None
         for batch in self._calibration(count):
-            read = batch if self.renumbering is None or not self._renumbered else self.renumbering(batch)
+            read = batch if self.token_id_map is None or not self._ids_mapped else self.token_id_map(batch)
             yield {name: value.to(self.model.device) for name, value in read.items() if name != ROWS}
 
     def inputs(self) -> Iterator[dict[str, Tensor]]:
@@ -141,7 +141,7 @@ class Context:
 
     def renumber(self, tokenizer: Any) -> None:
         """The tokens have their new numbers from now on, by this tokenizer."""
-        self._renumbered, self.tokenizer = True, tokenizer
+        self._ids_mapped, self.tokenizer = True, tokenizer
 
     def train_also(self, owner: Owner, module: nn.Module) -> nn.Module:
         """Train a module of a pass (projections, gates) with the model; it never becomes part of it.
@@ -155,9 +155,9 @@ class Context:
         self.trained[name] = module
         return module
 
-    def may_leave_out(self, owner: Owner, layers: Sequence[str]) -> None:
-        """Say, when attached, which layers `owner.leaves_out` may name."""
-        self._avoidable.append((owner, layers))
+    def may_skip(self, owner: Owner, layers: Sequence[str]) -> None:
+        """Say, when attached, which layers `owner.skipped_layers` may name."""
+        self._skippable.append((owner, layers))
 
     def watch(self, name: str) -> None:
         """Ask for a tensor inside of the model (`cook.model.arch.tensors` has the names), when attached.

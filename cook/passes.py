@@ -6,7 +6,7 @@ meet only in the `Context`, which calls them in this order:
     plan                                    once, on a model without weights
     attach, open                            once, before the optimizer exists
     before_step, after_step                 every step
-    leaves_out, losses                      every forward
+    skipped_layers, losses                      every forward
     finish, facts                           once, when the last step is done
 
 A pass is declared apart from what it does: its `Spec` (name, options and which of them fit together) is
@@ -47,9 +47,9 @@ NEEDS = frozenset({"training", "teacher", "calibration", "tokenizer"})
 FEATURES = frozenset({"ddp", "checkpointing"})
 """What a run can have that a pass must work with: several processes, gradient checkpointing."""
 
-MOMENT: dict[str, Any] = {
+SCHEDULE_POINT: dict[str, Any] = {
     "type": ["string", "integer"],
-    "x-moment": True,
+    "x-schedule-point": True,
     "description": "a step (500), epochs ('1.5 epochs') or a share of the run ('30%')",
 }
 TARGETS: dict[str, Any] = {
@@ -70,9 +70,18 @@ CORPORA: dict[str, Any] = {
     "description": "plain text, a text a line, or tables with the text columns of the data; null takes the"
     " texts to train and to validate on",
 }
+_POINT = SCHEDULE_POINT["description"]
 WINDOW: dict[str, Any] = {
-    "start": {**MOMENT, "default": "0%", "description": f"when the pass begins: {MOMENT['description']}"},
-    "end": {**MOMENT, "default": "100%", "description": f"when it ends: {MOMENT['description']}"},
+    "start": {
+        **SCHEDULE_POINT,
+        "default": "0%",
+        "description": f"when the pass begins: {SCHEDULE_POINT['description']}",
+    },
+    "end": {
+        **SCHEDULE_POINT,
+        "default": "100%",
+        "description": f"when it ends: {SCHEDULE_POINT['description']}",
+    },
 }
 
 
@@ -206,8 +215,8 @@ class Pass(Spec):
         """
         return {}
 
-    def leaves_out(self, context: Context) -> Sequence[str]:
-        """The layers that the coming forward does without, by name, of those told to `may_leave_out`.
+    def skipped_layers(self, context: Context) -> Sequence[str]:
+        """The layers that the coming forward does without, by name, of those told to `may_skip`.
 
         Called before each forward of the session inside the window, while the model is in train mode.
         """

@@ -35,12 +35,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def _strangers() -> Iterator[Strangers]:
-    with Strangers() as strangers:
-        yield strangers
+    with Strangers() as clean_processes:
+        yield clean_processes
 
 
 @pytest.fixture(scope="module")
-def strangers(_strangers: Strangers) -> Iterator[Strangers]:
+def clean_processes(_strangers: Strangers) -> Iterator[Strangers]:
     """A saved folder is loaded back by a fork, which starts at once: for tests that are not about that."""
     from cook.model.hub import verify
 

@@ -16,12 +16,12 @@ from tests.helpers.augmenting import TEXTS, masked
 from tests.helpers.sections import own_cache
 
 __all__ = ["masked", "own_cache"]
-pytestmark = pytest.mark.usefixtures("strangers")
+pytestmark = pytest.mark.usefixtures("clean_processes")
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    root = tmp_path_factory.mktemp("kitchen")
+    root = tmp_path_factory.mktemp("workspace")
     tiny.folder(root / "bert")
     return {
         "version": 1,

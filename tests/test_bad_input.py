@@ -22,9 +22,9 @@ from tests.helpers.bad_recipes import RECIPE, REFUSED, passes, section
 
 
 @pytest.fixture(scope="module")
-def pantry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def resources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models and tables: good ones, and each bad one that the tests below name."""
-    root = tmp_path_factory.mktemp("pantry")
+    root = tmp_path_factory.mktemp("resources")
     tiny.folder(root / "bert")
     tiny.table(root / "train.tsv", 32)
     tiny.table(root / "val.tsv", 16, seed=1)
@@ -71,12 +71,12 @@ Cook = Callable[..., Screen]
 
 @pytest.fixture
 def cook(
-    pantry: Path,
+    resources: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Cook:
-    """Run a recipe that lies in the pantry, by the command; a first step of training fails the test."""
+    """Run a recipe that lies in the resources, by the command; a first step of training fails the test."""
 
     def refuse(*_: Any) -> None:
         raise AssertionError("training began")
@@ -84,7 +84,7 @@ def cook(
     def call(
         recipe: Mapping[str, Any] | str, *options: str, verb: str = "run", trains: bool = False
     ) -> Screen:
-        file = pantry / "recipe.yaml"
+        file = resources / "recipe.yaml"
         file.write_text(recipe if isinstance(recipe, str) else yaml.safe_dump(dict(recipe), sort_keys=False))
         if not trains:
             monkeypatch.setattr(loop.Loop, "_update", refuse)
@@ -157,8 +157,8 @@ def test_other_trackers_name_their_package(
     assert f"pip install {package}" in text
 
 
-def test_an_output_that_is_taken(pantry: Path, cook: Cook) -> None:
-    taken, file = pantry / "taken", pantry / "val.tsv"
+def test_an_output_that_is_taken(resources: Path, cook: Cook) -> None:
+    taken, file = resources / "taken", resources / "val.tsv"
     text = cook(RECIPE, "--set", f"output.path={taken}").text
     assert "--set output.path=" in text
     assert "the folder exists already" in text
@@ -171,7 +171,7 @@ def test_an_output_that_is_taken(pantry: Path, cook: Cook) -> None:
     assert "no folder can be made" in cook(RECIPE, "--set", f"output.path={file / 'small'}").text
 
 
-def test_a_loss_that_is_not_finite(pantry: Path, tmp_path: Path, cook: Cook) -> None:
+def test_a_loss_that_is_not_finite(resources: Path, tmp_path: Path, cook: Cook) -> None:
     screen = cook(section("train", learning_rate=1e30, steps=4, save_every=1), trains=True)
     assert screen.code == 1
     assert "the loss term 'task' is NaN at step 1 of 4" in screen.text
@@ -195,13 +195,13 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="how much is in use is not known")
-def test_memory_runs_out(pantry: Path, tmp_path: Path) -> None:
-    tiny.table(pantry / "long.tsv", 6000)
+def test_memory_runs_out(resources: Path, tmp_path: Path) -> None:
+    tiny.table(resources / "long.tsv", 6000)
     recipe = passes(**section("data", train="long.tsv"))
     recipe["train"] = {"steps": 1, "batch_size": 6000, "accumulate": 2}
     recipe["output"] = {"path": str(tmp_path / "small")}
-    (pantry / "hungry.yaml").write_text(yaml.safe_dump(recipe))
-    command = [sys.executable, "-c", STARVED, "run", str(pantry / "hungry.yaml"), "--quiet"]
+    (resources / "hungry.yaml").write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-c", STARVED, "run", str(resources / "hungry.yaml"), "--quiet"]
     root = str(Path(__file__).parents[1])
     paths = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths}
@@ -223,12 +223,15 @@ def test_memory_runs_out_in_evaluation(cook: Cook, monkeypatch: pytest.MonkeyPat
     assert "eval.batch_size" in screen.text
 
 
-def test_a_folder_to_evaluate_or_report_on(pantry: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (pantry / "good.yaml").write_text(yaml.safe_dump(RECIPE))
+def test_a_folder_to_evaluate_or_report_on(resources: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (resources / "good.yaml").write_text(yaml.safe_dump(RECIPE))
     for arguments, words in (
-        (["eval", str(pantry / "bert")], "there is no recipe.yaml in the folder"),
-        (["eval", str(pantry / "teachers"), "--recipe", str(pantry / "good.yaml")], "is not a model folder"),
-        (["report", str(pantry / "bert")], "there is no report"),
+        (["eval", str(resources / "bert")], "there is no recipe.yaml in the folder"),
+        (
+            ["eval", str(resources / "teachers"), "--recipe", str(resources / "good.yaml")],
+            "is not a model folder",
+        ),
+        (["report", str(resources / "bert")], "there is no report"),
         (["passes", "prune.wieghts"], "did you mean 'prune.weights'?"),
     ):
         assert main(arguments) == 2

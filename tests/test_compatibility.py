@@ -16,9 +16,9 @@ from cook.pipeline import output
 from cook.recipe import load_recipe
 from cook.train import checkpoint
 from tests.helpers import tiny
-from tests.test_pipeline import kitchen, silent, write
+from tests.test_pipeline import silent, workspace, write
 
-__all__ = ["kitchen"]
+__all__ = ["workspace"]
 
 FOLDERS = Path(__file__).parent / "fixtures" / "folders-0.1.0"
 """Tiny models compressed by version 0.1.0, each with the logits that it gave in `expected.st`: integers of
@@ -43,9 +43,9 @@ def test_folders_of_earlier_versions_give_the_same_outputs(folder: Path) -> None
 
 
 def test_a_checkpoint_is_resumed_when_only_the_digest_of_its_recipe_is_another_versions(
-    kitchen: Path, tmp_path: Path
+    workspace: Path, tmp_path: Path
 ) -> None:
-    recipe = load_recipe(write(kitchen / "resumed.yaml"))
+    recipe = load_recipe(write(workspace / "resumed.yaml"))
     identity = output.identity(recipe, 1)
     older = json.loads(identity["recipe"])
     del older["data"]["augment"]  # as if that version had not known the option
@@ -59,9 +59,9 @@ def test_a_checkpoint_is_resumed_when_only_the_digest_of_its_recipe_is_another_v
         output.restore(tmp_path, other, 1, silent)
 
 
-def test_an_output_is_finished_when_only_its_digest_is_another_versions(kitchen: Path) -> None:
-    place = kitchen / "out" / "known"
-    recipe = load_recipe(write(kitchen / "known.yaml", train={"steps": 1}))
+def test_an_output_is_finished_when_only_its_digest_is_another_versions(workspace: Path) -> None:
+    place = workspace / "out" / "known"
+    recipe = load_recipe(write(workspace / "known.yaml", train={"steps": 1}))
     cook.run(recipe, say=silent, progress=False)
     report = json.loads((place / "report.json").read_text())
     report["recipe"]["digest"] = "another version's"

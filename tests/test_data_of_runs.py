@@ -20,19 +20,19 @@ from tests.test_pipeline import silent, write
 
 
 @pytest.fixture(scope="module")
-def pantry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def resources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, and a semicolon-separated table of 41 rows of which one has no label."""
-    root = tmp_path_factory.mktemp("pantry")
+    root = tmp_path_factory.mktemp("resources")
     tiny.folder(root / "bert")
     lines = tiny.table(root / "plain.tsv", 40).read_text().replace("\t", ";")
     (root / "all.csv").write_text(f"{lines}good, film;\n")
     return root
 
 
-def recipe(pantry: Path, name: str, **data: Any) -> Path:
+def recipe(resources: Path, name: str, **data: Any) -> Path:
     section = {"train": "all.csv", "validation": {"split": "25%", "stratify": True}, "text": "sentence"}
     return write(
-        pantry / f"{name}.yaml",
+        resources / f"{name}.yaml",
         data={**section, **data},
         train={"steps": 2, "batch_size": 8},
         passes=[{"prune.weights": {"sparsity": 0.5}}],
@@ -40,24 +40,26 @@ def recipe(pantry: Path, name: str, **data: Any) -> Path:
     )
 
 
-def test_a_run_and_its_evaluation_cut_the_same_rows(pantry: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = recipe(pantry, "dropped", missing="drop")
+def test_a_run_and_its_evaluation_cut_the_same_rows(
+    resources: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe(resources, "dropped", missing="drop")
     assert main(["run", str(path)]) == 0
     said = "1 of 41 rows are left out, which have no label: line 42 of all.csv (counted from 1)"
     printed = capsys.readouterr()
     assert said in " ".join((printed.out + printed.err).split())
-    report = json.loads((pantry / "out" / "dropped" / "report.json").read_text())
+    report = json.loads((resources / "out" / "dropped" / "report.json").read_text())
     assert report["data"]["rows"] == {"train": 30, "validation": 10}
     data = read_data(load_recipe(path), silent)
     assert data.counts == {"train": 30, "validation": 10}
-    opened = open_folder(pantry / "out" / "dropped", path)
+    opened = open_folder(resources / "out" / "dropped", path)
     assert len(opened.rows) == 10
-    again = open_folder(pantry / "out" / "dropped", pantry / "out" / "dropped" / "recipe.yaml")
+    again = open_folder(resources / "out" / "dropped", resources / "out" / "dropped" / "recipe.yaml")
     assert again.rows["input_ids"][:] == opened.rows["input_ids"][:]
 
 
-def test_a_run_refuses_an_empty_label(pantry: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = recipe(pantry, "refused")
+def test_a_run_refuses_an_empty_label(resources: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recipe(resources, "refused")
     for verb in ("plan", "run"):
         assert main([verb, str(path)]) == 2
         said = " ".join(capsys.readouterr().err.split())
@@ -65,19 +67,19 @@ def test_a_run_refuses_an_empty_label(pantry: Path, capsys: pytest.CaptureFixtur
         assert "data.missing: drop" in said
 
 
-def test_evaluation_needs_no_training_file_where_validation_is_one(pantry: Path) -> None:
-    path = recipe(pantry, "apart", train="plain.tsv", validation="val.tsv")
-    tiny.table(pantry / "val.tsv", 8, seed=3)
+def test_evaluation_needs_no_training_file_where_validation_is_one(resources: Path) -> None:
+    path = recipe(resources, "apart", train="plain.tsv", validation="val.tsv")
+    tiny.table(resources / "val.tsv", 8, seed=3)
     assert main(["run", str(path), "--quiet"]) == 0
     text = path.read_text().replace("plain.tsv", "gone.tsv")
     path.write_text(text)
-    assert len(open_folder(pantry / "out" / "apart", path).rows) == 8
+    assert len(open_folder(resources / "out" / "apart", path).rows) == 8
 
 
-def test_the_rows_that_are_evaluated_are_counted(pantry: Path) -> None:
-    path = recipe(pantry, "limited", train="plain.tsv", limit=20)
+def test_the_rows_that_are_evaluated_are_counted(resources: Path) -> None:
+    path = recipe(resources, "limited", train="plain.tsv", limit=20)
     assert main(["run", str(path), "--quiet", "--set", "eval.limit=4"]) == 0
-    report = json.loads((pantry / "out" / "limited" / "report.json").read_text())
+    report = json.loads((resources / "out" / "limited" / "report.json").read_text())
     assert report["data"]["rows"] == {"train": 20, "validation": 4}
 
 

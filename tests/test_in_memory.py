@@ -107,7 +107,7 @@ def test_attach_serves_a_loop_of_ones_own(name: str, number: int, tmp_path: Path
             optimizer.step()
             session.after_step()
         inputs = {key: value for key, value in batch.items() if key != "labels"}
-        numbers = session.renumbering
+        numbers = session.token_id_map
         trained = outputs(model, numbers.known(inputs) if numbers else inputs)["logits"]
         session.finish()
         inputs = numbers(inputs) if numbers else inputs

@@ -14,7 +14,7 @@ from cook.errors import CookError
 from cook.recipe import load_recipe
 from tests.helpers import tiny
 
-pytestmark = pytest.mark.usefixtures("strangers")
+pytestmark = pytest.mark.usefixtures("clean_processes")
 
 PASSES: dict[str, dict[str, Any]] = {
     "weights": {"prune.weights": {"sparsity": 0.5}},

@@ -17,19 +17,19 @@ from cook.pipeline import output, plan, run
 from cook.pipeline.output import work_folder
 from cook.recipe import load_recipe
 from tests.helpers import tiny
-from tests.test_pipeline import kitchen, silent, write
+from tests.test_pipeline import silent, workspace, write
 
-__all__ = ["kitchen"]
+__all__ = ["workspace"]
 
 
-def test_an_output_never_replaces_what_the_run_reads(kitchen: Path, tmp_path: Path) -> None:
+def test_an_output_never_replaces_what_the_run_reads(workspace: Path, tmp_path: Path) -> None:
     model, data = tiny.folder(tmp_path / "data" / "bert"), tmp_path / "data"
     table = tiny.table(data / "train.tsv", 8)
     tiny.folder(data)  # whatever the folder looks like
     value: dict[str, Any] = {
         "version": 1,
         "model": {"path": str(model), "task": "text-classification"},
-        "data": {"train": str(table), "validation": str(kitchen / "val.tsv"), "text": "sentence"},
+        "data": {"train": str(table), "validation": str(workspace / "val.tsv"), "text": "sentence"},
         "train": {"steps": 1},
     }
     (tmp_path / "link").symlink_to(model)
@@ -37,9 +37,9 @@ def test_an_output_never_replaces_what_the_run_reads(kitchen: Path, tmp_path: Pa
         recipe = load_recipe({**value, "output": {"path": str(place)}})
         with pytest.raises(CookError, match=rf"output\.path: .* {words} .*, which the run reads"):
             run(recipe, force=True, say=silent, progress=False)
-    first = write(kitchen / "onto.yaml", output={"path": "out/onto"})
+    first = write(workspace / "onto.yaml", output={"path": "out/onto"})
     second = write(
-        kitchen / "itself.yaml",
+        workspace / "itself.yaml",
         model={"recipe": str(first), "task": "text-classification"},
         output={"path": "out/onto"},
     )
@@ -49,17 +49,17 @@ def test_an_output_never_replaces_what_the_run_reads(kitchen: Path, tmp_path: Pa
     assert (model / "model.safetensors").exists()
 
 
-def test_a_model_that_is_there_is_not_built_over(kitchen: Path, tmp_path: Path) -> None:
+def test_a_model_that_is_there_is_not_built_over(workspace: Path, tmp_path: Path) -> None:
     own = tiny.folder(tmp_path / "own")
-    first = write(kitchen / "builds.yaml", output={"path": str(own)})
+    first = write(workspace / "builds.yaml", output={"path": str(own)})
     model = {"recipe": str(first), "task": "text-classification"}
     with pytest.raises(CookError, match="was not written by cook"):
-        run(write(kitchen / "rests.yaml", model=model), say=silent, progress=False)
+        run(write(workspace / "rests.yaml", model=model), say=silent, progress=False)
     assert (own / "model.safetensors").exists()
 
 
-def test_two_runs_do_not_write_one_output(kitchen: Path) -> None:
-    recipe = load_recipe(write(kitchen / "twice.yaml"))
+def test_two_runs_do_not_write_one_output(workspace: Path) -> None:
+    recipe = load_recipe(write(workspace / "twice.yaml"))
     work = work_folder(Path(recipe.output.path))
     with output.guard(recipe, resume=False, force=False, say=silent) as folder:
         (folder / "step-1.tmp").mkdir(parents=True)
@@ -72,16 +72,16 @@ def test_two_runs_do_not_write_one_output(kitchen: Path) -> None:
     assert not work.exists()
 
 
-@pytest.mark.parametrize("stage", ["deliver", "carry_out", "environment.describe"])
+@pytest.mark.parametrize("stage", ["deliver", "execute", "environment.describe"])
 def test_ctrl_c_after_the_last_step_says_how_to_go_on(
-    kitchen: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     """While finishing, saving, measuring: a checkpoint of the last step is there."""
-    recipe = write(kitchen / f"stopped-{stage}.yaml")
+    recipe = write(workspace / f"stopped-{stage}.yaml")
     real = operator.attrgetter(stage)(import_module("cook.pipeline.run"))
 
     def stopped(*args: Any, **named: Any) -> Any:
-        done = real(*args, **named) if stage == "carry_out" else None
+        done = real(*args, **named) if stage == "execute" else None
         signal.raise_signal(signal.SIGINT)
         return done
 
@@ -96,9 +96,9 @@ def test_ctrl_c_after_the_last_step_says_how_to_go_on(
 
 
 def test_ctrl_c_before_the_first_checkpoint_stays_what_it_is(
-    kitchen: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = write(kitchen / "stopped-early.yaml")
+    recipe = write(workspace / "stopped-early.yaml")
     monkeypatch.setattr(
         import_module("cook.pipeline.run"), "read_data", lambda *_: signal.raise_signal(signal.SIGINT)
     )
@@ -107,9 +107,9 @@ def test_ctrl_c_before_the_first_checkpoint_stays_what_it_is(
 
 
 def test_an_output_that_cannot_be_written_names_its_key(
-    kitchen: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = load_recipe(write(kitchen / "unwritable.yaml"))
+    recipe = load_recipe(write(workspace / "unwritable.yaml"))
 
     def refuse(self: Path, *args: Any, **named: Any) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -120,12 +120,12 @@ def test_an_output_that_cannot_be_written_names_its_key(
     assert str(caught.value.where).endswith(": output.path")
 
 
-def test_an_output_whose_name_is_too_long_names_its_key(kitchen: Path) -> None:
-    recipe = write(kitchen / "long.yaml", output={"path": str(kitchen / ("a" * 300))})
+def test_an_output_whose_name_is_too_long_names_its_key(workspace: Path) -> None:
+    recipe = write(workspace / "long.yaml", output={"path": str(workspace / ("a" * 300))})
     with pytest.raises(CookError, match="File name too long"):
         plan(load_recipe(recipe))
-    (kitchen / "a-file").touch()
-    taken = write(kitchen / "taken.yaml", output={"path": str(kitchen / "a-file" / "out")})
+    (workspace / "a-file").touch()
+    taken = write(workspace / "taken.yaml", output={"path": str(workspace / "a-file" / "out")})
     with pytest.raises(CookError, match="no folder can be made"):
         plan(load_recipe(taken))
     with pytest.raises(CookError, match="File name too long") as caught:
@@ -134,10 +134,10 @@ def test_an_output_whose_name_is_too_long_names_its_key(kitchen: Path) -> None:
 
 
 def test_runs_from_before_a_key_was_added_are_still_known(
-    kitchen: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A new key with a default changes every recipe's digest, and nothing that was asked for."""
-    module, recipe = import_module("cook.pipeline.run"), load_recipe(write(kitchen / "older.yaml"))
+    module, recipe = import_module("cook.pipeline.run"), load_recipe(write(workspace / "older.yaml"))
 
     def stopped(*args: Any, **named: Any) -> None:
         signal.raise_signal(signal.SIGINT)

@@ -28,7 +28,7 @@ from cook.pipeline.deliver import INTEGERS_MAY_DIFFER
 from cook.pipeline.rows import pass_rows
 from tests.helpers import pass_matrix, tiny
 from tests.helpers.clean_process import Strangers
-from tests.helpers.pass_matrix import Case, Dish, Pantry, serves
+from tests.helpers.pass_matrix import Case, MatrixEntry, Resources, serves
 from tests.helpers.traces import differences, hooks
 
 REFUSED = {
@@ -62,46 +62,46 @@ REFUSED = {
 WHOLE = "COOK_WHOLE_MATRIX" in os.environ
 CASES = pass_matrix.cases(whole=WHOLE)
 CONFLICTS = [case for case in CASES if tuple(name for name, _ in case.passes) in REFUSED]
-COOKED = [case for case in CASES if case not in CONFLICTS and (WHOLE or pass_matrix.cooked(case))]
+COOKED = [case for case in CASES if case not in CONFLICTS and (WHOLE or pass_matrix.compressed(case))]
 FIGURES = {"parameters", "zeros", "sparsity", "bytes", "macs", "metrics", "removed"}
 
-pytestmark = pytest.mark.usefixtures("strangers")
+pytestmark = pytest.mark.usefixtures("clean_processes")
 
 
 @pytest.fixture(scope="module")
-def pantry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pantry]:
+def resources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resources]:
     with pytest.MonkeyPatch.context() as patch:
-        root = tmp_path_factory.mktemp("kitchen")
+        root = tmp_path_factory.mktemp("workspace")
         patch.setenv("COOK_CACHE", str(root / "cache"))
-        yield Pantry(root)
+        yield Resources(root)
 
 
 @pytest.fixture(scope="module")
-def dish(request: pytest.FixtureRequest, pantry: Pantry) -> Dish:
-    """What came of one case; pytest runs all tests of it before the next one is cooked."""
-    return pass_matrix.cook(request.param, pantry, pantry.root / str(request.param))
+def entry(request: pytest.FixtureRequest, resources: Resources) -> MatrixEntry:
+    """What came of one case; pytest runs all tests of it before the next one is compressed."""
+    return pass_matrix.cook(request.param, resources, resources.root / str(request.param))
 
 
 @pytest.fixture(scope="module")
-def reloaded(dish: Dish) -> dict[str, Any]:
+def reloaded(entry: MatrixEntry) -> dict[str, Any]:
     """What the saved folder gives in a fresh process."""
-    return verify(dish.folder, dish.batch, dish.expected, auto_class=auto_class(dish.case))
+    return verify(entry.folder, entry.batch, entry.expected, auto_class=auto_class(entry.case))
 
 
 def auto_class(case: Case) -> str:
     return find(pass_matrix.TASKS.get(case.family, "text-classification")).auto_class
 
 
-every_case = pytest.mark.parametrize("dish", COOKED, ids=str, indirect=True)
+every_case = pytest.mark.parametrize("entry", COOKED, ids=str, indirect=True)
 
 
 @every_case
-def test_the_plan_says_what_will_happen(dish: Dish) -> None:
-    assert {parameter.device.type for parameter in dish.meta.parameters()} == {"meta"}
-    planned, after = tally(dish.meta), dish.resumed.outcome.after
-    said = {effect.sizes for _, effect in dish.planned}
+def test_the_plan_says_what_will_happen(entry: MatrixEntry) -> None:
+    assert {parameter.device.type for parameter in entry.meta.parameters()} == {"meta"}
+    planned, after = tally(entry.meta), entry.resumed.outcome.after
+    said = {effect.sizes for _, effect in entry.planned}
     if "about" in said:
-        assert after["parameters"] < tally(tiny.model(dish.case.family)).parameters
+        assert after["parameters"] < tally(tiny.model(entry.case.family)).parameters
     elif "at most" in said:
         assert planned.parameters > after["parameters"]
         assert planned.bytes > after["bytes"]
@@ -109,12 +109,12 @@ def test_the_plan_says_what_will_happen(dish: Dish) -> None:
         assert (planned.parameters, planned.bytes) == (after["parameters"], after["bytes"])
     # Of the model as loaded, or as a pass that changed its shapes at once left it.
     source = {
-        name for model in (tiny.model(dish.case.family), dish.meta) for name, _ in model.named_parameters()
+        name for model in (tiny.model(entry.case.family), entry.meta) for name, _ in model.named_parameters()
     }
     # Factors of a layer may be gone by the end.
-    factorised = [edit.module for _, effect in dish.planned for edit in effect.edits if edit.op == "lowrank"]
+    factorised = [edit.module for _, effect in entry.planned for edit in effect.edits if edit.op == "lowrank"]
     source |= {f"{name}.{factor}.weight" for name in factorised for factor in ("up", "down")}
-    for each, effect in dish.planned:
+    for each, effect in entry.planned:
         assert set(effect.parameters) <= source, each.id
         # Of what leaves nobody knows the zeros before.
         assert effect.zeros <= after["zeros"] or said & {"at most", "about"}
@@ -122,11 +122,11 @@ def test_the_plan_says_what_will_happen(dish: Dish) -> None:
 
 
 @every_case
-def test_a_resumed_run_ends_in_the_same_bits(dish: Dish) -> None:
-    for state in dish.kept:
+def test_a_resumed_run_ends_in_the_same_bits(entry: MatrixEntry) -> None:
+    for state in entry.kept:
         state["run"].pop("seconds")
-    assert list(differences(*dish.kept)) == []
-    whole, resumed = dish.whole, dish.resumed
+    assert list(differences(*entry.kept)) == []
+    whole, resumed = entry.whole, entry.resumed
     assert list(differences(whole.model.state_dict(), resumed.model.state_dict())) == []
     optimizers = whole.loop.optimizer.state_dict(), resumed.loop.optimizer.state_dict()
     assert list(differences(*optimizers)) == []
@@ -137,18 +137,18 @@ def test_a_resumed_run_ends_in_the_same_bits(dish: Dish) -> None:
 
 
 @every_case
-def test_training_moved_the_model(dish: Dish) -> None:
-    source = tiny.model(dish.case.family).state_dict()
-    trained = dish.kept[0]["session"]["module"]
+def test_training_moved_the_model(entry: MatrixEntry) -> None:
+    source = tiny.model(entry.case.family).state_dict()
+    trained = entry.kept[0]["session"]["module"]
     names = [name for name in source if f"model.{name}" in trained]  # without layers that were left out
     moved = [name for name in names if not torch.equal(trained[f"model.{name}"], source[name])]
     assert len(moved) > len(names) // 2
 
 
 @every_case
-def test_a_finished_model_is_plain(dish: Dish) -> None:
+def test_a_finished_model_is_plain(entry: MatrixEntry) -> None:
     # That no hook is left, on modules or on the optimizer, is asserted at the end of each run.
-    model = dish.resumed.model
+    model = entry.resumed.model
     ours = {type(module) for module in model.modules() if type(module).__module__.startswith("cook.")}
     made = {LowRank, Apart, Residual, FactorisedEmbedding, FactorisedHead, TransposedLinear}
     assert ours <= {IntLinear, *made}
@@ -156,10 +156,10 @@ def test_a_finished_model_is_plain(dish: Dish) -> None:
 
 
 @every_case
-def test_it_is_all_in_the_report(dish: Dish) -> None:
-    run = dish.resumed
+def test_it_is_all_in_the_report(entry: MatrixEntry) -> None:
+    run = entry.resumed
     rows = pass_rows(run.passes, run.outcome)
-    assert [row.name for row in rows] == [name for name, _ in dish.case.passes]
+    assert [row.name for row in rows] == [name for name, _ in entry.case.passes]
     assert len({row.id for row in rows}) == len(rows)
     for row, each in zip(rows, run.passes, strict=True):
         value = json.loads(json.dumps(asdict(row)))
@@ -184,15 +184,15 @@ def test_it_is_all_in_the_report(dish: Dish) -> None:
         assert len(note) <= 125
         assert not re.search(r"\w_\w|\de[+-]?\d", note), note
         assert note[0].islower() or note[0].isdigit()
-    assert run.outcome.after["bytes"] == folder.weight_bytes(dish.folder)
+    assert run.outcome.after["bytes"] == folder.weight_bytes(entry.folder)
     told = run.outcome.train
     assert told is not None
     assert [entry["step"] for entry in told["history"] if "loss" in entry] == [2, 4, 6]
 
 
 @every_case
-def test_it_reloads_in_a_fresh_process(dish: Dish, reloaded: dict[str, Any]) -> None:
-    if reloaded["plain"] or not _integers(dish.case):
+def test_it_reloads_in_a_fresh_process(entry: MatrixEntry, reloaded: dict[str, Any]) -> None:
+    if reloaded["plain"] or not _integers(entry.case):
         assert reloaded["exact"]
     assert reloaded["max_rel_difference"] <= INTEGERS_MAY_DIFFER
 
@@ -203,16 +203,16 @@ def _integers(case: Case) -> bool:
 
 @every_case
 def test_a_stranger_loads_plain_folders_and_is_refused_the_others(
-    dish: Dish, reloaded: dict[str, Any], strangers: Strangers
+    entry: MatrixEntry, reloaded: dict[str, Any], clean_processes: Strangers
 ) -> None:
-    refusal = strangers.refusal(auto_class(dish.case), dish.folder)
+    refusal = clean_processes.refusal(auto_class(entry.case), entry.folder)
     assert (refusal is None) == reloaded["plain"], refusal
 
 
 @pytest.mark.parametrize("case", CONFLICTS, ids=str)
-def test_a_conflict_is_refused_in_the_plan(case: Case, pantry: Pantry, tmp_path: Path) -> None:
+def test_a_conflict_is_refused_in_the_plan(case: Case, resources: Resources, tmp_path: Path) -> None:
     with pytest.raises(CookError) as caught:
-        pass_matrix.cook(case, pantry, tmp_path)
+        pass_matrix.cook(case, resources, tmp_path)
     assert caught.value.where is not None
     assert "passes[" in caught.value.where
     assert caught.value.hint
@@ -223,11 +223,11 @@ UNSERVED = [(name, family) for name in registered() for family in tiny.FAMILIES 
 
 @pytest.mark.parametrize(("name", "family"), UNSERVED)
 def test_a_pass_is_refused_on_models_that_it_is_not_for(
-    name: str, family: str, pantry: Pantry, tmp_path: Path
+    name: str, family: str, resources: Resources, tmp_path: Path
 ) -> None:
     case = Case(family, ((name, 0),))
     with pytest.raises(CookError) as caught:
-        pass_matrix.cook(case, pantry, tmp_path)
+        pass_matrix.cook(case, resources, tmp_path)
     assert "passes[0]" in (caught.value.where or "")
     config = {"version": 1, "passes": pass_matrix.steps(case, trains=False)}
     with pytest.raises(CookError) as caught:

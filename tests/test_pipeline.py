@@ -50,9 +50,9 @@ def write(path: Path, **sections: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model and two tables."""
-    root = tmp_path_factory.mktemp("kitchen")
+    root = tmp_path_factory.mktemp("workspace")
     tiny.folder(root / "bert")
     # Weights as large as trained ones have: rounding can be seen in what they give.
     model = tiny.model()
@@ -65,11 +65,11 @@ def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def small(kitchen: Path) -> Path:
+def small(workspace: Path) -> Path:
     """The output of a run with passes of each kind, two of them of one name."""
-    recipe = write(kitchen / "small.yaml", teacher="self", passes=PASSES)
+    recipe = write(workspace / "small.yaml", teacher="self", passes=PASSES)
     assert main(["run", str(recipe), "--quiet", "--set", "passes[0].temperature=3"]) == 0
-    return kitchen / "out" / "small"
+    return workspace / "out" / "small"
 
 
 @pytest.fixture(scope="module")
@@ -122,13 +122,13 @@ def test_what_a_pass_did_is_told_where_it_did_it(report: dict[str, Any]) -> None
 
 
 def test_the_recipe_in_the_folder_is_the_one_that_ran(
-    kitchen: Path, small: Path, report: dict[str, Any]
+    workspace: Path, small: Path, report: dict[str, Any]
 ) -> None:
-    asked = load_recipe(kitchen / "small.yaml", ["passes[0].temperature=3"])
+    asked = load_recipe(workspace / "small.yaml", ["passes[0].temperature=3"])
     kept = load_recipe(small / "recipe.yaml")
     assert kept.digest == asked.digest == report["recipe"]["digest"]
     assert asked.difference(kept) == []
-    assert (small / "recipe.source.yaml").read_text() == (kitchen / "small.yaml").read_text()
+    assert (small / "recipe.source.yaml").read_text() == (workspace / "small.yaml").read_text()
 
 
 def test_the_model_card(small: Path) -> None:
@@ -142,7 +142,7 @@ def test_the_model_card(small: Path) -> None:
 
 
 def test_eval_measures_what_a_user_gets(
-    kitchen: Path, small: Path, report: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    workspace: Path, small: Path, report: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["eval", str(small), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -150,25 +150,25 @@ def test_eval_measures_what_a_user_gets(
     # Floats with the same weights, activations not rounded, would have given something else.
     model = AutoModelForSequenceClassification.from_pretrained(small)
     assert isinstance(model.bert.encoder.layer[0].output.dense, IntLinear)
-    model.dequantize().save_pretrained(kitchen / "floats")
-    tiny.tokenizer().save_pretrained(kitchen / "floats")
-    floats = evaluate(kitchen / "floats", small / "recipe.yaml")
+    model.dequantize().save_pretrained(workspace / "floats")
+    tiny.tokenizer().save_pretrained(workspace / "floats")
+    floats = evaluate(workspace / "floats", small / "recipe.yaml")
     assert abs(floats["loss"] - found["loss"]) > 1e-4
 
 
-def test_eval_needs_only_what_it_uses(kitchen: Path, small: Path) -> None:
+def test_eval_needs_only_what_it_uses(workspace: Path, small: Path) -> None:
     value = yaml.safe_load((small / "recipe.yaml").read_text())
     value["teacher"]["path"], value["data"]["train"] = "./gone", "./gone.tsv"
     value["model"]["path"] = "./gone"
-    (kitchen / "moved.yaml").write_text(yaml.safe_dump(value))
+    (workspace / "moved.yaml").write_text(yaml.safe_dump(value))
     found = evaluate(
-        small, kitchen / "moved.yaml", [f"data.validation={kitchen / 'val.tsv'}", "eval.limit=8"]
+        small, workspace / "moved.yaml", [f"data.validation={workspace / 'val.tsv'}", "eval.limit=8"]
     )
     assert found["accuracy"] in {index / 8 for index in range(9)}
 
 
-def test_a_second_run_is_refused_resumed_or_forced(kitchen: Path, small: Path) -> None:
-    recipe = load_recipe(kitchen / "small.yaml", ["passes[0].temperature=3"])
+def test_a_second_run_is_refused_resumed_or_forced(workspace: Path, small: Path) -> None:
+    recipe = load_recipe(workspace / "small.yaml", ["passes[0].temperature=3"])
     with pytest.raises(CookError, match="exists already"):
         run(recipe, say=silent, progress=False)
     said: list[str] = []
@@ -177,10 +177,10 @@ def test_a_second_run_is_refused_resumed_or_forced(kitchen: Path, small: Path) -
     assert said == [f"{small} is finished already"]
 
 
-def test_plan_says_what_the_run_writes(kitchen: Path, small: Path, report: dict[str, Any]) -> None:
-    planned = plan(load_recipe(kitchen / "small.yaml"))
+def test_plan_says_what_the_run_writes(workspace: Path, small: Path, report: dict[str, Any]) -> None:
+    planned = plan(load_recipe(workspace / "small.yaml"))
     assert planned.after["bytes"] == report["model"]["after"]["bytes"] == weight_bytes(small)
-    assert planned.before["bytes"] == report["model"]["before"]["bytes"] == weight_bytes(kitchen / "bert")
+    assert planned.before["bytes"] == report["model"]["before"]["bytes"] == weight_bytes(workspace / "bert")
     assert planned.after["parameters"] == report["model"]["after"]["parameters"]
     sizes = [row["bytes_after"] for row in planned.rows]
     assert sizes == [planned.before["bytes"]] * 3 + [planned.after["bytes"]]
@@ -198,23 +198,23 @@ def test_plan_says_what_the_run_writes(kitchen: Path, small: Path, report: dict[
         ({"share.layers": {"groups": "all"}}, 2 * (4 * 16 * 16 + 2 * 16 * 32)),
     ],
 )
-def test_plan_counts_what_a_pass_touches_as_it_finds_it(kitchen: Path, item: Any, touched: int) -> None:
-    (row,) = plan(load_recipe(write(kitchen / "touched.yaml", passes=[item]))).rows
+def test_plan_counts_what_a_pass_touches_as_it_finds_it(workspace: Path, item: Any, touched: int) -> None:
+    (row,) = plan(load_recipe(write(workspace / "touched.yaml", passes=[item]))).rows
     assert row["parameters"] == touched
 
 
-@pytest.mark.usefixtures("strangers")
-def test_a_result_is_compressed_again(kitchen: Path, small: Path) -> None:
+@pytest.mark.usefixtures("clean_processes")
+def test_a_result_is_compressed_again(workspace: Path, small: Path) -> None:
     """From a folder of cook, into shards of half the width, by a pass that leaves a plain folder."""
     output = {"path": "out/again", "dtype": "bfloat16", "shard_size": "5KB"}
     model = {"path": "./out/small", "task": "text-classification"}
     train = {"steps": 4, "learning_rate": 1e-3}
     recipe = load_recipe(
-        write(kitchen / "again.yaml", model=model, output=output, train=train, passes=[PASSES[2]])
+        write(workspace / "again.yaml", model=model, output=output, train=train, passes=[PASSES[2]])
     )
     planned = plan(recipe)
     made = run(recipe, say=silent, progress=False)
-    folder = kitchen / "out" / "again"
+    folder = workspace / "out" / "again"
     assert len(list(folder.glob("*.safetensors"))) > 1
     assert planned.after["bytes"] == made.model.after.bytes == weight_bytes(folder)
     assert made.reload is not None
@@ -225,8 +225,8 @@ def test_a_result_is_compressed_again(kitchen: Path, small: Path) -> None:
     assert AutoModelForSequenceClassification.from_pretrained(folder).dtype is torch.bfloat16
 
 
-@pytest.mark.usefixtures("strangers")
-def test_a_recipe_builds_the_model_that_it_needs(kitchen: Path) -> None:
+@pytest.mark.usefixtures("clean_processes")
+def test_a_recipe_builds_the_model_that_it_needs(workspace: Path) -> None:
     sizes = (
         "hidden_size",
         "num_attention_heads",
@@ -238,7 +238,7 @@ def test_a_recipe_builds_the_model_that_it_needs(kitchen: Path) -> None:
     scratch = {"model_type": "bert", "num_hidden_layers": 1, **{name: known[name] for name in sizes}}
     train, evaluation = {"steps": 2}, {"latency": False}
     first = write(
-        kitchen / "first.yaml",
+        workspace / "first.yaml",
         model={"config": scratch, "tokenizer": "./bert", "task": "text-classification"},
         train=train,
         eval=evaluation,
@@ -247,19 +247,19 @@ def test_a_recipe_builds_the_model_that_it_needs(kitchen: Path) -> None:
     )
     model = {"recipe": "first.yaml", "task": "text-classification"}
     second = load_recipe(
-        write(kitchen / "second.yaml", model=model, train=train, eval=evaluation, passes=[PASSES[1]])
+        write(workspace / "second.yaml", model=model, train=train, eval=evaluation, passes=[PASSES[1]])
     )
     # A plan needs nothing to be built, and says the same once it is.
     planned = plan(second)
-    assert not (kitchen / "out" / "first # 1").exists()
+    assert not (workspace / "out" / "first # 1").exists()
     said: list[str] = []
     made = run(second, say=said.append, progress=False)
     assert [line for line in said if line.startswith("building")] == [
-        f"building {kitchen / 'out' / 'first # 1'} from first.yaml first: it is missing"
+        f"building {workspace / 'out' / 'first # 1'} from first.yaml first: it is missing"
     ]
     assert planned == plan(second)
     assert planned.after["bytes"] == made.model.after.bytes
-    assert load_recipe(kitchen / "out" / "second" / "recipe.yaml").digest == second.digest
+    assert load_recipe(workspace / "out" / "second" / "recipe.yaml").digest == second.digest
     needed = load_recipe(first)
     assert depend.stale(needed) is None
     write(first, **{**yaml.safe_load(first.read_text()), "train": {"steps": 3}})
@@ -267,17 +267,17 @@ def test_a_recipe_builds_the_model_that_it_needs(kitchen: Path) -> None:
     assert depend.stale(second) == f"{needed.output.path} is newer"
 
 
-@pytest.mark.usefixtures("strangers")
-def test_what_a_tracker_wrote_is_kept(kitchen: Path) -> None:
+@pytest.mark.usefixtures("clean_processes")
+def test_what_a_tracker_wrote_is_kept(workspace: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train = {"steps": 2, "track": "tensorboard", "eval_every": 1, "metric": "f1"}
-    recipe = write(kitchen / "tracked.yaml", train=train, eval={"latency": False}, passes=[PASSES[1]])
+    recipe = write(workspace / "tracked.yaml", train=train, eval={"latency": False}, passes=[PASSES[1]])
     report = run(recipe, say=silent, progress=False)
     assert report.train is not None
     assert report.train["metric"] == "f1_binary"
-    logs = kitchen / "out" / "tracked" / "logs"
+    logs = workspace / "out" / "tracked" / "logs"
     assert list(logs.iterdir())
     events = EventAccumulator(str(logs)).Reload()
     assert {"validation/accuracy", "validation/f1_binary", "model/sparsity", "loss/task"} <= set(
@@ -288,11 +288,11 @@ def test_what_a_tracker_wrote_is_kept(kitchen: Path) -> None:
     assert curve[-1].value == pytest.approx(report.model.after.sparsity)
 
 
-@pytest.mark.usefixtures("strangers")
-def test_ablation(kitchen: Path) -> None:
+@pytest.mark.usefixtures("clean_processes")
+def test_ablation(workspace: Path) -> None:
     recipe = load_recipe(
         write(
-            kitchen / "ablated.yaml",
+            workspace / "ablated.yaml",
             train={"steps": 2},
             eval={"latency": False},
             passes=[PASSES[1], PASSES[2]],
@@ -302,13 +302,13 @@ def test_ablation(kitchen: Path) -> None:
     assert [row["left_out"] for row in rows] == [None, "prune.weights", "prune.weights#2"]
     whole, *others = [row["zeros"] for row in rows]
     assert all(zeros < whole for zeros in others)
-    folders = {path.name for path in (kitchen / "out" / "ablated-ablation").iterdir()}
+    folders = {path.name for path in (workspace / "out" / "ablated-ablation").iterdir()}
     assert folders == {"all", "without-prune.weights", "without-prune.weights#2"}
     said: list[str] = []
     assert ablate(recipe, say=said.append, progress=False) == rows
     assert not any("written" in line for line in said)
     with pytest.raises(CookError, match="no pass to leave out"):
-        ablate(load_recipe(kitchen / "ablated.yaml", ["passes=[]"]), say=silent)
+        ablate(load_recipe(workspace / "ablated.yaml", ["passes=[]"]), say=silent)
 
 
 def test_outputs_beside_the_data_are_none_of_it(tmp_path: Path) -> None:
@@ -336,10 +336,10 @@ def test_outputs_beside_the_data_are_none_of_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("passes", [[], None, "left out"])
-def test_an_empty_list_of_passes_is_said(kitchen: Path, passes: Any) -> None:
+def test_an_empty_list_of_passes_is_said(workspace: Path, passes: Any) -> None:
     """Without the key a recipe only trains, which is a use of its own."""
     sections = {} if passes == "left out" else {"passes": passes}
-    path = write(kitchen / f"empty-{passes}.yaml", train={"steps": 1}, eval={"latency": False}, **sections)
+    path = write(workspace / f"empty-{passes}.yaml", train={"steps": 1}, eval={"latency": False}, **sections)
     said: list[str] = []
     run(path, say=said.append, progress=False)
     assert ("passes is empty: nothing is compressed" in said) == (passes != "left out")

@@ -16,7 +16,7 @@ from cook.recipe import load_recipe
 from tests.helpers import tiny
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-pytestmark = pytest.mark.usefixtures("strangers")
+pytestmark = pytest.mark.usefixtures("clean_processes")
 
 
 def blocks(language: str) -> list[str]:
@@ -25,7 +25,7 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the README's recipes, whole and cut short: these train for a moment only."""
     root = tmp_path_factory.mktemp("readme")
     for recipe in blocks("yaml"):
@@ -44,22 +44,22 @@ def commands() -> list[list[str]]:
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
-def test_the_commands_are_understood(kitchen: Path, command: list[str]) -> None:
+def test_the_commands_are_understood(workspace: Path, command: list[str]) -> None:
     args = parser().parse_args(command)
     if args.verb != "slice":
-        folder = Path(__file__).parents[1] if args.recipe.startswith("recipes/") else kitchen
-        name = args.recipe if folder != kitchen else f"whole-{args.recipe}"
+        folder = Path(__file__).parents[1] if args.recipe.startswith("recipes/") else workspace
+        name = args.recipe if folder != workspace else f"whole-{args.recipe}"
         assert load_recipe(folder / name, args.overrides).passes
 
 
-def test_the_recipe_can_be_planned(kitchen: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["validate", str(kitchen / "whole-smaller.yaml")]) == 0
-    assert main(["validate", str(kitchen / "digits.yaml")]) == 0
-    assert main(["plan", str(kitchen / "digits.yaml")]) == 0
+def test_the_recipe_can_be_planned(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(workspace / "whole-smaller.yaml")]) == 0
+    assert main(["validate", str(workspace / "digits.yaml")]) == 0
+    assert main(["plan", str(workspace / "digits.yaml")]) == 0
     assert "quant.qat" in capsys.readouterr().out
 
 
-def test_the_student_is_made_and_taught(kitchen: Path, tmp_path: Path) -> None:
+def test_the_student_is_made_and_taught(workspace: Path, tmp_path: Path) -> None:
     tiny.folder(tmp_path / "model", layers=4)
     for split in ("train", "validation"):
         tiny.table(tmp_path / f"{split}.tsv", 24)
@@ -72,20 +72,20 @@ def test_the_student_is_made_and_taught(kitchen: Path, tmp_path: Path) -> None:
         "train.steps=10",
         f"output.path={tmp_path / 'out'}",
     ]
-    report = cook.run(load_recipe(kitchen / "whole-student.yaml", changes), progress=False)
+    report = cook.run(load_recipe(workspace / "whole-student.yaml", changes), progress=False)
     told = {name for entry in report.train["history"] for name in entry.get("loss", ())}
     assert {"hidden states", "logits"} <= told
 
 
-def test_the_python_runs(kitchen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(kitchen)
+def test_the_python_runs(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
     names: dict[str, Any] = {}
     for index, block in enumerate(blocks("python")):
         exec(compile(block, f"README.md, python block {index}", "exec"), names)
     assert names["report"].passes[1].facts["sparsity"] == pytest.approx(0.6, abs=1e-3)
     assert names["session"].facts["prune.weights"]["sparsity"] == pytest.approx(0.5, abs=1e-3)
     for name in ("digits", "at-once", "my-loop"):
-        assert (kitchen / "out" / name / "config.json").is_file()
+        assert (workspace / "out" / name / "config.json").is_file()
 
 
 def test_every_verb_and_pass_is_told() -> None:

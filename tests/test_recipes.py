@@ -13,11 +13,11 @@ from tests.helpers import tiny
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 TEXTS = sorted([FOLDER / "sst2.yaml", *FOLDER.glob("*/*.yaml")])
-pytestmark = pytest.mark.usefixtures("strangers")
+pytestmark = pytest.mark.usefixtures("clean_processes")
 
 
 @pytest.fixture(scope="module")
-def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of four layers and two tables."""
     root = tmp_path_factory.mktemp("recipes")
     tiny.folder(root / "model", layers=4)
@@ -31,14 +31,14 @@ def test_there_are_recipes() -> None:
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)
-def test_a_recipe_runs(path: Path, kitchen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COOK_CACHE", str(kitchen / "cache"))
-    output = kitchen / path.stem
+def test_a_recipe_runs(path: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COOK_CACHE", str(workspace / "cache"))
+    output = workspace / path.stem
     changes = [
-        f"model.path={kitchen / 'model'}",
+        f"model.path={workspace / 'model'}",
         "data.path=null",
-        f"data.train={kitchen / 'train.tsv'}",
-        f"data.validation={kitchen / 'validation.tsv'}",
+        f"data.train={workspace / 'train.tsv'}",
+        f"data.validation={workspace / 'validation.tsv'}",
         "train.epochs=null",
         "train.steps=6",
         "train.batch_size=8",

@@ -52,7 +52,7 @@ def test_losses_are_asked_in_the_window_only(total, start, end):
 _MODEL = tiny.model()
 
 
-def test_moments_become_steps():
+def test_schedule_points_become_steps():
     options = [{"start": "25%", "end": "1.5 epochs"}, {"start": 3, "end": "100%"}, {"start": "1 epoch"}, {}]
     passes = [Probe(given, id=str(index)) for index, given in enumerate(options)]
     session(*passes, steps=20, steps_per_epoch=8)
@@ -62,7 +62,7 @@ def test_moments_become_steps():
 @pytest.mark.parametrize(
     ("given_options", "where", "message"),
     [
-        ({"start": "half"}, "here.start", "no moment"),
+        ({"start": "half"}, "here.start", "no point"),
         ({"end": 21}, "here.end", "past the end of the run, which has 20 steps"),
         ({"start": 10, "end": "10%"}, "here.end", "ends at step 2, before its start at step 10"),
     ],

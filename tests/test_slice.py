@@ -33,7 +33,7 @@ from cook.report import Report
 from tests.helpers import families, tiny
 
 BATCH = {name: value for name, value in tiny.batch(size=6).items() if name != "labels"}
-pytestmark = pytest.mark.usefixtures("strangers")
+pytestmark = pytest.mark.usefixtures("clean_processes")
 
 
 def silent(line: str) -> None:
@@ -41,7 +41,7 @@ def silent(line: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of six layers that was trained with layers left out, in `out`."""
     root = tmp_path_factory.mktemp("slices")
     tiny.folder(root / "model", layers=6)
@@ -79,12 +79,12 @@ def pruned(path: Path, keep: list[int]) -> PreTrainedModel:
         ((0, 2, -1), "alternate", [0, 2, 5]),
     ],
 )
-def test_a_slice_is_the_model_that_prune_layers_leaves(kitchen, tmp_path, depth, choose, keep):
+def test_a_slice_is_the_model_that_prune_layers_leaves(workspace, tmp_path, depth, choose, keep):
     target = tmp_path / "slice"
-    whole, part = slice_folder(kitchen / "out", [depth], choose=choose, out=target, say=silent)
+    whole, part = slice_folder(workspace / "out", [depth], choose=choose, out=target, say=silent)
     assert part.layers == keep
     assert part.path == target
-    model = pruned(kitchen / "out", keep)
+    model = pruned(workspace / "out", keep)
     found = verify(target, BATCH, outputs(model, BATCH), auto_class="AutoModelForSequenceClassification")
     assert found["plain"]
     assert found["exact"]
@@ -96,7 +96,7 @@ def test_a_slice_is_the_model_that_prune_layers_leaves(kitchen, tmp_path, depth,
     )
     assert AutoTokenizer.from_pretrained(target).get_vocab() == tiny.tokenizer().get_vocab()
     # What is told is what is there, of both.
-    for state, path in ((whole.state, kitchen / "out"), (part.state, target)):
+    for state, path in ((whole.state, workspace / "out"), (part.state, target)):
         assert state.metrics == evaluate(path, path / "recipe.yaml")
         assert state.bytes == folders.weight_bytes(path)
         assert state.parameters == sum(number.numel() for number in loaded(path).parameters())
@@ -116,8 +116,8 @@ def test_every_other_layer_of_layerdrop():
     assert chosen(12, 6, "alternate") == [depth for depth in range(12) if depth % 2 != 0]
 
 
-def test_the_report_says_what_it_is_and_a_slice_is_sliced_again(kitchen, tmp_path):
-    shutil.copytree(kitchen, tmp_path, dirs_exist_ok=True)
+def test_the_report_says_what_it_is_and_a_slice_is_sliced_again(workspace, tmp_path):
+    shutil.copytree(workspace, tmp_path, dirs_exist_ok=True)
     assert main(["slice", str(tmp_path / "out"), "--layers", "4"]) == 0
     target = tmp_path / "out-4-layers"
     report = Report.read(target)
@@ -138,25 +138,25 @@ def test_the_report_says_what_it_is_and_a_slice_is_sliced_again(kitchen, tmp_pat
         assert torch.equal(loaded(again.path)(**BATCH).logits, model(**BATCH).logits)
 
 
-def test_depths_are_compared_without_writing(kitchen, capsys, monkeypatch):
+def test_depths_are_compared_without_writing(workspace, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    before = sorted(kitchen.rglob("*"))
+    before = sorted(workspace.rglob("*"))
     words = ["--layers", "2", "--layers", "4", "--layers", "1,4", "--dry"]
-    assert main(["slice", str(kitchen / "out"), *words]) == 0
+    assert main(["slice", str(workspace / "out"), *words]) == 0
     lines = capsys.readouterr().out.split("\n")
     assert [line.split()[0] for line in lines if "%" in line] == ["6", "2", "4", "2"]
-    assert main(["slice", str(kitchen / "out"), *words, "--json", "--set", "eval.limit=8"]) == 0
+    assert main(["slice", str(workspace / "out"), *words, "--json", "--set", "eval.limit=8"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["layers"] for row in rows] == [list(range(6)), [2, 5], [0, 2, 3, 5], [1, 4]]
     assert all(row["path"] is None and "accuracy" in row["metrics"] for row in rows)
-    assert sorted(kitchen.rglob("*")) == before
+    assert sorted(workspace.rglob("*")) == before
 
 
-def test_a_model_of_another_shape_needs_cook_as_before(kitchen, tmp_path):
+def test_a_model_of_another_shape_needs_cook_as_before(workspace, tmp_path):
     heads = {"sparsity": 0.3, "importance": "magnitude", "scope": "global", "limit": 0.5}
-    model = cook.apply(loaded(kitchen / "out"), {"version": 1, "passes": [{"prune.heads": heads}]}).model
+    model = cook.apply(loaded(workspace / "out"), {"version": 1, "passes": [{"prune.heads": heads}]}).model
     folders.save(model, tmp_path / "heads", processor=tiny.tokenizer())
-    recipe = kitchen / "out" / "recipe.yaml"
+    recipe = workspace / "out" / "recipe.yaml"
     _, part = slice_folder(tmp_path / "heads", [[1, 2, 3]], recipe=recipe, say=silent)
     assert part.path is not None
     assert folders.read_blueprint(part.path) is not None
@@ -194,8 +194,8 @@ def test_any_model_folder_keeps_its_head_without_data(kind, tmp_path):
     )
 
 
-def test_data_that_are_gone_are_said_and_a_named_recipe_must_work(kitchen, tmp_path, capsys):
-    shutil.copytree(kitchen / "out", tmp_path / "out")
+def test_data_that_are_gone_are_said_and_a_named_recipe_must_work(workspace, tmp_path, capsys):
+    shutil.copytree(workspace / "out", tmp_path / "out")
     recipe = (tmp_path / "out" / "recipe.yaml").read_text()
     assert "../validation.tsv" in recipe
     assert main(["slice", str(tmp_path / "out"), "--layers", "2"]) == 0
@@ -225,32 +225,32 @@ def test_data_that_are_gone_are_said_and_a_named_recipe_must_work(kitchen, tmp_p
         (["--layers", "2", "--out", "model"], "the folder exists already"),
     ],
 )
-def test_what_cannot_be_is_refused_and_nothing_written(kitchen, monkeypatch, capsys, words, message):
-    monkeypatch.chdir(kitchen)
-    before = sorted(kitchen.rglob("*"))
+def test_what_cannot_be_is_refused_and_nothing_written(workspace, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(workspace)
+    before = sorted(workspace.rglob("*"))
     assert main(["slice", "out", *words]) == 2
     printed = capsys.readouterr()
     assert message in printed.err
     assert printed.out == ""
-    assert sorted(kitchen.rglob("*")) == before
+    assert sorted(workspace.rglob("*")) == before
 
 
-def test_a_folder_is_replaced_when_told(kitchen, tmp_path):
+def test_a_folder_is_replaced_when_told(workspace, tmp_path):
     target = tmp_path / "slice"
     for keep in ([0], [1, 2]):
-        _, part = slice_folder(kitchen / "out", [keep], out=target, force=True, say=silent)
+        _, part = slice_folder(workspace / "out", [keep], out=target, force=True, say=silent)
         assert part.layers == keep
         assert len(loaded(target).bert.encoder.layer) == len(keep)
 
 
-def test_what_is_no_model_of_floats(kitchen, tmp_path, capsys):
-    for place in (tmp_path / "absent", kitchen / "train.tsv", kitchen):
+def test_what_is_no_model_of_floats(workspace, tmp_path, capsys):
+    for place in (tmp_path / "absent", workspace / "train.tsv", workspace):
         assert main(["slice", str(place), "--layers", "2"]) == 2
     told = capsys.readouterr().err
     assert "there is no folder" in told
     assert "is a file, not a model folder" in told
     assert "has no config.json" in told
-    model = cook.apply(loaded(kitchen / "out"), {"version": 1, "passes": ["quant.qat"]}).model
+    model = cook.apply(loaded(workspace / "out"), {"version": 1, "passes": ["quant.qat"]}).model
     model.save_pretrained(tmp_path / "integers")
     with pytest.raises(CookError, match="holds integers") as caught:
         slice_folder(tmp_path / "integers", [2], say=silent)

@@ -27,7 +27,7 @@ from tests.model.hub.test_student import source_of
 
 LEARN: list[Any] = [{"distill.logits": {"temperature": 2}}]
 SMALL = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12}
-pytestmark = pytest.mark.usefixtures("strangers")
+pytestmark = pytest.mark.usefixtures("clean_processes")
 
 
 def silent(line: str) -> None:
@@ -35,9 +35,9 @@ def silent(line: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model of four layers and two tables."""
-    root = tmp_path_factory.mktemp("kitchen")
+    root = tmp_path_factory.mktemp("workspace")
     source_of("bert").save_pretrained(root / "bert")
     tiny.tokenizer().save_pretrained(root / "bert")
     tiny.table(root / "train.tsv", 64)
@@ -60,11 +60,11 @@ def write(path: Path, **sections: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shallow(kitchen: Path) -> tuple[Path, Report]:
+def shallow(workspace: Path) -> tuple[Path, Report]:
     """A run whose student is the first layer."""
     passes = [*LEARN, {"prune.weights": {"sparsity": 0.5, "end": "50%", "include": ["layers[0].ffn"]}}]
     sections = {"student": {"layers": [0]}, "teacher": "self", "passes": passes, "eval": {"latency": True}}
-    path = write(kitchen / "shallow.yaml", **sections)
+    path = write(workspace / "shallow.yaml", **sections)
 
     def layers(models: dict[str, Any], *_: Any) -> dict[str, Any]:
         """How many layers each timed model has, in the place of its time."""
@@ -79,21 +79,21 @@ def shallow(kitchen: Path) -> tuple[Path, Report]:
         return path, run(path, say=silent, progress=False)
 
 
-def test_before_is_the_source_and_after_the_student(kitchen: Path, shallow: tuple[Path, Report]) -> None:
+def test_before_is_the_source_and_after_the_student(workspace: Path, shallow: tuple[Path, Report]) -> None:
     path, report = shallow
-    folder = kitchen / "out" / "shallow"
+    folder = workspace / "out" / "shallow"
     source = tiny.model(layers=4).num_parameters()
     student = AutoModelForSequenceClassification.from_pretrained(folder)
     assert student.config.num_hidden_layers == 1
     before, after = report.model.before, report.model.after
     assert (before.parameters, after.parameters) == (source, student.num_parameters())
     assert (before.removed, after.removed) == (0, source - student.num_parameters())
-    assert (before.bytes, after.bytes) == (weight_bytes(kitchen / "bert"), weight_bytes(folder))
+    assert (before.bytes, after.bytes) == (weight_bytes(workspace / "bert"), weight_bytes(folder))
     assert report.model.source_bytes == before.bytes
     assert before.macs is not None
     assert after.macs is not None
     assert before.macs > 2 * after.macs
-    assert before.metrics == pytest.approx(evaluate(kitchen / "bert", path), rel=1e-6)
+    assert before.metrics == pytest.approx(evaluate(workspace / "bert", path), rel=1e-6)
     assert after.metrics == pytest.approx(evaluate(folder, path), rel=1e-6)
     assert before.metrics != pytest.approx(after.metrics, rel=1e-3)
     assert report.reload is not None
@@ -128,10 +128,10 @@ def test_the_plan_says_the_sizes_of_the_run(shallow: tuple[Path, Report]) -> Non
 
 
 @pytest.mark.parametrize("student", [{"layers": [1, 3]}, {"config": SMALL}], ids=["layers", "config"])
-def test_an_interrupted_run_ends_as_if_nothing_had_been(kitchen: Path, student: dict[str, Any]) -> None:
+def test_an_interrupted_run_ends_as_if_nothing_had_been(workspace: Path, student: dict[str, Any]) -> None:
     sections = {"student": student, "teacher": "self", "passes": LEARN}
     name = next(iter(student))
-    whole, broken = (write(kitchen / f"{name}-{end}.yaml", **sections) for end in ("whole", "broken"))
+    whole, broken = (write(workspace / f"{name}-{end}.yaml", **sections) for end in ("whole", "broken"))
     run(whole, say=silent, progress=False)
     count = itertools.count(1)
     handle = register_optimizer_step_post_hook(
@@ -146,92 +146,92 @@ def test_an_interrupted_run_ends_as_if_nothing_had_been(kitchen: Path, student: 
     run(broken, resume=True, say=said.append, progress=False)
     assert "resuming after step 3" in said
     assert ("the student starts from random weights" in said) == (name == "config")
-    weights = [kitchen / "out" / path.stem / "model.safetensors" for path in (whole, broken)]
+    weights = [workspace / "out" / path.stem / "model.safetensors" for path in (whole, broken)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     states = [Report.read(path.parent).model.before for path in weights]
     assert states[0] == states[1]
 
 
-def test_a_student_in_bfloat16_and_a_random_one_agree_with_the_plan(kitchen: Path) -> None:
+def test_a_student_in_bfloat16_and_a_random_one_agree_with_the_plan(workspace: Path) -> None:
     sections = {"student": {"config": SMALL}, "teacher": "self", "passes": [*LEARN, "quant.qat"]}
     recipe = load_recipe(
-        write(kitchen / "random.yaml", output={"path": "out/random", "dtype": "bfloat16"}, **sections)
+        write(workspace / "random.yaml", output={"path": "out/random", "dtype": "bfloat16"}, **sections)
     )
     planned, made = plan(recipe), run(recipe, say=silent, progress=False)
-    assert planned.after["bytes"] == made.model.after.bytes == weight_bytes(kitchen / "out" / "random")
-    assert planned.before["bytes"] == made.model.before.bytes == weight_bytes(kitchen / "bert") / 2
-    assert made.model.source_bytes == weight_bytes(kitchen / "bert")
+    assert planned.after["bytes"] == made.model.after.bytes == weight_bytes(workspace / "out" / "random")
+    assert planned.before["bytes"] == made.model.before.bytes == weight_bytes(workspace / "bert") / 2
+    assert made.model.source_bytes == weight_bytes(workspace / "bert")
 
 
-def test_a_student_by_its_path(kitchen: Path) -> None:
-    tiny.folder(kitchen / "other", layers=1, width=8)
+def test_a_student_by_its_path(workspace: Path) -> None:
+    tiny.folder(workspace / "other", layers=1, width=8)
     recipe = load_recipe(
-        write(kitchen / "path.yaml", student={"path": "./other"}, teacher="self", passes=LEARN)
+        write(workspace / "path.yaml", student={"path": "./other"}, teacher="self", passes=LEARN)
     )
     made = run(recipe, say=silent, progress=False)
     assert made.model.after.parameters == tiny.model(layers=1, width=8).num_parameters()
     assert made.model.before.parameters == tiny.model(layers=4).num_parameters()
-    for path in (*kitchen.iterdir(), *(kitchen / "bert").iterdir(), *(kitchen / "other").iterdir()):
+    for path in (*workspace.iterdir(), *(workspace / "bert").iterdir(), *(workspace / "other").iterdir()):
         os.utime(path, (0, 0))
     assert depend.stale(recipe) is None
-    (kitchen / "other" / "new").touch()
-    os.utime(kitchen / "other" / "new", (2e9, 2e9))
+    (workspace / "other" / "new").touch()
+    os.utime(workspace / "other" / "new", (2e9, 2e9))
     assert depend.stale(recipe) == "new is newer"
     with pytest.raises(CookError, match="which the run reads"):
-        depend.protect(load_recipe(recipe, [f"output.path={kitchen / 'other'}"]))
+        depend.protect(load_recipe(recipe, [f"output.path={workspace / 'other'}"]))
 
 
-def test_a_student_reads_the_tokens_of_the_model(kitchen: Path) -> None:
+def test_a_student_reads_the_tokens_of_the_model(workspace: Path) -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.add_tokens(["more"])
     model = tiny.model(layers=1)
     model.resize_token_embeddings(len(tokenizer))
-    model.save_pretrained(kitchen / "words")
-    tokenizer.save_pretrained(kitchen / "words")
-    path = write(kitchen / "words.yaml", student={"path": "./words"}, passes=[])
+    model.save_pretrained(workspace / "words")
+    tokenizer.save_pretrained(workspace / "words")
+    path = write(workspace / "words.yaml", student={"path": "./words"}, passes=[])
     with pytest.raises(CookError, match=r"student: .*\(24 tokens\) differs from the model's \(23 tokens\)"):
         run(path, say=silent, progress=False)
-    (kitchen / "words" / "tokenizer.json").unlink()
-    (kitchen / "words" / "tokenizer_config.json").unlink()
+    (workspace / "words" / "tokenizer.json").unlink()
+    (workspace / "words" / "tokenizer_config.json").unlink()
     with pytest.raises(CookError, match=r"has no tokenizer.* its 24 token numbers .* 23"):
         run(path, say=silent, progress=False)
 
 
-def test_a_student_that_reads_more_than_the_model_is_told_to_stop(kitchen: Path) -> None:
+def test_a_student_that_reads_more_than_the_model_is_told_to_stop(workspace: Path) -> None:
     config = {"config": {"max_position_embeddings": 64}}
     tokenizer = tiny.tokenizer()
     tokenizer.model_max_length = 100
-    tokenizer.save_pretrained(kitchen / "long")
+    tokenizer.save_pretrained(workspace / "long")
     model = {"path": "./bert", "tokenizer": "./long", "task": "text-classification"}
-    path = write(kitchen / "long.yaml", model=model, student=config)
+    path = write(workspace / "long.yaml", model=model, student=config)
     with pytest.raises(
         CookError, match=r"data.max_length: .*reads 64 tokens.*made from 32\n.*max_length: 32"
     ):
         run(path, say=silent, progress=False)
 
 
-def test_random_weights_have_nothing_to_teach(kitchen: Path) -> None:
+def test_random_weights_have_nothing_to_teach(workspace: Path) -> None:
     config = {"model_type": "bert", **SMALL, "vocab_size": 23, "max_position_embeddings": 32}
     model = {"config": config, "tokenizer": "./bert", "task": "text-classification"}
-    path = write(kitchen / "noise.yaml", model=model, student={"layers": [0]}, teacher="self", passes=LEARN)
+    path = write(workspace / "noise.yaml", model=model, student={"layers": [0]}, teacher="self", passes=LEARN)
     with pytest.raises(CookError, match="it has nothing to teach"):
         run(path, say=silent, progress=False)
 
 
-def test_a_recipe_builds_on_the_student_of_another(kitchen: Path) -> None:
-    write(kitchen / "first.yaml", student={"layers": [0, 2]}, teacher="self", passes=LEARN)
+def test_a_recipe_builds_on_the_student_of_another(workspace: Path) -> None:
+    write(workspace / "first.yaml", student={"layers": [0, 2]}, teacher="self", passes=LEARN)
     model = {"recipe": "first.yaml", "task": "text-classification"}
-    second = load_recipe(write(kitchen / "second.yaml", model=model, student={"layers": [1]}))
+    second = load_recipe(write(workspace / "second.yaml", model=model, student={"layers": [1]}))
     planned = plan(second)
-    assert not (kitchen / "out" / "first").exists()
+    assert not (workspace / "out" / "first").exists()
     made = run(second, say=silent, progress=False)
     assert plan(second) == planned
-    assert planned.before["bytes"] == made.model.before.bytes == weight_bytes(kitchen / "out" / "first")
-    assert planned.after["bytes"] == made.model.after.bytes == weight_bytes(kitchen / "out" / "second")
+    assert planned.before["bytes"] == made.model.before.bytes == weight_bytes(workspace / "out" / "first")
+    assert planned.after["bytes"] == made.model.after.bytes == weight_bytes(workspace / "out" / "second")
 
 
-def test_mistakes_point_into_the_recipe(kitchen: Path) -> None:
-    path = write(kitchen / "wrong.yaml", student={"config": {"num_hidden_layer": 1}})
+def test_mistakes_point_into_the_recipe(workspace: Path) -> None:
+    path = write(workspace / "wrong.yaml", student={"config": {"num_hidden_layer": 1}})
     with pytest.raises(
         CookError, match=r"wrong.yaml:\d+:\d+: student.config.num_hidden_layer: .*\n.*did you"
     ):

@@ -65,8 +65,8 @@ def needs(found: type[Spec]) -> list[str]:
 def kind(option: Mapping[str, Any]) -> str:
     """The type and range of an option in words: "number >= 0 < 1", "cubic | linear", "list of string",
     "mapping to integer"."""
-    if option.get("x-moment"):
-        return "moment"
+    if option.get("x-schedule-point"):
+        return "schedule point"
     if "enum" in option:
         return " | ".join("null" if value is None else str(value) for value in option["enum"])
     if "const" in option:

@@ -82,11 +82,11 @@ def share(update: Sequence[int], accumulate: int, rank: int, world: int) -> list
         world: processes.
     """
     pieces = accumulate * world
-    mine = []
+    own = []
     for piece in range(rank, pieces, world):
         part = list(update[piece * len(update) // pieces : (piece + 1) * len(update) // pieces])
-        mine.append(MicroBatch(part) if part else MicroBatch([update[0]], weight_zero=True))
-    return mine
+        own.append(MicroBatch(part) if part else MicroBatch([update[0]], weight_zero=True))
+    return own
 
 
 def epoch_loader(

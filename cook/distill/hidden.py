@@ -54,18 +54,23 @@ class DistillHidden(HiddenSpec, Intermediate):
     """Adds the distance of tensors, pair by pair, to the loss, as a mean over pairs."""
 
     def pairs(self, student: Anatomy, teacher: Anatomy) -> list[Pair]:
-        return [Pair(mine, theirs, not is_scores(mine)) for mine, theirs in self.given["map"].items()]
+        return [
+            Pair(student, teacher, not is_scores(student)) for student, teacher in self.given["map"].items()
+        ]
 
     def losses(self, context: Context) -> dict[str, Term]:
         values = []
         for pair in self.watched:
-            mine, theirs = self.compared(context, pair)
+            student, teacher = self.compared(context, pair)
             distance = DISTANCES[self.given["distance"]]
             if is_scores(pair.student):
-                distances = distance(mine[..., None], theirs[..., None])
-                values.append(attended_mean(distances, self.attended(context, pair, mine)))
+                distances = distance(student[..., None], teacher[..., None])
+                values.append(attended_mean(distances, self.attended(context, pair, student)))
                 continue
             if self.given["normalize"]:
-                mine, theirs = functional.normalize(mine, dim=-1), functional.normalize(theirs, dim=-1)
-            values.append(valid_mean(distance(mine, theirs), context.valid_tokens(mine, pair.student)))
+                student, teacher = (
+                    functional.normalize(student, dim=-1),
+                    functional.normalize(teacher, dim=-1),
+                )
+            values.append(valid_mean(distance(student, teacher), context.valid_tokens(student, pair.student)))
         return {"hidden": Term(torch.stack(values).mean(), float(self.given["weight"]))}

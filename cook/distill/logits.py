@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from cook.distill.base import DistillationPass
 from cook.distill.losses.chunked import mean_square, soft_cross_entropy
 from cook.distill.losses.truncated import truncated_cross_entropy
 from cook.distill.specs import LogitsSpec
-from cook.distill.taught import Taught
 from cook.model.arch.shapes import output_shapes
 from cook.model.probe.alignment import beside, predicts_next
 from cook.passes import Effect, Term, register
@@ -63,7 +63,7 @@ def labelled(
 
 
 @register
-class DistillLogits(LogitsSpec, Taught):
+class DistillLogits(LogitsSpec, DistillationPass):
     """Adds the distance between the student's and the teacher's logits to the loss."""
 
     def plan(self, anatomy: Anatomy) -> Effect:

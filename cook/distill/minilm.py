@@ -97,7 +97,7 @@ class DistillMiniLM(MiniLMSpec, Intermediate):
 
     def sizes(self, anatomy: Anatomy, pairs: Sequence[Pair]) -> dict[Pair, tuple[Shape, Shape]]:
         sizes = super().sizes(anatomy, pairs)
-        heads = self._heads(self._theirs(anatomy))
+        heads = self._heads(self._teacher_anatomy(anatomy))
         for pair, both in sizes.items() if self.given["version"] == 2 else ():
             for who, (_, before, _, width) in zip(("student", "teacher"), both, strict=True):
                 if before * width % heads:
@@ -112,16 +112,16 @@ class DistillMiniLM(MiniLMSpec, Intermediate):
     def losses(self, context: Context) -> dict[str, Term]:
         terms = {}
         for pair in self.watched:
-            mine, theirs = self.compared(context, pair)
-            attended = self.attended(context, pair, mine)
+            student, teacher = self.compared(context, pair)
+            attended = self.attended(context, pair, student)
             part = pair.student.rpartition(".")[2]
             if self.given["version"] == 2:
                 heads = self._heads(self.teacher(context).anatomy)
-                mine, theirs = regrouped(mine, heads), regrouped(theirs, heads)
+                student, teacher = regrouped(student, heads), regrouped(teacher, heads)
             if part != "scores":
-                mine, theirs = relation(mine), relation(theirs)
+                student, teacher = relation(student), relation(teacher)
             name = "attention" if part == "scores" else part
-            terms[name] = Term(relation_divergence(mine, theirs, attended), float(self.given["weight"]))
+            terms[name] = Term(relation_divergence(student, teacher, attended), float(self.given["weight"]))
         return terms
 
     def _heads(self, teacher: Anatomy) -> int:

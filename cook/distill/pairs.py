@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
-from cook.distill.taught import Taught
+from cook.distill.base import DistillationPass
 from cook.errors import CookError
 from cook.model.arch.anatomy import Anatomy
 from cook.model.arch.shapes import shapes
@@ -66,19 +66,19 @@ def layer_map(
     """
     pairs: list[tuple[int, int]] = []
     items = given.items() if isinstance(given, Mapping) else enumerate(given)
-    for key, theirs in items:
+    for key, teacher in items:
         try:
-            mine = int(key)
+            student = int(key)
         except ValueError:
             raise CookError(f"{key!r} is no layer's number", hint="such as {0: 1, 1: 3, 2: 5}") from None
-        for who, number, count in (("student", mine, students), ("teacher", theirs, teachers)):
+        for who, number, count in (("student", student, students), ("teacher", teacher, teachers)):
             if not -count <= number < count:
                 raise CookError(f"there is no layer {number}: the {who} has {count}, 0 to {count - 1}")
-        pairs.append((mine % students, theirs % teachers))
+        pairs.append((student % students, teacher % teachers))
     pairs.sort()
     for one, following in pairwise(pairs):
         if not (one[0] < following[0] and one[1] < following[1]):
-            found = ", ".join(f"{mine} from {theirs}" for mine, theirs in pairs)
+            found = ", ".join(f"{student} from {teacher}" for student, teacher in pairs)
             raise CookError(f"the layers must increase on both sides, found {found}")
     return pairs
 
@@ -117,7 +117,7 @@ def projection(student: int, teacher: int) -> nn.Linear:
     return made
 
 
-class Intermediate(Taught):
+class Intermediate(DistillationPass):
     """A pass that compares tensors inside of student and teacher, pair by pair."""
 
     @abstractmethod
@@ -131,14 +131,14 @@ class Intermediate(Taught):
     def plan(self, anatomy: Anatomy) -> Effect:
         if not anatomy.teachers:
             return Effect(note="its teacher is not there to be planned with")
-        pairs = self.pairs(anatomy, self._theirs(anatomy))
+        pairs = self.pairs(anatomy, self._teacher_anatomy(anatomy))
         self._project(self.sizes(anatomy, pairs))
         read = modules_of(find(anatomy, pair.student) for pair in pairs)
         return Effect(reads=frozenset(read), note=self.note(pairs))
 
     def attach(self, context: Context) -> None:
         super().attach(context)
-        self.watched = self.pairs(context.anatomy, self._theirs(context.anatomy))
+        self.watched = self.pairs(context.anatomy, self._teacher_anatomy(context.anatomy))
         with context.hooks.silenced():  # no other pass shall see the example that tells the sizes
             sizes = self.sizes(context.anatomy, self.watched)
         for pair in self.watched:
@@ -160,19 +160,21 @@ class Intermediate(Taught):
         Raises:
             CookError: there are no such layers, or they are in disorder.
         """
-        given, mine, theirs = self.given["layers"], len(student.layers), len(teacher.layers)
+        given, student_layers, teacher_layers = self.given["layers"], len(student.layers), len(teacher.layers)
         if isinstance(given, str):
             live = [number for number, layer in enumerate(student.layers) if layer in student.live]
-            if len(live) > theirs:
+            if len(live) > teacher_layers:
                 raise self.error(
                     f"{given!r} needs a teacher layer for each of the student's {len(live)}: "
-                    f"there are {theirs}",
+                    f"there are {teacher_layers}",
                     option="layers",
                     hint="say which learn, as {student: teacher}: {0: 0}",
                 )
-            given = {str(live[i]): each for i, each in enumerate(strategies[given](len(live), theirs))}
+            given = {
+                str(live[i]): each for i, each in enumerate(strategies[given](len(live), teacher_layers))
+            }
         try:
-            return layer_map(given, mine, theirs)
+            return layer_map(given, student_layers, teacher_layers)
         except CookError as error:
             raise self.error(error.message, option="layers", hint=error.hint) from error
 
@@ -182,10 +184,10 @@ class Intermediate(Taught):
 
     def compared(self, context: Context, pair: Pair) -> tuple[Tensor, Tensor]:
         """Both tensors of a pair in this forward, in float32, the student's projected."""
-        mine, theirs = context.tensor(pair.student), self.teacher(context).tensor(pair.teacher)
+        student, teacher = context.tensor(pair.student), self.teacher(context).tensor(pair.teacher)
         if pair in self._projections:
-            mine = self._projections[pair](mine.float())
-        return mine.float(), theirs.float()
+            student = self._projections[pair](student.float())
+        return student.float(), teacher.float()
 
     def attended(self, context: Context, pair: Pair, scores: Tensor) -> Tensor:
         """Which positions of a pair of attention tensors both models attend to.
@@ -193,8 +195,8 @@ class Intermediate(Taught):
         Args:
             scores: the student's, [batch, heads, tokens, ...].
         """
-        theirs = self.teacher(context).anatomy, pair.teacher
-        return context.attended(scores[:, 0], pair.student, theirs)
+        teacher = self.teacher(context).anatomy, pair.teacher
+        return context.attended(scores[:, 0], pair.student, teacher)
 
     def note(self, pairs: Sequence[Pair]) -> str:
         """A line for the plan."""
@@ -207,14 +209,14 @@ class Intermediate(Taught):
         Raises:
             CookError: two tensors cannot be compared.
         """
-        mine = self._shapes(anatomy, "student", pairs)
-        theirs = self._shapes(self._theirs(anatomy), "teacher", pairs)
+        student = self._shapes(anatomy, "student", pairs)
+        teacher = self._shapes(self._teacher_anatomy(anatomy), "teacher", pairs)
         for pair in pairs:
-            one, other = mine[pair.student], theirs[pair.teacher]
+            one, other = student[pair.student], teacher[pair.teacher]
             if not self.comparable(pair, one, other):
                 told = f"{pair.student} is {_told(one)}, the teacher's {pair.teacher} is {_told(other)}"
                 raise self.error(f"{told}: they cannot be compared", hint=self.unequal(one, other))
-        return {pair: (mine[pair.student], theirs[pair.teacher]) for pair in pairs}
+        return {pair: (student[pair.student], teacher[pair.teacher]) for pair in pairs}
 
     def comparable(self, pair: Pair, student: Sequence[int], teacher: Sequence[int]) -> bool:
         """Whether tensors of these shapes, whose first dimension is the examples, can be compared."""
@@ -239,8 +241,8 @@ class Intermediate(Taught):
         """A matrix for each pair, without bias (Jiao et al. 2020, equation 8), as the options have it."""
         kind = self.given.get("projection", "none")
         projected = {
-            pair: (mine[-1], theirs[-1])
-            for pair, (mine, theirs) in sizes.items()
+            pair: (student[-1], teacher[-1])
+            for pair, (student, teacher) in sizes.items()
             if pair.projected and kind != "none"
         }
         if kind == "each":
@@ -254,7 +256,7 @@ class Intermediate(Taught):
         one = [projection(*widths) for widths in different]
         return dict.fromkeys(projected, one[0]) if one else {}
 
-    def _theirs(self, anatomy: Anatomy) -> Anatomy:
+    def _teacher_anatomy(self, anatomy: Anatomy) -> Anatomy:
         index = self.given["teacher"]
         if index >= len(anatomy.teachers):
             count = len(anatomy.teachers)

@@ -75,10 +75,12 @@ class DistillPatient(PatientSpec, Intermediate):
     def losses(self, context: Context) -> dict[str, Term]:
         values = []
         for pair in self.watched:
-            mine, theirs = self.compared(context, pair)
-            valid = context.valid_tokens(mine, pair.student)
+            student, teacher = self.compared(context, pair)
+            valid = context.valid_tokens(student, pair.student)
             if self.given["tokens"] == "first":
-                values.append(direction_distance(first_token(mine, valid), first_token(theirs, valid)).mean())
+                values.append(
+                    direction_distance(first_token(student, valid), first_token(teacher, valid)).mean()
+                )
             else:
-                values.append(token_mean(direction_distance(mine, theirs), valid))
+                values.append(token_mean(direction_distance(student, teacher), valid))
         return {"patient": Term(torch.stack(values).mean(), float(self.given["weight"]))}

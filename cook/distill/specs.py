@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 from cook.passes import WINDOW, Spec
 
 WEIGHT: dict[str, Any] = {"type": "number", "minimum": 0, "default": 1.0}
-LESSON: dict[str, Any] = {
+COMMON_OPTIONS: dict[str, Any] = {
     "weight": {**WEIGHT, "description": "weight of this loss"},
     "task_weight": {**WEIGHT, "description": "weight of the task's own loss while this pass acts"},
     **WINDOW,
 }
 """The options that each has."""
-COMMON: dict[str, Any] = {
-    **LESSON,
+INTERMEDIATE_OPTIONS: dict[str, Any] = {
+    **COMMON_OPTIONS,
     "teacher": {
         "type": "integer",
         "minimum": 0,
@@ -49,14 +49,14 @@ def is_scores(name: str) -> bool:
     return name.endswith(".attention.scores")
 
 
-class TaughtSpec(Spec):
-    """The declaration of `Taught`."""
+class DistillationSpec(Spec):
+    """The declaration of `DistillationPass`."""
 
     phase = "observe"
     needs = frozenset({"training", "teacher"})
 
 
-class LogitsSpec(TaughtSpec):
+class LogitsSpec(DistillationSpec):
     """The declaration of `DistillLogits`."""
 
     name = "distill.logits"
@@ -73,12 +73,12 @@ class LogitsSpec(TaughtSpec):
             "default": 1.0,
             "description": "softens both distributions; the loss is scaled by its square (ce)",
         },
-        **LESSON,
+        **COMMON_OPTIONS,
     }
     examples = ({"temperature": 2}, {"loss": "mse", "weight": 0.5})
 
 
-class HiddenSpec(TaughtSpec):
+class HiddenSpec(DistillationSpec):
     """The declaration of `DistillHidden`."""
 
     name = "distill.hidden"
@@ -102,7 +102,7 @@ class HiddenSpec(TaughtSpec):
             "description": "scale vectors to length 1 before they are compared",
         },
         "projection": {**PROJECTION, "default": "none"},
-        **COMMON,
+        **INTERMEDIATE_OPTIONS,
     }
     required = ("map",)
     examples = (
@@ -132,7 +132,7 @@ class HiddenSpec(TaughtSpec):
             )
 
 
-class PatientSpec(TaughtSpec):
+class PatientSpec(DistillationSpec):
     """The declaration of `DistillPatient`."""
 
     name = "distill.patient"
@@ -150,12 +150,12 @@ class PatientSpec(TaughtSpec):
             "description": "the first token of an example, which in a decoder sees no other, or all that are "
             "not padding",
         },
-        **COMMON,
+        **INTERMEDIATE_OPTIONS,
     }
     examples = ({"weight": 10, "layers": [0]}, {"tokens": "all"})
 
 
-class TinyBERTSpec(TaughtSpec):
+class TinyBERTSpec(DistillationSpec):
     """The declaration of `DistillTinyBERT`."""
 
     name = "distill.tinybert"
@@ -180,12 +180,12 @@ class TinyBERTSpec(TaughtSpec):
             part: {**WEIGHT, "description": f"weight of the {TERMS[part]} beside the others"}
             for part in PARTS
         },
-        **COMMON,
+        **INTERMEDIATE_OPTIONS,
     }
     examples = ({}, {"parts": ["hidden"], "projection": "none", "layers": "last"})
 
 
-class MiniLMSpec(TaughtSpec):
+class MiniLMSpec(DistillationSpec):
     """The declaration of `DistillMiniLM`."""
 
     name = "distill.minilm"
@@ -213,7 +213,7 @@ class MiniLMSpec(TaughtSpec):
         },
         "student_layer": {"type": "integer", "default": -1, "description": "which layer learns"},
         "teacher_layer": {"type": "integer", "default": -1, "description": "from which layer of the teacher"},
-        **COMMON,
+        **INTERMEDIATE_OPTIONS,
     }
     examples = ({}, {"version": 1, "weight": 0.5}, {"heads": 2, "relations": ["values"], "teacher_layer": 0})
 

@@ -69,13 +69,13 @@ class DistillTinyBERT(TinyBERTSpec, Intermediate):
         for part, pairs in self._by_part(context.anatomy, self.teacher(context).anatomy).items():
             values = []
             for pair in pairs:
-                mine, theirs = self.compared(context, pair)
+                student, teacher = self.compared(context, pair)
                 if part == "attention":
-                    attended = self.attended(context, pair, mine)
-                    values.append(score_distance(mine, theirs, attended))
+                    attended = self.attended(context, pair, student)
+                    values.append(score_distance(student, teacher, attended))
                 else:
-                    valid = context.valid_tokens(mine, pair.student)
-                    values.append(state_distance(mine, theirs, valid))
+                    valid = context.valid_tokens(student, pair.student)
+                    values.append(state_distance(student, teacher, valid))
             weight = float(self.given["weight"]) * float(self.given[part])
             terms[TERMS[part]] = Term(torch.stack(values).mean(), weight)
         return terms

@@ -65,7 +65,7 @@ def row_information(
         for name, each in uses.items():
             found[name] += each.total
 
-    with slopes(model, targets, lambda name, *given: uses[name].met(*given)) as back:
+    with slopes(model, targets, lambda name, *given: uses[name].add(*given)) as back:
         for batch in batches:
             try:
                 add(batch)
@@ -98,7 +98,7 @@ class _Uses:
     inputs: list[Tensor] = field(default_factory=list)
     slopes: dict[int, Tensor] = field(default_factory=dict)
 
-    def met(self, given: Tensor, output: Tensor) -> None:
+    def add(self, given: Tensor, output: Tensor) -> None:
         number, size = len(self.inputs), self.size
         # Some FFNs lay all tokens in a row, and a head gets one token of each example. What is alone has all.
         if size > 1 and len(given) != size and (given.ndim > 2 or len(given) % size):

@@ -44,7 +44,7 @@ def sensitivities(
     """
     found: dict[str, Tensor] = {}
 
-    def met(name: str, _: Tensor, output: Tensor) -> None:
+    def on_output(name: str, _: Tensor, output: Tensor) -> None:
         if name not in found:
             found[name] = output.new_zeros(output.shape[-1], dtype=torch.float32).detach()
 
@@ -54,7 +54,7 @@ def sensitivities(
         output.register_hook(slope)
 
     random, examples = torch.Generator().manual_seed(seed), 0
-    with slopes(model, targets, met) as back:
+    with slopes(model, targets, on_output) as back:
         for batch in batches:
             for part in _parts(batch):
                 several = _given(model, part)

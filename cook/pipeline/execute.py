@@ -22,7 +22,7 @@ from cook.failures import evaluation_memory_errors
 from cook.model.nn.masks import Masks
 from cook.model.probe import measure
 from cook.model.probe.equivalence import check_folded, outputs, outputs_to_be, round_to
-from cook.model.tokens.id_map import Renumbering
+from cook.model.tokens.id_map import TokenIdMap
 from cook.passes import Pass
 from cook.say import Say, silent
 from cook.session import Session
@@ -30,14 +30,14 @@ from cook.teacher.cached import fill
 from cook.teacher.teacher import Given, read_alike
 from cook.train.evaluate import evaluate, metric_named
 from cook.train.loop import Loop, steps_of
-from cook.train.recorder import Accounting, State
+from cook.train.recorder import State, StateRecorder
 
 SAMPLED = 64
 """Rows among which the longest is the example that multiply-accumulates and latency are told for."""
 
 
 @dataclass
-class Work:
+class RunContext:
     """Everything that one run works on.
 
     Attributes:
@@ -75,13 +75,13 @@ class Work:
 
 
 @dataclass
-class Outcome:
+class RunResult:
     """What came of it: the model (or its source) as it was and is, and how passes and training went.
 
     Attributes:
         sample: one example without its label, as the finished model reads it.
         processor: the one that fits the finished model; the given one unless a pass took tokens away.
-        renumbering: which tokens that was; None when all are there.
+        token_id_map: which tokens that was; None when all are there.
     """
 
     before: State
@@ -92,10 +92,10 @@ class Outcome:
     train: dict[str, Any] | None
     sample: dict[str, Tensor] | None
     processor: Any | None = None
-    renumbering: Renumbering | None = None
+    token_id_map: TokenIdMap | None = None
 
 
-def carry_out(work: Work) -> Outcome:
+def execute(work: RunContext) -> RunResult:
     """Attach the passes, train if there is something to train on, finish; the model is changed in place.
 
     Raises:
@@ -106,10 +106,10 @@ def carry_out(work: Work) -> Outcome:
     work.model.to(work.accelerator.device)
     sample = example(work)
     masks = Masks(work.model)
-    accounting = accounting_of(work, work.model, work.passes, masks)
+    recorder = state_recorder(work, work.model, work.passes, masks)
     work.say("measuring the model")
-    before = accounting.state(0) if work.source is None else _of_source(work, work.source)
-    accounting.whole = before["parameters"]
+    before = recorder.state(0) if work.source is None else _of_source(work, work.source)
+    recorder.whole = before["parameters"]
     _check_metric(work, before["metrics"])
     total, per_epoch = steps_of(work.train, len(work.rows["train"])) if work.train else (0, 1)
     loop = None
@@ -122,8 +122,8 @@ def carry_out(work: Work) -> Outcome:
         steps_per_epoch=per_epoch,
         teacher=work.teacher,
         source=work.source,
-        before_attach=accounting.attaching,
-        around=accounting.acting,
+        before_attach=recorder.attaching,
+        around=recorder.acting,
         calibration=_calibration(work),
         masks=masks,
         tokenizer=work.processor if hasattr(work.processor, "get_vocab") else None,
@@ -132,11 +132,11 @@ def carry_out(work: Work) -> Outcome:
     ) as session:
         if total:
             _fill(work, session)
-            loop = _loop(work, session, accounting)
+            loop = _loop(work, session, recorder)
             loop.run()
             # A pass whose last step the fp16 scaler skipped is still to reach its end.
             session.before_step(total)
-        numbers = session.renumbering
+        numbers = session.token_id_map
         trained = outputs_to_be(work.model, sample, numbers) if sample else None
         work.say("finishing")
         session.finish()
@@ -146,31 +146,31 @@ def carry_out(work: Work) -> Outcome:
         check_folded(trained, given, work.dtype or work.model.dtype)
     if numbers:
         _read_again(work, session.tokenizer)
-    after = accounting.finished(total)
+    after = recorder.finished(total)
     told = _told(work, loop, total / per_epoch, after["metrics"]) if loop else None
-    return Outcome(
+    return RunResult(
         before,
         after,
-        accounting.states,
-        accounting.amounts,
+        recorder.states,
+        recorder.amounts,
         session.facts,
         told,
         sample=example(work),
         processor=work.processor,
-        renumbering=numbers,
+        token_id_map=numbers,
     )
 
 
-def accounting_of(
-    work: Work, model: PreTrainedModel, passes: Sequence[Pass] = (), masks: Masks | None = None
-) -> Accounting:
+def state_recorder(
+    work: RunContext, model: PreTrainedModel, passes: Sequence[Pass] = (), masks: Masks | None = None
+) -> StateRecorder:
     """Records what becomes of a model, by the data and the task of a run."""
 
     def macs() -> int | None:
         sample = example(work)  # now: a pass may have changed how it is read
         return measure.macs(model, sample) if sample else None
 
-    return Accounting(
+    return StateRecorder(
         model,
         passes,
         evaluate=lambda: _metrics(work, model),
@@ -180,17 +180,17 @@ def accounting_of(
     )
 
 
-def _of_source(work: Work, source: PreTrainedModel) -> State:
+def _of_source(work: RunContext, source: PreTrainedModel) -> State:
     """The state of the source, which is back in its place afterwards."""
     place: Any = source.device
     read_alike(source, work.model)
     moved: Any = source
-    state = accounting_of(work, moved.to(work.accelerator.device)).state(0)
+    state = state_recorder(work, moved.to(work.accelerator.device)).state(0)
     moved.to(place)
     return state
 
 
-def _check_supported(work: Work) -> None:
+def _check_supported(work: RunContext) -> None:
     """Refuse a pass that cannot work in several processes, or with recomputed layers, if it would have to."""
     asked = {
         "ddp": work.accelerator.num_processes > 1,
@@ -203,7 +203,7 @@ def _check_supported(work: Work) -> None:
             )
 
 
-def example(work: Work) -> dict[str, Tensor] | None:
+def example(work: RunContext) -> dict[str, Tensor] | None:
     """One example, without its label: the longest of the first rows of the validation split."""
     if work.task is None or not (rows := work.rows.get("validation", work.rows.get("train"))):
         return None
@@ -215,7 +215,7 @@ def example(work: Work) -> dict[str, Tensor] | None:
     return {name: value.to(work.accelerator.device) for name, value in batch.items() if name != "labels"}
 
 
-def _read_again(work: Work, tokenizer: Any) -> None:
+def _read_again(work: RunContext, tokenizer: Any) -> None:
     """Prepare what the finished model is measured on by its own tokenizer, as everybody will."""
     assert tokenizer is not None
     work.processor = tokenizer
@@ -224,7 +224,7 @@ def _read_again(work: Work, tokenizer: Any) -> None:
         work.rows = {**work.rows, split: work.task.prepare(work.raw[split], tokenizer)}
 
 
-def _loop(work: Work, session: Session, accounting: Accounting) -> Loop:
+def _loop(work: RunContext, session: Session, recorder: StateRecorder) -> Loop:
     assert work.task is not None
     loop = Loop(
         session,
@@ -232,7 +232,7 @@ def _loop(work: Work, session: Session, accounting: Accounting) -> Loop:
         work.rows["train"],
         work.train,
         accelerator=work.accelerator,
-        accounting=accounting,
+        recorder=recorder,
         folder=work.folder,
         identity=work.identity,
         bar=work.progress,
@@ -245,7 +245,7 @@ def _loop(work: Work, session: Session, accounting: Accounting) -> Loop:
     return loop
 
 
-def _calibration(work: Work) -> calibration.Examples | None:
+def _calibration(work: RunContext) -> calibration.Examples | None:
     """What passes look at while nothing trains."""
     if work.calibration is not None or work.task is None or "train" not in work.rows:
         return work.calibration
@@ -254,7 +254,7 @@ def _calibration(work: Work) -> calibration.Examples | None:
     return calibration.sampled(work.rows["train"], work.task, batch_size=batch_size, seed=seed)
 
 
-def _fill(work: Work, session: Session) -> None:
+def _fill(work: RunContext, session: Session) -> None:
     """Let the cached teachers say all that is asked of them, now that the passes have asked."""
     assert work.task is not None
     fill(
@@ -267,7 +267,7 @@ def _fill(work: Work, session: Session) -> None:
     )
 
 
-def _metrics(work: Work, model: PreTrainedModel) -> dict[str, float]:
+def _metrics(work: RunContext, model: PreTrainedModel) -> dict[str, float]:
     if work.task is None or "validation" not in work.rows:
         return {}
     batch_size = work.evaluation.batch_size
@@ -283,7 +283,7 @@ def _metrics(work: Work, model: PreTrainedModel) -> dict[str, float]:
         )
 
 
-def _check_metric(work: Work, metrics: Mapping[str, float]) -> None:
+def _check_metric(work: RunContext, metrics: Mapping[str, float]) -> None:
     """Whether the metric that the recipe asks for is measured at all: not to be found out after training."""
     if work.train is None or work.task is None:
         return
@@ -297,7 +297,7 @@ def _check_metric(work: Work, metrics: Mapping[str, float]) -> None:
         raise work.task.error("train.metric", f"there is no metric {name!r}", nearest(name, metrics) or known)
 
 
-def _told(work: Work, loop: Loop, epochs: float, metrics: Mapping[str, float]) -> dict[str, Any]:
+def _told(work: RunContext, loop: Loop, epochs: float, metrics: Mapping[str, float]) -> dict[str, Any]:
     """What the report says of training; `metrics` are those of the finished model."""
     assert work.task is not None
     best = loop.best if work.train.select == "best" else None

@@ -18,7 +18,7 @@ from cook.model.edits.blueprint import Blueprint
 from cook.model.edits.depth import STAYS, compact, missing
 from cook.model.edits.plain import settle
 from cook.model.hub import load
-from cook.model.hub.load_guard import lock_of
+from cook.model.hub.load_guard import guard_parameter
 from cook.model.hub.quantizer import attach_quantizer, blueprint_of
 from cook.model.nn import sharing
 from cook.model.nn.linear import is_linear, weight_count
@@ -142,7 +142,7 @@ def plan_passes(
             shared += _shared([(each, effect)])
             sharing.check(model, shared)
             if shared:
-                lock_of(model)
+                guard_parameter(model)
         except CookError as error:
             error.where = each.where
             raise

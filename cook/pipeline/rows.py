@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset
 
 from cook.passes import Pass
-from cook.pipeline.execute import Outcome
+from cook.pipeline.execute import RunResult
 from cook.pipeline.inputs import Data
 from cook.recipe import Recipe, thaw
 from cook.report import PassRow, State
@@ -54,7 +54,7 @@ def data_counts(
     return {"rows": counts, "truncated": truncated}
 
 
-def pass_rows(passes: Sequence[Pass], outcome: Outcome) -> list[PassRow]:
+def pass_rows(passes: Sequence[Pass], outcome: RunResult) -> list[PassRow]:
     """A row a pass, in recipe order; its window is told as first and last step."""
     rows = []
     for each in passes:

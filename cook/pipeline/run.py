@@ -19,7 +19,7 @@ from cook.model.hub import load
 from cook.model.probe.example import small_example
 from cook.pipeline import depend, environment, output, tokenizer_check
 from cook.pipeline.deliver import deliver
-from cook.pipeline.execute import Outcome, Work, carry_out
+from cook.pipeline.execute import RunContext, RunResult, execute
 from cook.pipeline.inputs import (
     Data,
     auto_class_without_data,
@@ -143,8 +143,8 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
         with accelerator.main_process_first():  # it moves damaged checkpoints aside
             return output.restore(folder, asked, processes, say, inputs)
 
-    outcome = carry_out(
-        Work(
+    outcome = execute(
+        RunContext(
             model=model,
             passes=passes,
             task=None if data is None else data.task,
@@ -233,7 +233,7 @@ def _prepared(data: Data | None, processor: Any, say: Say) -> dict[str, Dataset]
     return prepared(data, processor, say)
 
 
-def _model(recipe: Recipe, auto_class: str, source: PreTrainedModel, outcome: Outcome) -> Model:
+def _model(recipe: Recipe, auto_class: str, source: PreTrainedModel, outcome: RunResult) -> Model:
     return Model(
         name=recipe.model.path or f"{source.config.model_type} from a config",
         student=student(recipe),

@@ -21,11 +21,11 @@ from cook.model.probe.example import small_example
 from cook.passes import Pass
 from cook.pipeline import environment, output
 from cook.pipeline.deliver import deliver
-from cook.pipeline.execute import accounting_of, example
+from cook.pipeline.execute import example, state_recorder
 from cook.pipeline.inputs import make_passes
 from cook.pipeline.plan import plan_passes
 from cook.pipeline.rows import state
-from cook.pipeline.source_model import Whole, open_whole
+from cook.pipeline.source_model import SourceModel, open_source_model
 from cook.recipe import Recipe, load_recipe, thaw
 from cook.report import Model, PassRow, Report, State
 from cook.say import Say
@@ -97,7 +97,7 @@ def slice_folder(
     _check_floats(place)
     asked = _asked(depths, choose)
     targets = _targets(place, list(asked), out, force=force) if write else {}
-    source = open_whole(place, recipe, list(overrides), say)
+    source = open_source_model(place, recipe, list(overrides), say)
     meta = source.load(meta=True)
     for name, options in asked.items():
         try:
@@ -105,15 +105,15 @@ def slice_folder(
         except CookError as error:
             raise CookError(error.message, where=f"{folder}, {name}", hint=error.hint) from error
     model = source.work.model
-    before = state(accounting_of(source.work, model).state(0))
+    before = state(state_recorder(source.work, model).state(0))
     slices = [Slice(list(range(len(Anatomy(model).layers))), before)]
     for name, options in asked.items():
         pruning, made = _pruning(options), copy.deepcopy(model)
         with Session([pruning], made, total_steps=0) as session:
             session.finish()
-        books = accounting_of(source.work, made)
-        books.whole = before.parameters
-        part = Slice(session.facts[pruning.id]["kept"], state(books.state(0)), targets.get(name))
+        recorder = state_recorder(source.work, made)
+        recorder.whole = before.parameters
+        part = Slice(session.facts[pruning.id]["kept"], state(recorder.state(0)), targets.get(name))
         if part.path is not None:
             _write(source, made, slices[0], part, force=force, say=say)
         slices.append(part)
@@ -173,7 +173,9 @@ def _pruning(options: Mapping[str, Any]) -> Pass:
     return found
 
 
-def _write(source: Whole, made: PreTrainedModel, whole: Slice, part: Slice, *, force: bool, say: Say) -> None:
+def _write(
+    source: SourceModel, made: PreTrainedModel, whole: Slice, part: Slice, *, force: bool, say: Say
+) -> None:
     """Write a slice, with a recipe that would cut it again and a report of how it was measured."""
     value = thaw(source.recipe.value)
     value["passes"] = [{"prune.layers": {"keep": part.layers}}]

@@ -14,14 +14,14 @@ from cook.model.hub import load
 from cook.model.hub.source import auto_class_of
 from cook.pipeline import environment
 from cook.pipeline.evaluate import open_folder
-from cook.pipeline.execute import Work
+from cook.pipeline.execute import RunContext
 from cook.pipeline.inputs import stored_dtype
 from cook.recipe import Recipe, load_recipe
 from cook.say import Say
 
 
 @dataclass(frozen=True)
-class Whole:
+class SourceModel:
     """The whole model.
 
     Attributes:
@@ -31,7 +31,7 @@ class Whole:
     """
 
     recipe: Recipe
-    work: Work
+    work: RunContext
     auto_class: str
 
     def load(self, meta: bool = False) -> PreTrainedModel:
@@ -43,7 +43,7 @@ class Whole:
         return self.recipe.error(f"model.{key}", message, hint)
 
 
-def open_whole(place: Path, recipe: Any, overrides: list[str], say: Say) -> Whole:
+def open_source_model(place: Path, recipe: Any, overrides: list[str], say: Say) -> SourceModel:
     """The model in a folder, and the data of a recipe if they can be had.
 
     Args:
@@ -64,7 +64,7 @@ def open_whole(place: Path, recipe: Any, overrides: list[str], say: Say) -> Whol
                 f" another one\n  {error}"
             )
         else:
-            work = Work(
+            work = RunContext(
                 model=opened.model,
                 passes=(),
                 task=opened.task,
@@ -75,7 +75,7 @@ def open_whole(place: Path, recipe: Any, overrides: list[str], say: Say) -> Whol
                 processor=opened.processor,
                 dtype=stored_dtype(opened.recipe, opened.model),
             )
-            return _trained(Whole(opened.recipe, work, opened.task.auto_class))
+            return _trained(SourceModel(opened.recipe, work, opened.task.auto_class))
     elif overrides:
         raise CookError(
             "there is no recipe.yaml in the folder to change", where=str(place), hint="name a --recipe"
@@ -90,11 +90,11 @@ def open_whole(place: Path, recipe: Any, overrides: list[str], say: Say) -> Whol
     images = model.main_input_name == "pixel_values"
     processor = load.load_processor(bare.model, "image" if images else "tokenizer")
     accelerator = environment.accelerator(bare, device=torch.device("cpu"))
-    work = Work(model, (), None, {}, None, bare.eval, accelerator, processor=processor)
-    return _trained(Whole(bare, replace(work, dtype=stored_dtype(bare, model)), auto_class))
+    work = RunContext(model, (), None, {}, None, bare.eval, accelerator, processor=processor)
+    return _trained(SourceModel(bare, replace(work, dtype=stored_dtype(bare, model)), auto_class))
 
 
-def _trained(source: Whole) -> Whole:
+def _trained(source: SourceModel) -> SourceModel:
     if load.origin_of(source.work.model).new_head:
         hint = "name a --recipe with the task that it was trained for"
         raise CookError(

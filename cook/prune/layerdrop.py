@@ -56,13 +56,13 @@ class PruneLayerDrop(LayerDropSpec, Pass):
 
     def attach(self, context: Context) -> None:
         self.layers = self._layers(context.anatomy)
-        context.may_leave_out(self, self.layers)
+        context.may_skip(self, self.layers)
         self.forwards = self.gone = self.forward = 0
 
     def before_step(self, context: Context) -> None:
         self.forward = 0
 
-    def leaves_out(self, context: Context) -> Sequence[str]:
+    def skipped_layers(self, context: Context) -> Sequence[str]:
         numbers = dropped(
             len(self.layers), self.given["rate"], self.given["seed"], context.step, self.forward
         )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cook.errors import CookError
-from cook.model.tokens.id_map import Renumbering, check_padding, named_ids
+from cook.model.tokens.id_map import TokenIdMap, check_padding, named_ids
 from cook.model.tokens.tokenizer import Lexicon, count_tokens
 from cook.model.tokens.vocabulary import cut, find
 from cook.passes import Effect, Pass, register
@@ -63,7 +63,7 @@ class PruneVocabulary(VocabularySpec, Pass):
     def attach(self, context: Context) -> None:
         self.vocabulary = self._find(context.model)
         lexicon = self._lexicon(context)
-        if context.renumbering is not None:
+        if context.token_id_map is not None:
             raise self.error("another pass takes tokens away already", hint="leave out one of the two")
         counts, texts = self._count(context, lexicon)
         always = lexicon.fixed | named_ids(context.model) | self._asked(lexicon)
@@ -72,10 +72,10 @@ class PruneVocabulary(VocabularySpec, Pass):
         kept = kept_tokens(counts, self.given["minimum"], always, lexicon)
         self.tokenizer, kept = self._settled(context, lexicon, kept)
         unknown = _unknown(context.tokenizer, kept)
-        numbers = Renumbering(kept, self.vocabulary.entries, unknown, labels=bool(self.vocabulary.heads))
+        numbers = TokenIdMap(kept, self.vocabulary.entries, unknown, labels=bool(self.vocabulary.heads))
         with self._placed():
             check_padding(context.model, numbers)
-        context.renumbering = numbers
+        context.token_id_map = numbers
         own = counts
         if self.given["corpora"]:
             own, _ = count_tokens(lexicon.encode(context.texts(None)), self.vocabulary.entries)
@@ -92,10 +92,10 @@ class PruneVocabulary(VocabularySpec, Pass):
         return True
 
     def finish(self, context: Context) -> None:
-        assert context.renumbering is not None
+        assert context.token_id_map is not None
         before = sum(parameter.numel() for parameter in context.model.parameters())
-        for name in cut(context.model, self.vocabulary, context.renumbering):
-            context.masks.select(name, {0: context.renumbering.kept})
+        for name in cut(context.model, self.vocabulary, context.token_id_map):
+            context.masks.select(name, {0: context.token_id_map.kept})
         context.renumber(self.tokenizer)
         self.found["parameters_gone"] = before - sum(each.numel() for each in context.model.parameters())
 

@@ -66,7 +66,7 @@ class QuantAwareTraining(QatSpec, Pass):
                 hint="use `observer: token` without training",
             )
         self.frozen_from = (
-            context.moment(self.given["freeze"], self, "freeze") if moving else context.total_steps
+            context.schedule_step(self.given["freeze"], self, "freeze") if moving else context.total_steps
         )
         if moving and self.frozen_from <= self.window.start:
             raise self.error(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from cook.passes import MOMENT, SELECTION, WINDOW, Spec
+from cook.passes import SCHEDULE_POINT, SELECTION, WINDOW, Spec
 
 WIDTHS = [f"int{bits}" for bits in range(8, 1, -1)]
 
@@ -42,9 +42,9 @@ class QatSpec(Spec):
             "description": "of the moving average, an update",
         },
         "freeze": {
-            **MOMENT,
+            **SCHEDULE_POINT,
             "default": "90%",
-            "description": "when the moving average stops moving: " + MOMENT["description"],
+            "description": "when the moving average stops moving: " + SCHEDULE_POINT["description"],
         },
         **SELECTION,
         "start": WINDOW["start"],

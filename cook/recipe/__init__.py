@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from cook.recipe.recipe import PassSpec, Recipe, load_recipe
 from cook.recipe.section import Section, thaw
-from cook.recipe.text.schedule_point import Moment
+from cook.recipe.text.schedule_point import SchedulePoint
 
-__all__ = ["Moment", "PassSpec", "Recipe", "Section", "load_recipe", "thaw"]
+__all__ = ["PassSpec", "Recipe", "SchedulePoint", "Section", "load_recipe", "thaw"]

@@ -145,11 +145,11 @@ class Recipe:
 
     def difference(self, other: Recipe) -> list[str]:
         """What the other recipe asks for instead: `train.epochs: 3 -> 4`; `output` left out."""
-        mine, theirs = dict(_flat(_asked(self.value))), dict(_flat(_asked(other.value)))
+        before, after = dict(_flat(_asked(self.value))), dict(_flat(_asked(other.value)))
         return [
-            f"{spell(path)}: {_said(mine, path)} -> {_said(theirs, path)}"
-            for path in [*mine, *(path for path in theirs if path not in mine)]
-            if _said(mine, path) != _said(theirs, path)
+            f"{spell(path)}: {_said(before, path)} -> {_said(after, path)}"
+            for path in [*before, *(path for path in after if path not in before)]
+            if _said(before, path) != _said(after, path)
         ]
 
 

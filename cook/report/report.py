@@ -106,8 +106,8 @@ class PassRow:
         """The states at the start and the end of the window; without a window, the first and the last."""
         if self.window is None:
             return self.before, self.after
-        by_moment = {state.when: state for state in self.states}
-        return by_moment.get("start", self.before), by_moment.get("end", self.after)
+        by_state = {state.when: state for state in self.states}
+        return by_state.get("start", self.before), by_state.get("end", self.after)
 
 
 @dataclass(kw_only=True)
@@ -262,8 +262,8 @@ def _unfold(cls: Callable[..., T], value: dict[str, Any]) -> T:
 def _fold(item: Any) -> dict[str, Any]:
     """A dataclass as JSON values, `extra` spread out again. `when` and `step` are left out when None."""
     values = {entry.name: getattr(item, entry.name) for entry in fields(item) if entry.name != "extra"}
-    absent = {name for name in ("when", "step") if name in values and values[name] is None}
-    return _plain({**item.extra, **{key: value for key, value in values.items() if key not in absent}})
+    skipped = {name for name in ("when", "step") if name in values and values[name] is None}
+    return _plain({**item.extra, **{key: value for key, value in values.items() if key not in skipped}})
 
 
 def _plain(value: Any) -> Any:

@@ -38,7 +38,7 @@ class Session(Context):
         passes: in recipe order.
         model: with a head that returns a loss for a batch with labels; changed in place.
         total_steps: optimizer steps of the run; 0 when nothing trains and one-shot passes act at once.
-        steps_per_epoch: optimizer steps of one epoch, for moments in epochs.
+        steps_per_epoch: optimizer steps of one epoch, for schedule points in epochs.
         teacher: a model, `"self"` for a copy of the model as it is now, a list of those, or of pairs of one
             and its weight, or None. Teachers are put into eval mode for good, without gradients and with the
             padding token of `model`.
@@ -162,13 +162,13 @@ class Session(Context):
         """One forward of student and, when a pass asks for it, teacher: the weighted loss terms."""
         self.batch = {name: value for name, value in batch.items() if name != ROWS}
         for teacher in self.teachers:
-            teacher.meet(batch)
-        absent = self._absent()
-        with self._tensors.recording(), left_out(self.anatomy, absent):
+            teacher.set_batch(batch)
+        skipped = self._skipped()
+        with self._tensors.recording(), left_out(self.anatomy, skipped):
             self.outputs = self.model(**self.batch)
         terms, self.unweighted = loss_terms(self, self.active())
         self._steps.learned |= self.trains and torch.is_grad_enabled()
-        terms["task"] = reach_all(self, terms["task"], absent)
+        terms["task"] = reach_all(self, terms["task"], skipped)
         return terms
 
     def finish(self) -> None:
@@ -204,7 +204,7 @@ class Session(Context):
             attach_quantizer(self.model, self.blueprint)
             if expected is not None:
                 probe, before = expected
-                after = outputs(self.model, self.renumbering(probe) if self.renumbering else probe)
+                after = outputs(self.model, self.token_id_map(probe) if self.token_id_map else probe)
                 check_folded(before, after, self.model.dtype)
         finally:
             self.close()
@@ -219,7 +219,7 @@ class Session(Context):
         with suppress(Unmeasured):
             several = [*random_examples(self.model), small_example(self.model)]
             return first_through(
-                several, lambda probe: (probe, outputs_to_be(self.model, probe, self.renumbering))
+                several, lambda probe: (probe, outputs_to_be(self.model, probe, self.token_id_map))
             )
         return None
 
@@ -259,14 +259,14 @@ class Session(Context):
         self.masks.apply()
         self._steps.applied = True
 
-    def _absent(self) -> list[str]:
+    def _skipped(self) -> list[str]:
         """The layers that the coming forward does without; evaluations are whole."""
         if not self.model.training:
             return []
-        return list(dict.fromkeys(name for each in self.active() for name in each.leaves_out(self)))
+        return list(dict.fromkeys(name for each in self.active() for name in each.skipped_layers(self)))
 
     def _check_left_out(self) -> None:
-        for owner, layers in self._avoidable:
+        for owner, layers in self._skippable:
             if message := missing(self._tensors.read, layers):
                 raise owner.error(message, hint=STAYS)
 
@@ -284,8 +284,8 @@ class Session(Context):
             raise
 
     def _window(self, each: Pass) -> Window:
-        start = self.moment(each.given.get("start", 0), each, "start")
-        end = self.moment(each.given.get("end", "100%"), each, "end")
+        start = self.schedule_step(each.given.get("start", 0), each, "start")
+        end = self.schedule_step(each.given.get("end", "100%"), each, "end")
         if end < start:
             raise each.error(f"ends at step {end}, before its start at step {start}", option="end")
         return Window(start, end)

@@ -132,7 +132,7 @@ def _starts(first: int, order: Order, parts: Mapping[str, Part]) -> tuple[dict[s
     return starts, first
 
 
-class Answers:
+class AnswerCache:
     """An open file.
 
     Args:

@@ -25,7 +25,7 @@ ROUNDING = 1e-3
 """How far padding may move logits, relative to the largest one; in half precision, 20 roundings."""
 
 
-class Inquiry:
+class CacheBuilder:
     """The rows in batches of equal lengths, longest first: a function of the rows and the batch size alone.
 
     Args:

@@ -22,8 +22,8 @@ from cook.errors import CookError
 from cook.failures import evaluation_memory_errors
 from cook.model.nn.hooks import Hooks
 from cook.model.probe.batch import ROWS
-from cook.teacher.cache import Answers, write
-from cook.teacher.cache_builder import Inquiry
+from cook.teacher.cache import AnswerCache, write
+from cook.teacher.cache_builder import CacheBuilder
 from cook.teacher.teacher import Teacher
 
 KIND = "answers"
@@ -67,7 +67,7 @@ class CachedTeacher(Teacher):
         self._top, self._dtype = top, dtype
         self._watched: set[str] = set()
         self._temperatures: set[float] = set()
-        self._answers: Answers | None = None
+        self._answers: AnswerCache | None = None
         self._left = False
         self._device: torch.device | str = "cpu"
         self._told: dict[str, Tensor] = {}
@@ -84,8 +84,8 @@ class CachedTeacher(Teacher):
         """Whether a pass wants to know anything."""
         return bool(self._watched or self._temperatures)
 
-    def meet(self, batch: Mapping[str, Tensor]) -> None:
-        super().meet(batch)
+    def set_batch(self, batch: Mapping[str, Tensor]) -> None:
+        super().set_batch(batch)
         self._told = {}
 
     def place(self, device: torch.device | str) -> None:
@@ -140,18 +140,18 @@ class CachedTeacher(Teacher):
                 "the answers of an encoder with a decoder cannot be kept", where="teacher", hint=hint
             )
         self.place(accelerator.device)
-        inquiry = Inquiry(task, rows, accelerator, batch_size)
-        key = self._key(inquiry)
+        builder = CacheBuilder(task, rows, accelerator, batch_size)
+        key = self._key(builder)
         with accelerator.main_process_first(), evaluation_memory_errors(batch_size):
-            answers = _found(key, inquiry) or self._asked(key, inquiry, progress)
+            answers = _found(key, builder) or self._asked(key, builder, progress)
         self._hooks.close()
         self.forget()
-        self._answers, self._left = answers, inquiry.left
+        self._answers, self._left = answers, builder.left
         self.model.to("meta")
 
-    def _key(self, inquiry: Inquiry) -> str:
-        computed = inquiry.accelerator.mixed_precision, inquiry.accelerator.device.type, inquiry.batch_size
-        names = inquiry.names(self._say)
+    def _key(self, builder: CacheBuilder) -> str:
+        computed = builder.accelerator.mixed_precision, builder.accelerator.device.type, builder.batch_size
+        names = builder.names(self._say)
         teacher = cache.key(
             model=cache.of_tensors(self.model.state_dict(), cache.of_config(self.model)),
             names=names,
@@ -159,24 +159,24 @@ class CachedTeacher(Teacher):
             computed=computed,
             versions=[torch.__version__, transformers.__version__],
         )
-        return teacher[:HALF_KEY] + inquiry.key()[:HALF_KEY]
+        return teacher[:HALF_KEY] + builder.key()[:HALF_KEY]
 
-    def _asked(self, key: str, inquiry: Inquiry, progress: bool) -> Answers:
+    def _asked(self, key: str, builder: CacheBuilder, progress: bool) -> AnswerCache:
         def ask(path: Path) -> None:
-            parts = inquiry.parts(self._say, self._dtype)
-            size = sum(part.bytes(inquiry.order.tokens) for part in parts.values()) / 1e6
-            inquiry.say(f"the teacher runs over {len(inquiry.rows):,} rows, once; {size:,.1f} MB are kept")
-            blocks = inquiry.blocks(self._say, parts, progress=progress)
-            write(path, key, inquiry.order, parts, blocks)
+            parts = builder.parts(self._say, self._dtype)
+            size = sum(part.bytes(builder.order.tokens) for part in parts.values()) / 1e6
+            builder.say(f"the teacher runs over {len(builder.rows):,} rows, once; {size:,.1f} MB are kept")
+            blocks = builder.blocks(self._say, parts, progress=progress)
+            write(path, key, builder.order, parts, blocks)
 
         started = time.monotonic()
         path = cache.put(key, KIND, ask)
-        inquiry.say(f"the teacher's answers are kept in {path.parent}: {time.monotonic() - started:.1f} s")
-        return Answers(path, key, inquiry.order)
+        builder.say(f"the teacher's answers are kept in {path.parent}: {time.monotonic() - started:.1f} s")
+        return AnswerCache(path, key, builder.order)
 
     def _say(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All that is to be kept of a batch, by name."""
-        self.meet(batch)
+        self.set_batch(batch)
         logits = self.outputs.logits
         said = {name: self.tensor(name) for name in sorted(self._watched)}
         if logits.dim() == 2 or logits.shape[-1] <= 2 * self._top:
@@ -185,7 +185,7 @@ class CachedTeacher(Teacher):
             for temperature in sorted(self._temperatures):
                 kept = truncated.top(logits, self._top, temperature)
                 said |= zip(_top_names(temperature), kept, strict=True)
-        self.meet({})
+        self.set_batch({})
         return said
 
     def _read(self, name: str) -> Tensor:
@@ -221,14 +221,14 @@ def _top_names(temperature: float) -> tuple[str, str, str]:
     return "logits.values", "logits.indices", f"logits.rest {temperature:g}"
 
 
-def _found(key: str, inquiry: Inquiry) -> Answers | None:
+def _found(key: str, builder: CacheBuilder) -> AnswerCache | None:
     """The answers of the entry `key`, if it is there and sound; says why it is not."""
     again = "the teacher runs over the data again"
-    say = inquiry.say
+    say = builder.say
     path = cache.find(key, KIND, lambda name: say(f"the cached answers {name} are damaged: {again}"))
     if path is not None:
         try:
-            answers = Answers(path, key, inquiry.order)
+            answers = AnswerCache(path, key, builder.order)
             say(f"the teacher's answers are read from {path.parent}")
             return answers
         except (ValueError, KeyError, TypeError, AttributeError) as problem:

@@ -68,7 +68,7 @@ class Teacher:
         """All is asked for, batches may come."""
         self._tensors.open()
 
-    def meet(self, batch: Mapping[str, Tensor]) -> None:
+    def set_batch(self, batch: Mapping[str, Tensor]) -> None:
         """Take the batch of the next forward; the model runs when it is asked."""
         self._tensors.clear()
         self._batch, self._outputs = batch, None
@@ -105,7 +105,7 @@ class Teacher:
 
     def forget(self) -> None:
         """Let go of the batch and what came of it."""
-        self.meet({})
+        self.set_batch({})
 
     @property
     def finite(self) -> bool:
@@ -117,7 +117,7 @@ class Teacher:
         """Whether what it gives for a batch is; True of one that was not asked in the last forward."""
         if self._outputs is None:
             return True
-        self.meet(batch)
+        self.set_batch(batch)
         return self.outputs is not None and self.finite
 
 

@@ -33,14 +33,14 @@ from cook.data.tasks import Task
 from cook.errors import CookError, RunError
 from cook.failures import interrupted, memory_errors, not_finite
 from cook.progress import bar
-from cook.recipe.text.schedule_point import Moment
+from cook.recipe.text.schedule_point import SchedulePoint
 from cook.session import Session
 from cook.teacher.teacher import not_finite as not_finite_teacher
 from cook.train import checkpoint, processes
 from cook.train.evaluate import metric_named
 from cook.train.optimizer import adamw, scheduler
 from cook.train.recompute import recomputing
-from cook.train.recorder import Accounting
+from cook.train.recorder import StateRecorder
 from cook.train.seeds import seed_everything
 from cook.train.signals import Signals
 
@@ -73,13 +73,13 @@ class Loop:
         train: Any,
         *,
         accelerator: Accelerator,
-        accounting: Accounting,
+        recorder: StateRecorder,
         folder: Path | None,
         identity: Mapping[str, Any],
         bar: bool = True,
     ):
         self.session, self.task, self.data, self.train = session, task, data, train
-        self.accelerator, self.accounting, self.folder = accelerator, accounting, folder
+        self.accelerator, self.recorder, self.folder = accelerator, recorder, folder
         self.identity = dict(identity)
         self.total, self.per_epoch = session.total_steps, session.steps_per_epoch
         self.bar = bar and accelerator.is_main_process
@@ -102,7 +102,7 @@ class Loop:
             fused=accelerator.scaler is None,
         )
         session.bind(self.optimizer)
-        warmup = self._moment("warmup")
+        warmup = self._step_of("warmup")
         self.rate = scheduler(self.optimizer, total=self.total, warmup=warmup, schedule=train.schedule)
         self.module, self.prepared = accelerator.prepare(session.module, self.optimizer)
         session.place(accelerator.device)
@@ -123,11 +123,11 @@ class Loop:
             bar(self.total, self.done, shown=self.bar) as progress,
         ):
             for step, micro_batches in zip(range(self.done, self.total), self._updates(), strict=False):
-                self.accounting.window_opens(step)
+                self.recorder.window_opens(step)
                 self.session.before_step(step)
                 self.recent.append(self._update(step, micro_batches))
                 self.done = step + 1
-                self.accounting.window_closes(self.done)
+                self.recorder.window_closes(self.done)
                 if self._due(self.log_every) or self.done == self.total:
                     self._log(progress)
                 if self._due(self.eval_every) or self.done == self.total:
@@ -217,7 +217,7 @@ class Loop:
             epoch, offset = epoch + 1, 0
 
     def _evaluate(self) -> None:
-        state = self.accounting.state(self.done)
+        state = self.recorder.state(self.done)
         metrics = state["metrics"]
         self.history.append({"step": self.done, "metrics": metrics})
         curves = {f"validation/{name}": value for name, value in metrics.items()}
@@ -270,7 +270,7 @@ class Loop:
                 "scaler": scaler.state_dict() if scaler is not None else None,
                 "history": self.history,
                 "recent": self.recent,
-                "accounting": self.accounting.state_dict(),
+                "accounting": self.recorder.state_dict(),
                 "best": self.best,
                 "seconds": self.seconds,
             },
@@ -287,19 +287,19 @@ class Loop:
         self.done, self.history, self.seconds = run["done"], list(run["history"]), run["seconds"]
         self.recent = list(run["recent"])
         self.best, self._best_state = tuple(run["best"]) if run["best"] else None, state["best"]
-        self.accounting.load_state_dict(run["accounting"])
+        self.recorder.load_state_dict(run["accounting"])
         self.session.step = self.done
 
-    def _moment(self, key: str) -> int:
-        """The step that a moment of the train section stands for."""
+    def _step_of(self, key: str) -> int:
+        """The step that a schedule point of the train section stands for."""
         try:
-            return Moment.parse(self.train[key]).step(self.total, self.per_epoch)
+            return SchedulePoint.parse(self.train[key]).step(self.total, self.per_epoch)
         except CookError as error:
             raise self.task.error(f"train.{key}", error.message, error.hint) from error
 
     def _every(self, key: str) -> int:
         """How many steps apart; 0 for never."""
-        return 0 if self.train[key] is None else max(1, self._moment(key))
+        return 0 if self.train[key] is None else max(1, self._step_of(key))
 
     def _due(self, every: int) -> bool:
         return bool(every) and self.done % every == 0

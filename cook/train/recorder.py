@@ -21,7 +21,7 @@ def _amounts() -> dict[str, int]:
     return {"zeros": 0, "removed": 0, "bytes": 0}
 
 
-class Accounting:
+class StateRecorder:
     """Records states of one model; equal ones are evaluated once.
 
     Args:

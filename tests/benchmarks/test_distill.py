@@ -57,6 +57,6 @@ def test_textbrewer_begins_with_the_losses_of_cook(tmp_path: Path) -> None:
         def pause(who: str = who) -> None:
             seen[who] += 1
 
-        kitchen = run(setting, pause)
-        assert all(math.isfinite(float(p.detach().sum())) for p in kitchen.student.parameters())
+        workspace = run(setting, pause)
+        assert all(math.isfinite(float(p.detach().sum())) for p in workspace.student.parameters())
     assert set(seen.values()) == {6}

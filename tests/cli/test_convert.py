@@ -80,7 +80,7 @@ def test_nothing_is_written_for_a_config_with_mistakes(
     assert main(["convert", str(config.with_name("absent.json"))]) == 2
 
 
-@pytest.mark.usefixtures("strangers")
+@pytest.mark.usefixtures("clean_processes")
 def test_it_validates_plans_and_runs(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = config.parent
     tiny.folder(folder / "bert")

@@ -8,7 +8,7 @@ import pytest
 
 from cook.cli import main
 from cook.cli.passes import document, kind, listing, needs
-from cook.passes import MOMENT, TARGETS, WINDOW, Pass, find
+from cook.passes import SCHEDULE_POINT, TARGETS, WINDOW, Pass, find
 
 
 class Salt(Pass):
@@ -43,7 +43,7 @@ def test_document() -> None:
     assert text.index("  amount: number > 0 <= 1, required\n      how much") < text.index("  target: ")
     assert '  target: list of string, default ["encoder"]\n      module globs' in text
     assert '  grain: fine | coarse | null, default "fine"' in text
-    assert '  start: moment, default "0%"' in text
+    assert '  start: schedule point, default "0%"' in text
     assert max(map(len, text.splitlines())) <= 100
 
 
@@ -73,7 +73,7 @@ def test_listing() -> None:
         ({"anyOf": [{"type": "integer"}, {"const": "all"}]}, "integer or all"),
         ({"type": "array"}, "array"),
         ({}, "any value"),
-        (MOMENT, "moment"),
+        (SCHEDULE_POINT, "schedule point"),
         ({"type": "object", "additionalProperties": {"type": "integer"}}, "mapping to integer"),
     ],
 )

@@ -7,8 +7,8 @@ from tests.helpers import pass_matrix
 
 
 def rows(tmp_path):
-    pantry = pass_matrix.Pantry(tmp_path)
-    recipe = pantry.recipe(pass_matrix.Case("bert", ()))
+    resources = pass_matrix.Resources(tmp_path)
+    recipe = resources.recipe(pass_matrix.Case("bert", ()))
     data = pass_matrix.read_data(recipe, lambda _: None)
     model = pass_matrix.load_model(recipe, data, lambda _: None)
     assert model.config is data.task.config

@@ -305,7 +305,7 @@ def test_the_projection_learns_and_is_dropped():
     assert set(student.state_dict()) == names
 
 
-@pytest.mark.usefixtures("strangers")
+@pytest.mark.usefixtures("clean_processes")
 def test_two_stages_are_windows_of_one_run(tmp_path: Path):
     tiny.folder(tmp_path / "teacher", layers=4)
     tiny.table(tmp_path / "train.tsv", 32)

@@ -1,6 +1,6 @@
 """Recipes that must be refused, and what the one screen of error must say of each.
 
-They lie in a folder with the good and bad models and tables that `test_bad_input.pantry` makes.
+They lie in a folder with the good and bad models and tables that `test_bad_input.resources` makes.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ REFUSED: dict[str, tuple[Any, list[str]]] = {
         section("data", max_length=4000),
         ["recipe.yaml:10:15: data.max_length: 4000 is more than the model's 32 positions"],
     ),
-    "a moment past the end": (
+    "a schedule point past the end": (
         passes({"prune.weights": {"sparsity": 0.5, "start": 7}}),
         ["recipe.yaml:16:12: passes[0].start: step 7 is past the end", "train.steps is 2"],
     ),

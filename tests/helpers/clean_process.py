@@ -26,7 +26,7 @@ assert "cook" not in sys.modules, "cook was imported"
 
 
 class Strangers(Server):
-    """`with Strangers() as strangers: strangers.run(source, "argument")`."""
+    """`with Strangers() as clean_processes: clean_processes.run(source, "argument")`."""
 
     def __init__(self) -> None:
         super().__init__("tests.helpers.clean_process", CUDA_VISIBLE_DEVICES="")

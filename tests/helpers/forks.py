@@ -89,6 +89,6 @@ if __name__ == "__main__":
         import_module(name)
     from cook.model.hub import verify
 
-    with Strangers() as strangers:
-        verify._start = strangers.start
+    with Strangers() as clean_processes:
+        verify._start = clean_processes.start
         serve(_call)

@@ -25,7 +25,7 @@ from cook.pipeline.inputs import make_passes
 from cook.recipe import load_recipe
 from cook.session import Session
 from cook.train.loop import Loop, steps_of
-from cook.train.recorder import Accounting
+from cook.train.recorder import StateRecorder
 from tests.helpers import tiny
 from tests.helpers.sections import error, section
 
@@ -98,7 +98,7 @@ def loop(
         given.rows,
         recipe.train,
         accelerator=environment.accelerator(recipe),
-        accounting=Accounting(student, found, evaluate=evaluate, macs=lambda: None),
+        recorder=StateRecorder(student, found, evaluate=evaluate, macs=lambda: None),
         folder=folder,
         identity={},
         bar=False,

@@ -26,7 +26,7 @@ from cook.model.hub import folder
 from cook.model.probe.equivalence import outputs
 from cook.passes import Effect, Pass, registered
 from cook.pipeline import output
-from cook.pipeline.execute import Outcome, Work, carry_out
+from cook.pipeline.execute import RunContext, RunResult, execute
 from cook.pipeline.inputs import load_model, load_teacher, make_passes, read_data
 from cook.pipeline.plan import plan_passes
 from cook.recipe import Recipe, load_recipe
@@ -64,7 +64,7 @@ def serves(name: str, family: str) -> bool:
 
 
 def cases(*, whole: bool = False) -> list[Case]:
-    """What is cooked. A family *in rotation* is the next one for each case, of those that its passes serve.
+    """The cases. A family *in rotation* is the next one for each case, of those that its passes serve.
 
     Alone: the first example of every pass over every family, its others in rotation. In pairs: every
     ordered pair, in rotation, of which one at least changes the model. Passes that only add losses meet in
@@ -93,8 +93,8 @@ def cases(*, whole: bool = False) -> list[Case]:
     return found
 
 
-def cooked(case: Case) -> bool:
-    """Whether a case is cooked where not all are: passes that both change shapes meet in either order, of
+def compressed(case: Case) -> bool:
+    """Whether a case is compressed where not all are: passes that both change shapes meet in either order, of
     others one of the two orders, by turns.
     """
     known = list(registered())
@@ -118,7 +118,7 @@ def wants(case: Case) -> set[str]:
     return set().union(*(each.wants() for each in made))
 
 
-class Pantry:
+class Resources:
     """Model folders and data files, made once each.
 
     Args:
@@ -188,7 +188,7 @@ class Run:
 
     model: PreTrainedModel
     passes: list[Pass]
-    outcome: Outcome
+    outcome: RunResult
     loop: Loop
 
 
@@ -214,8 +214,8 @@ def run(recipe: Recipe, checkpoints: Path, *, stop: int | None = None) -> Run:
             _signal_in(loop.optimizer, stop)
 
     try:
-        outcome = carry_out(
-            Work(
+        outcome = execute(
+            RunContext(
                 model=model,
                 passes=passes,
                 task=data.task,
@@ -255,7 +255,7 @@ def _signal_in(optimizer: Optimizer, step: int) -> None:
 
 
 @dataclass
-class Dish:
+class MatrixEntry:
     """What came of a case.
 
     Attributes:
@@ -277,13 +277,13 @@ class Dish:
     expected: dict[str, Tensor]
 
 
-def cook(case: Case, pantry: Pantry, scratch: Path) -> Dish:
+def cook(case: Case, resources: Resources, scratch: Path) -> MatrixEntry:
     """Take a case through everything.
 
     Raises:
         CookError: the plan refuses it.
     """
-    recipe = pantry.recipe(case)
+    recipe = resources.recipe(case)
     meta = load_model(recipe, read_data(recipe, _silent), _silent, meta=True)
     teachers = [copy.deepcopy(meta)] if recipe.teacher else []
     planned = plan_passes(meta, make_passes(recipe), teachers)
@@ -300,11 +300,13 @@ def cook(case: Case, pantry: Pantry, scratch: Path) -> Dish:
     resumed = run(recipe, scratch / "stopped")
     first, second = (checkpoint.load(scratch / name / f"step-{KEPT}") for name in ("whole", "stopped"))
     batch = {name: value for name, value in tiny.batch(case.family).items() if name != "labels"}
-    if (numbers := resumed.outcome.renumbering) is not None:
+    if (numbers := resumed.outcome.token_id_map) is not None:
         batch = numbers(batch)
     folder.save(resumed.model, scratch / "model")
     expected = outputs(resumed.model, batch)
-    return Dish(case, planned, meta, whole, resumed, (first, second), scratch / "model", batch, expected)
+    return MatrixEntry(
+        case, planned, meta, whole, resumed, (first, second), scratch / "model", batch, expected
+    )
 
 
 def _silent(line: str) -> None:

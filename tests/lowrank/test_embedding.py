@@ -322,7 +322,7 @@ LEARN = (
 )
 
 
-@pytest.mark.usefixtures("strangers")
+@pytest.mark.usefixtures("clean_processes")
 @pytest.mark.parametrize("student", [None, {"layers": [0, 1]}], ids=["self", "student"])
 def test_a_bert_learns_from_itself_with_its_whole_embedding(student, tmp_path):
     told = recipe(tmp_path, LOWRANK, *LEARN, teacher="self", **({"student": student} if student else {}))
@@ -347,7 +347,7 @@ def test_a_bert_learns_from_itself_with_its_whole_embedding(student, tmp_path):
     ]
 
 
-@pytest.mark.usefixtures("strangers")
+@pytest.mark.usefixtures("clean_processes")
 def test_what_a_recipe_made_is_a_model_for_the_next_one(tmp_path):
     cook.run(recipe(tmp_path, LOWRANK), say=lambda _: None, progress=False)
     pruning = {"prune.heads": {"sparsity": 0.5}}, {"prune.neurons": {"sparsity": 0.5, "multiple": 1}}

@@ -36,7 +36,7 @@ def choices(session: Session, steps: int, forwards: int = 1) -> list[list[str]]:
     found = []
     for step in range(steps):
         session.before_step(step)
-        found += [list(each.leaves_out(session)) for _ in range(forwards)]
+        found += [list(each.skipped_layers(session)) for _ in range(forwards)]
     return found
 
 
@@ -109,7 +109,7 @@ def test_it_is_the_model_without_the_layers(family, number):
     names = dict(zip([layers[at] for at in keep], Anatomy(short).layers, strict=True))
 
     session = bound.session(model, HALF)
-    session.passes[0].leaves_out = lambda _: gone  # type: ignore[method-assign]
+    session.passes[0].skipped_layers = lambda _: gone  # type: ignore[method-assign]
     session.module.train()
     batch = families.batch(family)
     counts = runs(model)
@@ -245,7 +245,7 @@ def test_all_layers_can_go_and_every_parameter_still_takes_part(family):
     model = families.made(family, families.ATTENTION.get(family, "sdpa"))
     layers = Anatomy(model).layers
     session = bound.session(model, HALF)
-    session.passes[0].leaves_out = lambda _: layers  # type: ignore[method-assign]
+    session.passes[0].skipped_layers = lambda _: layers  # type: ignore[method-assign]
     session.module.train()
     session.before_step(0)
     loss = terms(session, families.batch(family))

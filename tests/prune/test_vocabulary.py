@@ -120,7 +120,7 @@ def recipe(root, **changes: Any) -> dict[str, Any]:
     }
 
 
-def test_a_stranger_reads_the_folder_and_cook_eval_agrees(tmp_path, strangers):
+def test_a_stranger_reads_the_folder_and_cook_eval_agrees(tmp_path, clean_processes):
     report = cook.run(recipe(tmp_path), say=lambda _: None, progress=False)
     facts = report.passes[0].facts
     assert (facts["tokens_before"], facts["tokens_after"], facts["own_tokens_gone"]) == (23, 21, 1)
@@ -130,7 +130,7 @@ def test_a_stranger_reads_the_folder_and_cook_eval_agrees(tmp_path, strangers):
     assert report.reload.plain
     assert evaluate(tmp_path / "out", tmp_path / "out" / "recipe.yaml") == report.model.after.metrics
     text = "the plot was very good"
-    done = strangers.run(STRANGER, tmp_path / "out", text, folder=tmp_path)
+    done = clean_processes.run(STRANGER, tmp_path / "out", text, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     ids, logits, decoded = json.loads(done.stderr.splitlines()[-1])
     old = tiny.tokenizer()(text)["input_ids"]
@@ -142,7 +142,7 @@ def test_a_stranger_reads_the_folder_and_cook_eval_agrees(tmp_path, strangers):
     assert model(torch.tensor(ids)).logits.tolist() == logits
 
 
-@pytest.mark.usefixtures("strangers")
+@pytest.mark.usefixtures("clean_processes")
 def test_it_composes_with_pruned_and_rounded_embeddings_and_a_teacher(tmp_path):
     passes = [
         {"distill.logits": {}},

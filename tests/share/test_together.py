@@ -39,7 +39,7 @@ def planned(*items: Any, family: str = "bert") -> Any:
     return model
 
 
-def cooked(*items: Any, family: str = "bert", steps: int = 4, **options: Any) -> tuple[Any, Any]:
+def compressed(*items: Any, family: str = "bert", steps: int = 4, **options: Any) -> tuple[Any, Any]:
     """A finished model, and its session; finishing changed no output."""
     model = tiny.model(family, layers=4)
     session = bound.session(model, *items, steps=steps, **options)
@@ -59,7 +59,7 @@ def sharing(model: nn.Module) -> int:
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("share", [SHARE, RELAXED], ids=["plain", "residual"])
 def test_zeros_of_a_shared_weight_are_counted_once(family, share):
-    model, session = cooked(share, {"prune.weights": {"sparsity": 0.5}}, family=family)
+    model, session = compressed(share, {"prune.weights": {"sparsity": 0.5}}, family=family)
     facts = session.facts["prune.weights"]
     layers = tuple(f"{layer}." for layer in Anatomy(model).layers)
     matrices = [each for name, each in model.named_parameters() if name.startswith(layers) and each.ndim == 2]
@@ -118,7 +118,7 @@ def test_units_of_shared_layers_leave_together(family, share, how, tmp_path):
     if family == "llama" and "prune.heads" in item:
         item["prune.heads"]["sparsity"] = 0.25
     examples = given([tiny.batch(family, size=8, seed=5)])
-    model, session = cooked(share, item, family=family, calibration=examples)
+    model, session = compressed(share, item, family=family, calibration=examples)
     assert len(units.heads(Anatomy(model))) == len(units.neurons(Anatomy(model))) == 2
     assert sharing(model) > 0
     (name,) = item
@@ -165,7 +165,7 @@ def test_layers_that_share_are_included_together():
 def test_gates_of_shared_units_become_final_together(family, share):
     item = {"prune.structured": {"budget": {"macs": 0.7}, "end": 4, "speed": 500}}
     examples = given([tiny.batch(family, size=8, seed=5)])
-    model, session = cooked(share, item, family=family, steps=6, calibration=examples)
+    model, session = compressed(share, item, family=family, steps=6, calibration=examples)
     assert session.facts["prune.structured"]["reached"] <= 0.7 + 1e-9
     assert sharing(model) > 0
 
@@ -175,7 +175,7 @@ def test_a_narrower_model_shares_too(share):
     item = {
         "prune.structured": {"budget": {"macs": 0.5}, "gates": ["neurons", "hidden"], "end": 4, "speed": 500}
     }
-    model, session = cooked(share, item, steps=6, calibration=EXAMPLES)
+    model, session = compressed(share, item, steps=6, calibration=EXAMPLES)
     assert session.facts["prune.structured"]["hidden"] < 16
     assert sharing(model) > 0
 

@@ -101,8 +101,8 @@ def test_a_cached_teacher_says_what_a_living_one_says(tmp_path, family, side):
     assert {parameter.device.type for parameter in cached.model.parameters()} == {"meta"}
     close = {"atol": 1e-6, "rtol": 1e-5}
     for batch in some(given):
-        cached.meet(batch)
-        live.meet(batch)
+        cached.set_batch(batch)
+        live.set_batch(batch)
         torch.testing.assert_close(cached.outputs.logits, live.outputs.logits, **close)
         valid = batch.get("attention_mask", torch.ones(len(batch["labels"]), 5)).bool()
         for name in INSIDE:
@@ -211,7 +211,7 @@ def test_a_disk_without_room_is_told(tmp_path, own_cache):
 def test_a_disk_that_is_too_small_is_told_before_the_teacher_runs(tmp_path, own_cache, monkeypatch):
     monkeypatch.setattr("cook.teacher.cache.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     monkeypatch.setattr(
-        "cook.teacher.cache_builder.Inquiry.blocks",
+        "cook.teacher.cache_builder.CacheBuilder.blocks",
         lambda *_, **__: (pytest.fail("it runs") for _ in range(1)),
     )
     with pytest.raises(RunError, match=r"GB are needed, 0\.000 GB are free(.|\n)*set COOK_CACHE"):
@@ -230,8 +230,8 @@ def test_half_precision_is_kept_as_it_is_or_as_asked(tmp_path):
     for batch in some(given):
         valid = batch["attention_mask"][:, :, None]
         for one, other, dtype in ((cached, live, torch.bfloat16), (smaller, whole, torch.float32)):
-            one.meet(batch)
-            other.meet(batch)
+            one.set_batch(batch)
+            other.set_batch(batch)
             assert one.outputs.logits.dtype == one.tensor("layers[0].output").dtype == torch.bfloat16
             assert other.outputs.logits.dtype == dtype
             torch.testing.assert_close(
@@ -276,7 +276,7 @@ def test_of_a_large_vocabulary_the_top_is_kept(tmp_path):
     for batch in some(given, size=2):
         valid = batch["attention_mask"].bool()
         for each in (cut, whole, small, live):
-            each.meet(batch)
+            each.set_batch(batch)
         for each in (whole, small):
             assert each.top(1) is None
             torch.testing.assert_close(each.outputs.logits[valid], live.outputs.logits[valid])
@@ -291,7 +291,7 @@ def test_of_a_large_vocabulary_the_top_is_kept(tmp_path):
 def test_batches_must_say_which_rows_they_hold(tmp_path):
     given = case(tmp_path)
     teacher = filled(given, tiny.model())
-    teacher.meet(tiny.batch())
+    teacher.set_batch(tiny.batch())
     with pytest.raises(CookError, match="says which rows it holds"):
         _ = teacher.outputs
 

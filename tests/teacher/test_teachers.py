@@ -165,8 +165,8 @@ def test_weights_that_are_none_are_refused(weight):
 
 
 def test_a_teacher_of_other_images_is_refused(tmp_path):
-    pantry = pass_matrix.Pantry(tmp_path)
-    recipe = pantry.recipe(pass_matrix.Case("vit", (("distill.logits", 0),)))
+    resources = pass_matrix.Resources(tmp_path)
+    recipe = resources.recipe(pass_matrix.Case("vit", (("distill.logits", 0),)))
     config = tiny.model("vit").config
     config.image_size = 16
     type(tiny.model("vit"))(config).save_pretrained(tmp_path / "large")
@@ -202,7 +202,7 @@ def test_a_teacher_in_half_precision_gives_it_under_autocast_too(family, dtype, 
         for name in names:
             teacher.watch(name)
         teacher.open()
-        teacher.meet(tiny.batch(family))
+        teacher.set_batch(tiny.batch(family))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         assert half.outputs.logits.dtype == dtype
     _ = full.outputs

@@ -158,7 +158,7 @@ def test_a_step_that_the_scaler_skips_moves_nothing(given: Rows, monkeypatch: py
 
 
 @pytest.mark.parametrize("key", ["warmup", "eval_every", "save_every", "log_every"])
-def test_a_moment_past_the_end_names_its_key(given: Rows, tmp_path: Path, key: str) -> None:
+def test_a_schedule_point_past_the_end_names_its_key(given: Rows, tmp_path: Path, key: str) -> None:
     with pytest.raises(CookError, match="step 500 is past the end of the run") as caught:
         loop(given, epochs=2, folder=tmp_path, **{key: 500})
     assert caught.value.where == f"train.{key}"
@@ -179,7 +179,7 @@ def test_gradient_checkpointing_changes_memory_alone(given: Rows) -> None:
     assert not again.session.model.is_gradient_checkpointing
 
 
-def test_evaluations_fall_on_their_moments_and_on_the_end(given: Rows) -> None:
+def test_evaluations_fall_on_their_schedule_points_and_on_the_end(given: Rows) -> None:
     made = loop(given, steps=5, eval_every=2, metrics=({"accuracy": 0.5} for _ in range(9)))
     made.run()
     assert [entry["step"] for entry in made.history if "metrics" in entry] == [2, 4, 5]

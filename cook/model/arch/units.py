@@ -50,7 +50,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Units:
+class UnitGroup:
     """The heads of an attention or the neurons of an FFN.
 
     Attributes:
@@ -79,14 +79,14 @@ class Units:
         return path if len(self.outputs) == 1 else f"{path} and {len(self.outputs) - 1} more"
 
 
-def heads(anatomy: Anatomy) -> list[Units]:
+def heads(anatomy: Anatomy) -> list[UnitGroup]:
     """The heads of every attention, first layer to last.
 
     Raises:
         CookError: the family is unknown, or its projections are no whole number of heads.
     """
-    found: list[Units] = []
-    alike: dict[tuple[int, str], list[Units]] = {}
+    found: list[UnitGroup] = []
+    alike: dict[tuple[int, str], list[UnitGroup]] = {}
     for layer in anatomy.live:
         stack = anatomy.stacks[layer]
         for attention in stack.attentions:
@@ -98,7 +98,7 @@ def heads(anatomy: Anatomy) -> list[Units]:
     return _joined(anatomy.model, found) + [_together(each) for each in alike.values()]
 
 
-def neurons(anatomy: Anatomy) -> list[Units]:
+def neurons(anatomy: Anatomy) -> list[UnitGroup]:
     """The neurons of every FFN, first layer to last.
 
     Raises:
@@ -108,12 +108,12 @@ def neurons(anatomy: Anatomy) -> list[Units]:
     return _joined(model, [_neurons(model, each, anatomy.stacks[each].feed_forward) for each in anatomy.live])
 
 
-def units(anatomy: Anatomy) -> list[Units]:
+def units(anatomy: Anatomy) -> list[UnitGroup]:
     """All heads, then all neurons."""
     return [*heads(anatomy), *neurons(anatomy)]
 
 
-def _heads(model: nn.Module, layer: str, attention: Attention) -> Units:
+def _heads(model: nn.Module, layer: str, attention: Attention) -> UnitGroup:
     module = f"{layer}.{attention.module}"
     owner: Any = surgery.get(model, module)
     width = head_width(owner)
@@ -151,10 +151,10 @@ def _heads(model: nn.Module, layer: str, attention: Attention) -> Units:
         if surgery.count(owner, name) == groups * worth[what]
     }
     named = {module: counts} if counts else {}
-    return Units("heads", (layer,), groups, (*parts, *joined), tuple(joined), named, each)
+    return UnitGroup("heads", (layer,), groups, (*parts, *joined), tuple(joined), named, each)
 
 
-def _neurons(model: nn.Module, layer: str, ffn: FeedForward) -> Units:
+def _neurons(model: nn.Module, layer: str, ffn: FeedForward) -> UnitGroup:
     down = f"{layer}.{ffn.down}"
     count = size(model, down, "in")
     parts: list[Part] = []
@@ -165,12 +165,12 @@ def _neurons(model: nn.Module, layer: str, ffn: FeedForward) -> Units:
     if not parts:
         raise CookError(f"{layer} has none of {', '.join(ffn.up)}")
     joined = placed(model, down, "in", ((0, 1),))
-    return Units("neurons", (layer,), count, (*parts, *joined), tuple(joined), {})
+    return UnitGroup("neurons", (layer,), count, (*parts, *joined), tuple(joined), {})
 
 
-def _joined(model: nn.Module, several: Sequence[Units]) -> list[Units]:
+def _joined(model: nn.Module, several: Sequence[UnitGroup]) -> list[UnitGroup]:
     """Those that own numbers of the same parameters together, where the first of them was."""
-    groups: list[tuple[set[int], list[Units]]] = []
+    groups: list[tuple[set[int], list[UnitGroup]]] = []
     for each in several:
         whose = {id(parameter) for part in each.parts for _, parameter, _ in owned(model, part)}
         met = [group for group in groups if group[0] & whose]
@@ -189,11 +189,11 @@ def placed(model: nn.Module, name: str, axis: str, spans: tuple[tuple[int, int],
     return [Part(place, axis, own) for place, own in places(model, name, axis, spans)]
 
 
-def _together(several: Sequence[Units]) -> Units:
+def _together(several: Sequence[UnitGroup]) -> UnitGroup:
     first = several[0]
     if any(each.count != first.count for each in several):
         raise CookError(f"the layers at {first.where} must have equal heads, and have not")
-    return Units(
+    return UnitGroup(
         first.kind,
         tuple(layer for each in several for layer in each.layers),
         first.count,
@@ -204,7 +204,7 @@ def _together(several: Sequence[Units]) -> Units:
     )
 
 
-def masks(model: nn.Module, units: Units, keep: Tensor) -> Iterator[tuple[str, Tensor]]:
+def masks(model: nn.Module, units: UnitGroup, keep: Tensor) -> Iterator[tuple[str, Tensor]]:
     """The masks that hold the other units at zero: the names of parameters, and bool in their shapes.
 
     All that a unit owns is zero then, so that removing it changes nothing, whatever comes in.
@@ -233,7 +233,7 @@ def owned(model: nn.Module, part: Part) -> Iterator[tuple[str, nn.Parameter, int
             yield f"{part.module}.{name}", parameter, axis
 
 
-def weights(model: nn.Module, units: Units) -> int:
+def weights(model: nn.Module, units: UnitGroup) -> int:
     """How many parameters one unit owns; one that layers share is one."""
     seen: set[tuple[int, int]] = set()
     whole = 0
@@ -252,7 +252,7 @@ def axis_of(module: nn.Module, axis: str) -> int:
     return int((axis == "out") == flipped)
 
 
-def remaining(model: nn.Module, units: Units) -> Iterator[tuple[str, float]]:
+def remaining(model: nn.Module, units: UnitGroup) -> Iterator[tuple[str, float]]:
     """How many of these units each module that reads them has now; modules that are gone are left out.
 
     Yields:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cook.errors import CookError
 from cook.model.arch.anatomy import Anatomy
-from cook.model.arch.units import Part, Units, placed, size
+from cook.model.arch.units import Part, UnitGroup, placed, size
 from cook.model.nn import linear, surgery
 from cook.model.nn.composite import whole
 from cook.model.nn.embedding import widening
@@ -84,7 +84,7 @@ _APART = ("cls.seq_relationship", "classifier.out_proj", "discriminator_predicti
 """Of the stream's width, and behind something that reads it."""
 
 
-def stream(anatomy: Anatomy) -> Units:
+def stream(anatomy: Anatomy) -> UnitGroup:
     """The residual stream; a unit is one of its dimensions, and `outputs` are what reads it.
 
     Raises:
@@ -120,7 +120,7 @@ def stream(anatomy: Anatomy) -> Units:
     parts, outputs = touching([*writes, *norms], "out"), touching(reads, "in")
     apart = [*_APART, *(["classifier"] if pooled else [])]
     _account(anatomy, width, [*(part.module for part in (*parts, *outputs)), *apart])
-    return Units("hidden", tuple(anatomy.live), width, (*parts, *outputs), tuple(outputs), {})
+    return UnitGroup("hidden", tuple(anatomy.live), width, (*parts, *outputs), tuple(outputs), {})
 
 
 def _reach(model: nn.Module, name: str, axis: str) -> int | None:
@@ -163,13 +163,13 @@ def _account(anatomy: Anatomy, width: int, known: list[str]) -> None:
             raise CookError(f"{name} is a {type(module).__name__}, whose statistics cook does not know")
 
 
-def norms(model: nn.Module, units: Units) -> list[str]:
+def norms(model: nn.Module, units: UnitGroup) -> list[str]:
     """The norms over a stream."""
     modules = (part.module for part in units.parts)
     return [name for name in modules if "Norm" in type(surgery.get(model, name)).__name__]
 
 
-def writers(model: nn.Module, units: Units) -> list[str]:
+def writers(model: nn.Module, units: UnitGroup) -> list[str]:
     """The modules whose outputs [..., width] are added to a stream, or begin it."""
     named = {part.module for part in units.parts if part.axis == "out"} - set(norms(model, units))
     # What comes out of a convolution lies otherwise; the vectors beside it are added to it.
@@ -199,7 +199,7 @@ def weighted_norm(states: Tensor, gates: Tensor, module: Any) -> Tensor:
     return found * z
 
 
-def narrowing(model: nn.Module, units: Units, hooks: Hooks, gates: Any) -> None:
+def narrowing(model: nn.Module, units: UnitGroup, hooks: Hooks, gates: Any) -> None:
     """Put hooks on all that writes and norms a stream, which multiply it with gates.
 
     Args:

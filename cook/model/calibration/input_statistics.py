@@ -18,7 +18,7 @@ Kind = Callable[[int, torch.device], Any]
 
 
 @dataclass
-class Gathering:
+class InputStatistics:
     """Statistics by target; targets that get the same tensor share one.
 
     Attributes:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cook.errors import CookError
 from cook.model.arch.anatomy import Anatomy
 from cook.model.arch.targets import within
-from cook.model.calibration.input_statistics import Gathering, Kind, output_tokens, source_tokens
+from cook.model.calibration.input_statistics import InputStatistics, Kind, output_tokens, source_tokens
 from cook.model.calibration.layerwise import Layerwise
 from cook.model.nn.hooks import Hooks
 from cook.model.probe.measure import evaluating
@@ -30,7 +30,7 @@ def throughout(
     Raises:
         CookError: there are no examples, or a target is not run.
     """
-    state, hooks = Gathering(kind, own or {}), Hooks()
+    state, hooks = InputStatistics(kind, own or {}), Hooks()
     valid: Tensor | None = None
     source: tuple[int, Tensor | None] = 0, None
 

@@ -5,7 +5,7 @@
         found = way.statistics(targets_in(layer), Gram)     of the inputs of its linear layers
         ...                                                 change the layer
 
-Each layer is met with what the layers before it give *now*, after they were changed. What is kept is what
+Each layer is calls with what the layers before it give *now*, after they were changed. What is kept is what
 enters one layer: examples x tokens x width numbers, and the sums of that layer's statistics. A layer runs
 twice, once for the statistics and once, changed, for the next one's inputs. A decoder after an encoder starts
 from what the changed encoder gives.
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from cook.errors import CookError
 from cook.model.arch.anatomy import Anatomy
-from cook.model.calibration.input_statistics import Gathering, Kind, answered_tokens, valid_tokens
+from cook.model.calibration.input_statistics import InputStatistics, Kind, answered_tokens, valid_tokens
 from cook.model.calibration.statistics import Statistic
 from cook.model.nn.composite import whole
 from cook.model.nn.hooks import Hooks
@@ -124,7 +124,7 @@ class Layerwise:
         Raises:
             CookError: a target was not run, or gets other tokens than the layer.
         """
-        state, hooks = Gathering(kind, own or {}), Hooks()
+        state, hooks = InputStatistics(kind, own or {}), Hooks()
         order: list[str] = []
         last: str | None = None
         call: _Call
@@ -178,24 +178,24 @@ class Layerwise:
         alike, mixed = False, _mixed(self._model)
         with _without_cache(self._model), evaluating(self._model):
             for batch in batches:
-                met = self._meet(batch, self._layers[:1] if alike else self._layers)
-                given = [(rest, named) for _, rest, named in met]
+                calls = self._record_calls(batch, self._layers[:1] if alike else self._layers)
+                given = [(rest, named) for _, rest, named in calls]
                 alike = alike or (not mixed and all(_same(given[0], other) for other in given[1:]))
                 given = given[:1] if alike else given
                 source = valid_tokens(batch)
                 valid = answered_tokens(batch) if decodes else source
-                self._calls.append(_Call(met[0][0], given, valid, source))
+                self._calls.append(_Call(calls[0][0], given, valid, source))
 
-    def _meet(self, batch: Mapping[str, Tensor], layers: Sequence[nn.Module]) -> list[Any]:
+    def _record_calls(self, batch: Mapping[str, Tensor], layers: Sequence[nn.Module]) -> list[Any]:
         """(hidden states, other arguments, named ones) of each layer; the forward ends before the last."""
-        met: list[Any] = []
+        calls: list[Any] = []
         order: list[nn.Module] = []
 
         def before(module: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
             rest = dict(named)
             hidden = arguments[0] if arguments else rest.pop("hidden_states")
             # Only the first layer's hidden states are needed; the others are there again later.
-            met.append((None if met else hidden, arguments[1:], rest))
+            calls.append((None if calls else hidden, arguments[1:], rest))
             order.append(module)
             if module is layers[-1]:
                 raise _Enough
@@ -210,7 +210,7 @@ class Layerwise:
             hooks.close()
         if order != list(layers):
             raise CookError("the layers of this model are not run one after another, each once")
-        return met
+        return calls
 
     def _run(self, call: _Call) -> Any:
         arguments, named = call.arguments(self._at)

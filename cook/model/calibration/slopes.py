@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from cook.model.nn.hooks import Hooks
 from cook.model.probe.measure import evaluating
 
-Met = Callable[[str, Tensor, Tensor], None]
+OnOutput = Callable[[str, Tensor, Tensor], None]
 """Called with a layer's name, its inputs and what it gives, where hooks can be put on the latter."""
 
 
 @contextmanager
-def slopes(model: nn.Module, names: Sequence[str], met: Met) -> Iterator[Callable[[Tensor], None]]:
-    """Forwards inside, in eval mode, hand each layer's outputs to `met`; what is yielded differentiates.
+def slopes(model: nn.Module, names: Sequence[str], on_output: OnOutput) -> Iterator[Callable[[Tensor], None]]:
+    """Forwards inside, in eval mode, give each layer's output to `on_output`; what is yielded differentiates.
 
     Parameters need no gradient inside: it starts at the first layers, and a backward holds activations alone.
 
@@ -35,7 +35,7 @@ def slopes(model: nn.Module, names: Sequence[str], met: Met) -> Iterator[Callabl
             if not output.requires_grad:
                 first.append(output.detach().requires_grad_())
                 output = first[-1].clone()  # which may be changed in place
-            met(name, inputs[0].detach(), output)
+            on_output(name, inputs[0].detach(), output)
             return output
 
         return after

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cook.errors import CookError
 from cook.model.arch.anatomy import Anatomy
 from cook.model.arch.families import FAMILIES
-from cook.model.arch.units import Units, masks, owned
+from cook.model.arch.units import UnitGroup, masks, owned
 from cook.model.edits.removal import remove
 from cook.model.nn import surgery
 from cook.model.nn.hooks import Hooks
@@ -31,7 +31,7 @@ Given = dict[str, Tensor]
 
 
 def prove(
-    anatomy: Anatomy, several: Sequence[Units], batches: Callable[[], Iterator[Batch]] | None = None
+    anatomy: Anatomy, several: Sequence[UnitGroup], batches: Callable[[], Iterator[Batch]] | None = None
 ) -> None:
     """Take every other unit out of the first and the last of each kind, compare, and put it back.
 
@@ -59,11 +59,11 @@ class Proof:
         self._batches = batches
         self._example: Batch | None = None
 
-    def try_out(self, several: Sequence[Units]) -> None:
+    def try_out(self, several: Sequence[UnitGroup]) -> None:
         """Try one or two units of each kind."""
         if self.example() is None:
             return
-        kinds: dict[Any, list[Units]] = {}
+        kinds: dict[Any, list[UnitGroup]] = {}
         for each in several:
             if each.count > 1:
                 kinds.setdefault(self._kind(each), []).append(each)
@@ -125,7 +125,7 @@ class Proof:
         every = {**found, **{f"output {name}": value for name, value in whole.items()}}
         return {name: value for name, value in every.items() if value.is_floating_point()}
 
-    def _try(self, units: Units) -> None:
+    def _try(self, units: UnitGroup) -> None:
         example = self.example()
         assert example is not None
         keep = torch.arange(units.count) % 2 == 0
@@ -143,7 +143,7 @@ class Proof:
         if found := moved(before, after):
             raise CookError(self._moves(units.kind, *found), hint=self._hint)
 
-    def _kind(self, units: Units) -> Any:
+    def _kind(self, units: UnitGroup) -> Any:
         """What units have in common that are tried out by some of them."""
         modules = tuple(
             (part.module.removeprefix(units.layers[0]), part.axis, part.spans) for part in units.parts
@@ -186,7 +186,7 @@ def moved(before: Given, after: Given) -> tuple[str, float] | None:
 
 
 @contextmanager
-def restored(model: nn.Module, units: Units) -> Iterator[None]:
+def restored(model: nn.Module, units: UnitGroup) -> Iterator[None]:
     """Whatever becomes of some units inside, afterwards the model has the parameters that it had, and values.
 
     Only what these units own of it is copied.

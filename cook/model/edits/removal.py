@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cook.model.arch.anatomy import Anatomy
-from cook.model.arch.units import Units, owned, size
+from cook.model.arch.units import UnitGroup, owned, size
 from cook.model.arch.units import masks as unit_masks
 from cook.model.edits.blueprint import Blueprint
 from cook.model.edits.depth import skips
@@ -17,7 +17,9 @@ from cook.model.nn import sharing, surgery
 from cook.model.nn.masks import Masks
 
 
-def remove(model: nn.Module, units: Units, keep: Tensor) -> tuple[list[Edit], dict[str, dict[int, Tensor]]]:
+def remove(
+    model: nn.Module, units: UnitGroup, keep: Tensor
+) -> tuple[list[Edit], dict[str, dict[int, Tensor]]]:
     """Take the other units out of the model.
 
     Args:
@@ -59,7 +61,7 @@ class Removal:
         self.model = anatomy.model
         self.anatomy, self.masks, self.blueprint = anatomy, masks, blueprint
 
-    def hold(self, owner: str, units: Units, keep: Tensor, *, too: bool = False) -> None:
+    def hold(self, owner: str, units: UnitGroup, keep: Tensor, *, too: bool = False) -> None:
         """Hold heads, neurons or dimensions at zero until they leave.
 
         Args:
@@ -77,7 +79,7 @@ class Removal:
             gone = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
             self.masks.set(owner, f"{layer}.{name}", gone, leaves=True)
 
-    def remove(self, units: Units, keep: Tensor) -> None:
+    def remove(self, units: UnitGroup, keep: Tensor) -> None:
         """Take what `hold` held out of the model; other passes' masks follow."""
         edits, left = remove(self.model, units, keep)
         for name, kept in left.items():

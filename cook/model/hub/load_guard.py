@@ -22,7 +22,7 @@ NOTICE = "import_cook_before_loading_this_model"
 """The name of the empty tensor."""
 
 
-def lock_of(model: Any) -> str:
+def guard_parameter(model: Any) -> str:
     """The parameter that is locked when the model is saved: a vector of a norm if there is one.
 
     Raises:
@@ -69,7 +69,7 @@ def widen(model: nn.Module, lock: str) -> None:
     _set(module, name, getattr(module, name).unsqueeze(0))
 
 
-def unlock(model: nn.Module, lock: str) -> None:
+def remove_guard(model: nn.Module, lock: str) -> None:
     """Take the axis away again; of an offloaded model, from what its hook reads."""
     module, name = _owner(model, lock)
     value = getattr(module, name)
@@ -89,7 +89,7 @@ def _offloaded(model: nn.Module, name: str) -> tuple[Any, str]:
     raise CookError(f"the weights of {name} are on no device", where="blueprint")
 
 
-def locked_state(model: nn.Module, lock: str) -> dict[str, Tensor]:
+def guarded_state(model: nn.Module, lock: str) -> dict[str, Tensor]:
     """The state of a model as it is written, with that axis."""
     state = model.state_dict()
     value = state[lock]

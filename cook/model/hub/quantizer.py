@@ -22,7 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from cook.errors import CookError
 from cook.model.edits.blueprint import Blueprint
 from cook.model.hub import METHOD
-from cook.model.hub.load_guard import NOTICE, lock_of, locked_state, unlock, widen
+from cook.model.hub.load_guard import NOTICE, guard_parameter, guarded_state, remove_guard, widen
 from cook.model.nn import sharing, surgery
 from cook.model.nn.embedding import FactorisedEmbedding, TransposedLinear
 from cook.model.nn.integer import IntLinear
@@ -89,7 +89,7 @@ class CookQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         vars(model).pop("_adjust_bias", None)
         if self.blueprint.lock is not None:
-            unlock(model, self.blueprint.lock)
+            remove_guard(model, self.blueprint.lock)
         for name, module in model.named_modules():
             if isinstance(module, (IntLinear, FactorisedEmbedding)):
                 _check_loaded(name, module)
@@ -129,7 +129,7 @@ class CookQuantizer(HfQuantizer):
         model.config.quantization_config = self.quantization_config
         if lock is None:
             return None, {}
-        return locked_state(model, lock), {}
+        return guarded_state(model, lock), {}
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         for name, module in list(model.named_modules()):
@@ -172,7 +172,7 @@ def attach_quantizer(model: Any, blueprint: Blueprint) -> Blueprint:
         blueprint: in the names of `model`. One without edits makes the model plain again.
 
     Returns:
-        The Blueprint with its lock: an untied parameter of the base model (`lock_of`), so that
+        The Blueprint with its lock: an untied parameter of the base model (`guard_parameter`), so that
         a base model, a head and any other class find it.
 
     Raises:
@@ -182,7 +182,7 @@ def attach_quantizer(model: Any, blueprint: Blueprint) -> Blueprint:
     if not blueprint.edits:
         return Blueprint()
     sharing.declare(model, blueprint.shared)
-    locked = Blueprint(edits=list(blueprint.edits), lock=lock_of(model))
+    locked = Blueprint(edits=list(blueprint.edits), lock=guard_parameter(model))
     base = getattr(model, "base_model", model)
     for part in (base, model) if base is not model else (model,):
         quantizer = CookQuantizer(CookConfig(locked if part is model else locked.renamed(part, model)))

@@ -31,12 +31,12 @@ def share(model: nn.Module, name: str, of: str) -> None:
         CookError: the two do not hold parameters of the same names, shapes and types.
     """
     module, source = surgery.get(model, name), surgery.get(model, of)
-    mine, its = own(module), own(source)
-    if module is source or not its or _like(mine) != _like(its):
+    target, given = own(module), own(source)
+    if module is source or not given or _like(target) != _like(given):
         raise CookError(f"{name} and {of} do not hold the same parameters", where="blueprint")
-    for key, parameter in its.items():
+    for key, parameter in given.items():
         setattr(module, key, parameter)
-    vars(module)["_tied_weights_keys"] = {key: f"{of}.{key}" for key in its}
+    vars(module)["_tied_weights_keys"] = {key: f"{of}.{key}" for key in given}
 
 
 def pairs(model: nn.Module, names: Iterable[str]) -> list[tuple[str, str]]:
@@ -60,8 +60,8 @@ def torn(model: nn.Module, shared: Iterable[tuple[str, str]]) -> tuple[str, str]
     for name, of in shared:
         if not (surgery.has(model, name) and surgery.has(model, of)):
             return name, of
-        mine, its = _held(surgery.get(model, name)), _held(surgery.get(model, of))
-        if not mine or mine != its:
+        one, other = _held(surgery.get(model, name)), _held(surgery.get(model, of))
+        if not one or one != other:
             return name, of
     return None
 

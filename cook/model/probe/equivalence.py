@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from cook.errors import RunError
 from cook.model.nn.integer import IntLinear
 from cook.model.probe.measure import evaluating
-from cook.model.tokens.id_map import Renumbering
+from cook.model.tokens.id_map import TokenIdMap
 
 FOLDED = 1e-3
 """How far finishing may move an output, relative to the largest one."""
@@ -29,7 +29,7 @@ def outputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def outputs_to_be(
-    model: PreTrainedModel, batch: Mapping[str, Tensor], numbers: Renumbering | None
+    model: PreTrainedModel, batch: Mapping[str, Tensor], numbers: TokenIdMap | None
 ) -> dict[str, Tensor]:
     """What the model has to give for a batch when it is finished."""
     if numbers is None:

@@ -20,7 +20,7 @@ LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_wor
 
 
 @dataclass(frozen=True)
-class Renumbering:
+class TokenIdMap:
     """Which tokens stay: their numbers before, in increasing order, are what the new numbers count.
 
     Attributes:
@@ -84,7 +84,7 @@ def named_ids(model: nn.Module) -> set[int]:
     return {number for number in flat if 0 <= number < limit}
 
 
-def check_padding(model: nn.Module, renumbering: Renumbering) -> None:
+def check_padding(model: nn.Module, token_id_map: TokenIdMap) -> None:
     """Refuse a model that counts positions from the number of its padding token, if that would change.
 
     RoBERTa does: its first position is the padding token's number plus one.
@@ -92,28 +92,28 @@ def check_padding(model: nn.Module, renumbering: Renumbering) -> None:
     for name, module in model.named_modules():
         number = getattr(module, "padding_idx", None)
         if isinstance(number, int) and hasattr(module, "position_embeddings"):
-            now = int(renumbering.new[number])
+            now = int(token_id_map.new[number])
             if now != number:
                 message = f"{name} counts positions from the padding token's number: {number} becomes {now}"
                 raise CookError(message, hint="keep all tokens before the padding token")
 
 
-def write(model: nn.Module, renumbering: Renumbering) -> None:
+def write(model: nn.Module, token_id_map: TokenIdMap) -> None:
     """Write sizes and numbers into the configs, and into the modules that keep a copy of them."""
-    size = len(renumbering.kept)
+    size = len(token_id_map.kept)
     for config in _configs(model):
         for key, value in _numbers(config).items():
-            setattr(config, key, _mapped(value, renumbering))
+            setattr(config, key, _mapped(value, token_id_map))
         if biases := _biases(config):
-            config.sequence_bias = [[_mapped(list(tokens), renumbering), bias] for tokens, bias in biases]
-        if getattr(config, "vocab_size", None) == renumbering.entries:
+            config.sequence_bias = [[_mapped(list(tokens), token_id_map), bias] for tokens, bias in biases]
+        if getattr(config, "vocab_size", None) == token_id_map.entries:
             config.vocab_size = size
     for module in model.modules():
         held: Any = module
-        if getattr(module, "vocab_size", None) == renumbering.entries:
+        if getattr(module, "vocab_size", None) == token_id_map.entries:
             held.vocab_size = size
         if isinstance(getattr(module, "padding_idx", None), int) and not isinstance(module, nn.Embedding):
-            held.padding_idx = _mapped(held.padding_idx, renumbering)
+            held.padding_idx = _mapped(held.padding_idx, token_id_map)
 
 
 def _configs(model: nn.Module) -> list[Any]:
@@ -159,9 +159,9 @@ def _flat(value: Any) -> Iterator[int]:
         yield value
 
 
-def _mapped(value: Any, renumbering: Renumbering) -> Any:
+def _mapped(value: Any, token_id_map: TokenIdMap) -> Any:
     if isinstance(value, (list, tuple)):
-        return type(value)(_mapped(each, renumbering) for each in value)
-    if isinstance(value, int) and 0 <= value < renumbering.entries:
-        return int(renumbering.new[value])
+        return type(value)(_mapped(each, token_id_map) for each in value)
+    if isinstance(value, int) and 0 <= value < token_id_map.entries:
+        return int(token_id_map.new[value])
     return value

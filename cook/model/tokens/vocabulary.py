@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cook.errors import CookError
 from cook.model.nn import linear, surgery
 from cook.model.nn.embedding import within, word_embedding
-from cook.model.tokens.id_map import Renumbering, text_config, write
+from cook.model.tokens.id_map import TokenIdMap, text_config, write
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def find(model: nn.Module) -> Vocabulary:
     return Vocabulary(entries, embeddings, heads, _vectors(model, entries, [*embeddings, *heads]))
 
 
-def cut(model: nn.Module, vocabulary: Vocabulary, renumbering: Renumbering) -> list[str]:
+def cut(model: nn.Module, vocabulary: Vocabulary, token_id_map: TokenIdMap) -> list[str]:
     """Keep the rows of some tokens only; ties stay, and the configs say the new numbers.
 
     Args:
@@ -72,12 +72,12 @@ def cut(model: nn.Module, vocabulary: Vocabulary, renumbering: Renumbering) -> l
     Returns:
         The names of the parameters that lost rows, one for each that is tied.
     """
-    kept = renumbering.kept
+    kept = token_id_map.kept
     with surgery.tied(model) as lost:
         for name in vocabulary.embeddings:
             embedding: Any = surgery.get(model, name)
             if embedding.padding_idx is not None:
-                embedding.padding_idx = int(renumbering.new[embedding.padding_idx])
+                embedding.padding_idx = int(token_id_map.new[embedding.padding_idx])
             surgery.select(embedding, in_=kept)
         for name in vocabulary.heads:
             surgery.select(surgery.get(model, name), out=kept)
@@ -87,7 +87,7 @@ def cut(model: nn.Module, vocabulary: Vocabulary, renumbering: Renumbering) -> l
             left = old.detach().index_select(-1, kept.to(old.device))
             parameter = isinstance(old, nn.Parameter)
             setattr(owner, key, nn.Parameter(left, requires_grad=old.requires_grad) if parameter else left)
-    write(model, renumbering)
+    write(model, token_id_map)
     return [name for name, _ in lost.values()]
 
 

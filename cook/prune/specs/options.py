@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cook.passes import MOMENT, SELECTION, WINDOW
+from cook.passes import SCHEDULE_POINT, SELECTION, WINDOW
 
 MOVING = ("movement", "soft-movement")
 """Methods whose masks are soft."""
@@ -64,7 +64,7 @@ OPTIONS: dict[str, Any] = {
         " its end",
     },
     "every": {
-        **MOMENT,
+        **SCHEDULE_POINT,
         "default": None,
         "type": ["string", "integer", "null"],
         "description": "how often the threshold moves; 1 % of the window when left out",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cook.passes import MOMENT, SELECTION, WINDOW
+from cook.passes import SCHEDULE_POINT, SELECTION, WINDOW
 from cook.prune.specs.goals import BUDGET
 
 UNITS: dict[str, Any] = {
@@ -58,7 +58,7 @@ UNITS: dict[str, Any] = {
         "description": "how the share grows from the start of the window to its end; constant: all at once",
     },
     "every": {
-        **MOMENT,
+        **SCHEDULE_POINT,
         "default": None,
         "type": ["string", "integer", "null"],
         "description": "how often some go and the scores are taken anew; 10 % of the window when left out",

@@ -18,7 +18,7 @@ LAYER, STREAM = -1, -2
 """Stand for gates of layers and of the residual stream where others are of an attention or FFN."""
 
 
-def harden(
+def binarise(
     shares: Shares,
     layers: Sequence[float],
     units: Sequence[Tensor | None],
@@ -83,7 +83,7 @@ def least(
     stacks: Sequence[int] | None = None,
     width: int | None = None,
 ) -> float:
-    """The smallest share that `harden` can leave.
+    """The smallest share that `binarise` can leave.
 
     Args:
         units: of each attention and FFN, whether it has gates.

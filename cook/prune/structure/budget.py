@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cook.model.arch.units import Units
+from cook.model.arch.units import UnitGroup
 from cook.model.probe.example import Unmeasured, examples, first_through, planned_tokens
 from cook.model.probe.measure import EXAMPLES, longest
 from cook.prune.specs.goals import goal_of
@@ -35,10 +35,10 @@ def check_device(owner: Pass, budget: Mapping[str, Any] | None) -> None:
 
 def measured(
     context: Context,
-    units: Sequence[Units],
-    choose: Callable[[Anatomy], list[Units]],
+    units: Sequence[UnitGroup],
+    choose: Callable[[Anatomy], list[UnitGroup]],
     budget: Mapping[str, Any],
-    stream: Units | None = None,
+    stream: UnitGroup | None = None,
 ) -> Cost:
     """The cost of the session's model in what the budget is about.
 
@@ -62,7 +62,7 @@ def measured(
 
 def within_time(
     context: Context,
-    choose: Callable[[Anatomy], list[Units]],
+    choose: Callable[[Anatomy], list[UnitGroup]],
     budget: Mapping[str, Any],
     left: Callable[[float], list[Tensor]],
 ) -> tuple[list[Tensor], float]:
@@ -95,7 +95,10 @@ def within_time(
 
 
 def planned(
-    model: nn.Module, units: list[Units], budget: Mapping[str, Any], stream: Units | None = None
+    model: nn.Module,
+    units: list[UnitGroup],
+    budget: Mapping[str, Any],
+    stream: UnitGroup | None = None,
 ) -> tuple[list[Cost], bool]:
     """The cost of a model without weights, before there is data.
 
@@ -116,7 +119,7 @@ def planned(
     return [found if goal == "parameters" else Cost(goal, found.curves, found.layers)], goal == "parameters"
 
 
-def _counted(model: nn.Module, units: list[Units], stream: Units | None) -> list[Cost]:
+def _counted(model: nn.Module, units: list[UnitGroup], stream: UnitGroup | None) -> list[Cost]:
     def count(example: dict[str, Tensor]) -> Cost:
         return cost.multiply_accumulates(model, units, example, stream)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cook.model.arch.anatomy import Anatomy
-from cook.model.arch.units import Units, owned, weights
+from cook.model.arch.units import UnitGroup, owned, weights
 from cook.model.edits.removal import remove
 from cook.model.nn import linear, surgery
 from cook.model.nn.composite import whole
@@ -70,7 +70,7 @@ class Cost:
         return self.rest + sum(self.layers.values()) + units
 
 
-def parameters(model: nn.Module, units: Sequence[Units], stream: Units | None = None) -> Cost:
+def parameters(model: nn.Module, units: Sequence[UnitGroup], stream: UnitGroup | None = None) -> Cost:
     """Parameters, those that are tied counted once.
 
     Args:
@@ -85,7 +85,10 @@ def parameters(model: nn.Module, units: Sequence[Units], stream: Units | None = 
 
 
 def multiply_accumulates(
-    model: nn.Module, units: Sequence[Units], batch: Mapping[str, Tensor], stream: Units | None = None
+    model: nn.Module,
+    units: Sequence[UnitGroup],
+    batch: Mapping[str, Tensor],
+    stream: UnitGroup | None = None,
 ) -> Cost:
     """Multiply-accumulates of one forward of a batch, counted as the report counts them.
 
@@ -115,7 +118,7 @@ def multiply_accumulates(
 
 def milliseconds(
     build: Callable[[], nn.Module],
-    choose: Callable[[Anatomy], list[Units]],
+    choose: Callable[[Anatomy], list[UnitGroup]],
     batch: Mapping[str, Tensor],
     *,
     points: int = POINTS,
@@ -162,7 +165,7 @@ def milliseconds(
 
 def timed(
     build: Callable[[], nn.Module],
-    choose: Callable[[Anatomy], list[Units]],
+    choose: Callable[[Anatomy], list[UnitGroup]],
     batch: Mapping[str, Tensor],
     keep: Sequence[Tensor],
 ) -> float:
@@ -199,7 +202,7 @@ def _line(count: int, one: float) -> Tensor:
     return one * torch.arange(count + 1, dtype=torch.float64)
 
 
-def _products(model: nn.Module, units: Units, counted: Mapping[str, int]) -> float:
+def _products(model: nn.Module, units: UnitGroup, counted: Mapping[str, int]) -> float:
     """What attention itself multiplies: all that its module does, without the linear layers in it."""
     rows = {whole(model, part.module) for part in units.parts if part.axis == "out"}
     modules = {name.rpartition(".")[0] for name in rows}
@@ -214,8 +217,8 @@ def _products(model: nn.Module, units: Units, counted: Mapping[str, int]) -> flo
 def _wide(
     model: nn.Module,
     cost: Cost,
-    units: Sequence[Units],
-    stream: Units,
+    units: Sequence[UnitGroup],
+    stream: UnitGroup,
     counted: Mapping[str, int] | None = None,
 ) -> Wide:
     """What of a cost goes with the width of the stream.
@@ -256,7 +259,11 @@ def _wide(
 
 
 def _completed(
-    goal: str, curves: Sequence[Tensor], units: Sequence[Units], inside: Mapping[str, float], whole: float
+    goal: str,
+    curves: Sequence[Tensor],
+    units: Sequence[UnitGroup],
+    inside: Mapping[str, float],
+    whole: float,
 ) -> Cost:
     """With what layers cost beside their units, and what is outside of layers.
 

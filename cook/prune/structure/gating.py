@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cook.model.arch.units import Units, axis_of
+from cook.model.arch.units import UnitGroup, axis_of
 from cook.model.arch.width import narrowing
 from cook.model.nn import surgery
 from cook.model.nn.hooks import Hooks
@@ -37,7 +37,12 @@ class Gating:
     """
 
     def __init__(
-        self, gates: Gates, layers: Sequence[str], units: Sequence[Units], stream: Units | None, seed: int
+        self,
+        gates: Gates,
+        layers: Sequence[str],
+        units: Sequence[UnitGroup],
+        stream: UnitGroup | None,
+        seed: int,
     ):
         self.gates, self.layers, self.units, self.seed = gates, list(layers), list(units), seed
         self.stream = stream
@@ -99,7 +104,7 @@ class Gating:
 
 
 @torch.no_grad()
-def fold(model: nn.Module, units: Units, gates: Tensor) -> None:
+def fold(model: nn.Module, units: UnitGroup, gates: Tensor) -> None:
     """Multiply what reads units with their gates, so that these can be left out.
 
     Args:

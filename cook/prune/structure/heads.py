@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cook.model.arch.units import Units, heads
+from cook.model.arch.units import UnitGroup, heads
 from cook.passes import register
 from cook.prune.specs.units import HeadsSpec
 from cook.prune.structure.scheduled import Structure
@@ -17,5 +17,5 @@ if TYPE_CHECKING:
 class PruneHeads(HeadsSpec, Structure):
     """Removes attention heads; under grouped queries a key-value head with all the queries that share it."""
 
-    def units(self, anatomy: Anatomy) -> list[Units]:
+    def units(self, anatomy: Anatomy) -> list[UnitGroup]:
         return heads(anatomy)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cook.model.arch.units import Part, Units, axis_of
+from cook.model.arch.units import Part, UnitGroup, axis_of
 from cook.model.calibration.statistics import loss_shares
 from cook.model.nn.hooks import Hooks
 from cook.model.probe.batch import examples_in
@@ -16,7 +16,11 @@ from cook.model.probe.measure import evaluating
 
 
 def gradient_importance(
-    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], units: Sequence[Units], *, power: int = 1
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    units: Sequence[UnitGroup],
+    *,
+    power: int = 1,
 ) -> list[Tensor]:
     """The mean over examples of `|dL/dg|^power`, where g is a gate on what a unit gives, open at 1.
 
@@ -56,7 +60,7 @@ def gradient_importance(
 
 
 @torch.no_grad()
-def magnitude_importance(model: nn.Module, units: Sequence[Units]) -> list[Tensor]:
+def magnitude_importance(model: nn.Module, units: Sequence[UnitGroup]) -> list[Tensor]:
     """The root of the mean square of all numbers that a unit owns, [count] for each entry of `units`."""
     found = []
     for each in units:
@@ -73,7 +77,7 @@ def magnitude_importance(model: nn.Module, units: Sequence[Units]) -> list[Tenso
     return found
 
 
-def random_importance(units: Sequence[Units], seed: int) -> list[Tensor]:
+def random_importance(units: Sequence[UnitGroup], seed: int) -> list[Tensor]:
     """Uniform numbers [count] for each entry of `units`: what a criterion has to be better than."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.rand(each.count, generator=generator) for each in units]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cook.model.arch.units import Units, neurons
+from cook.model.arch.units import UnitGroup, neurons
 from cook.passes import register
 from cook.prune.specs.units import NeuronsSpec
 from cook.prune.structure.scheduled import Structure
@@ -17,5 +17,5 @@ if TYPE_CHECKING:
 class PruneNeurons(NeuronsSpec, Structure):
     """Removes neurons of FFNs: rows of what leads to them, columns of what leads away, gates included."""
 
-    def units(self, anatomy: Anatomy) -> list[Units]:
+    def units(self, anatomy: Anatomy) -> list[UnitGroup]:
         return neurons(anatomy)

@@ -1,7 +1,7 @@
 """What pruning heads and neurons shares: scores, a schedule, a goal, and units that leave at the end.
 
 While the model trains, what is to leave is held at zero, so that shapes stay and the rest can make up for
-it; at each moment of the schedule the scores are taken anew, and what is gone stays gone.
+it; at each update of the schedule the scores are taken anew, and what is gone stays gone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cook.errors import CookError
 from cook.model.arch.targets import select
-from cook.model.arch.units import Units, remaining, weights
+from cook.model.arch.units import UnitGroup, remaining, weights
 from cook.model.edits.proof import prove
 from cook.model.edits.removal import remove
 from cook.passes import Effect, Pass
@@ -44,7 +44,7 @@ class Structure(StructureSpec, Pass):
     cost: Cost | None = None
     """What the units cost, when there is a budget."""
 
-    def units(self, anatomy: Anatomy) -> list[Units]:
+    def units(self, anatomy: Anatomy) -> list[UnitGroup]:
         """All units of the model's kind."""
         raise NotImplementedError
 
@@ -95,10 +95,10 @@ class Structure(StructureSpec, Pass):
         self.keep = [torch.ones(each.count, dtype=torch.bool) for each in self.chosen]
         self.owned = [weights(context.model, each) for each in self.chosen]
         self.reached = 0.0
-        self.met: float | None = None  # of the time, once what goes is final
+        self.measured: float | None = None  # of the time, once what goes is final
         width = self.window.end - self.window.start
         every = self.given["every"]
-        self.every = context.moment(every, self, "every") if every is not None else round(width / 10)
+        self.every = context.schedule_step(every, self, "every") if every is not None else round(width / 10)
         self.every = max(1, self.every)
         if not context.trains:
             self._complete(context)
@@ -131,10 +131,10 @@ class Structure(StructureSpec, Pass):
         gone = [all_ - some for all_, some in zip(whole, left, strict=True)]
         found: dict[str, Any] = {}
         if self.cost is not None:
-            # Of the model that the pass met: passes that finished before it took their part.
+            # Of the model that the pass found: passes that finished before it took their part.
             found = {"goal": self.cost.goal, "reached": self.cost.of(left) / self.cost.whole}
             if self._timed:
-                found |= {"foretold": found["reached"], "reached": self.met}
+                found |= {"foretold": found["reached"], "reached": self.measured}
         note = f"{sum(gone):,} of {sum(whole):,} {self._units()} removed"
         if self.cost is not None:
             what = {"macs": "multiply-accumulates"}.get(self.cost.goal, self.cost.goal)
@@ -160,14 +160,14 @@ class Structure(StructureSpec, Pass):
         return f"{gone} of {whole} {' and '.join(_kinds(self.chosen))} gone"
 
     def state_dict(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"reached": self.reached, "met": self.met, "keep": list(self.keep)}
+        found: dict[str, Any] = {"reached": self.reached, "met": self.measured, "keep": list(self.keep)}
         if self.cost is not None:
             # Time measured anew would be another time.
             found["cost"] = [list(self.cost.curves), dict(self.cost.layers), self.cost.rest]
         return found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.reached, self.met = state["reached"], state["met"]
+        self.reached, self.measured = state["reached"], state["met"]
         self.keep = [each.cpu() for each in state["keep"]]
         if self.cost is not None:
             curves, layers, rest = state["cost"]
@@ -184,7 +184,7 @@ class Structure(StructureSpec, Pass):
     def _timed(self) -> bool:
         return self.cost is not None and self.cost.goal == "latency"
 
-    def _chosen(self, anatomy: Anatomy) -> list[Units]:
+    def _chosen(self, anatomy: Anatomy) -> list[UnitGroup]:
         """The units whose outputs lead to modules that the recipe selects."""
         modules = set(select(anatomy, self.given["include"], self.given["exclude"]))
         units = self.units(anatomy)
@@ -201,14 +201,14 @@ class Structure(StructureSpec, Pass):
         return found
 
     def _prove(
-        self, anatomy: Anatomy, units: list[Units], inputs: Callable[[], Iterator[Any]] | None = None
+        self, anatomy: Anatomy, units: list[UnitGroup], inputs: Callable[[], Iterator[Any]] | None = None
     ) -> None:
         try:
             prove(anatomy, units, inputs)
         except CookError as error:
             raise self.error(error.message, hint=error.hint) from error
 
-    def _check(self, units: list[Units]) -> None:
+    def _check(self, units: list[UnitGroup]) -> None:
         """Raise CookError for a goal that cannot be reached, or that takes nothing away."""
         if self.cost is not None:
             self._check_costs(units, [self.cost])
@@ -247,7 +247,7 @@ class Structure(StructureSpec, Pass):
     def _said_limits(self) -> str:
         return f"minimum {self.given['minimum']} and limit {self.given['limit']:g}"
 
-    def _check_costs(self, units: list[Units], costs: Sequence[Cost]) -> None:
+    def _check_costs(self, units: list[UnitGroup], costs: Sequence[Cost]) -> None:
         """Raise CookError for a budget that cannot be met at any of several costs."""
         kept = [each.count - spare(each.count, **self._limits(each)) for each in units]
         nearest, left = [each.of(kept) / each.whole for each in costs], 1 - self.share
@@ -262,7 +262,7 @@ class Structure(StructureSpec, Pass):
             hint=hint if ask < 1 else f"with {limits} next to nothing of these can go",
         )
 
-    def _planned(self, units: list[Units]) -> list[Tensor]:
+    def _planned(self, units: list[UnitGroup]) -> list[Tensor]:
         """As many as will go. Which ones is found on data; for sizes it suffices to take them evenly."""
         even = [(torch.arange(each.count) + 0.5) / each.count for each in units]
         return self._left(units, self._for_their_cost(even), self.share)
@@ -274,7 +274,7 @@ class Structure(StructureSpec, Pass):
         ones = [float(curve[-1]) / (len(curve) - 1) for curve in self.cost.curves]
         return [each * one for each, one in zip(scores, ones, strict=True)]
 
-    def _called(self, units: list[Units]) -> str:
+    def _called(self, units: list[UnitGroup]) -> str:
         grouped = max(each.heads for each in units)
         kinds = [
             f"groups of {grouped} heads with one key" if grouped > 1 and kind == "heads" else kind
@@ -282,15 +282,15 @@ class Structure(StructureSpec, Pass):
         ]
         return " and ".join(kinds)
 
-    def multiple(self, units: Units) -> int:
+    def multiple(self, units: UnitGroup) -> int:
         """Of what the number of units that stay is one."""
         return int(self.given["multiple"]) if units.kind == "neurons" else 1
 
-    def _limits(self, units: Units) -> dict[str, Any]:
+    def _limits(self, units: UnitGroup) -> dict[str, Any]:
         limits = {"minimum": self.given["minimum"], "limit": self.given["limit"]}
         return {**limits, "multiple": self.multiple(units)}
 
-    def _left(self, units: list[Units], scores: list[Tensor], share: float) -> list[Tensor]:
+    def _left(self, units: list[UnitGroup], scores: list[Tensor], share: float) -> list[Tensor]:
         """Which units stay when such a share has gone, of the units or of the cost."""
         if self.cost is None:
             return least(scores, share, scope=self.given["scope"], **self._limits(units[0]))
@@ -350,7 +350,7 @@ class Structure(StructureSpec, Pass):
             each[~stays] = -torch.inf  # what is gone stays gone
         keep = self._left(self.chosen, scores, share)
         if self._timed and share >= self.share:
-            keep, self.met = goals.within_time(
+            keep, self.measured = goals.within_time(
                 context,
                 self._chosen,
                 self.given["budget"],
@@ -367,11 +367,11 @@ class Structure(StructureSpec, Pass):
         self._prune(context, self.share)
 
 
-def check_remaining(owner: Pass, model: Any, units: Units, count: int) -> None:
+def check_remaining(owner: Pass, model: Any, units: UnitGroup, count: int) -> None:
     """Raise RunError unless every module of the finished model that reads these units has `count` of them."""
     for module, found in remaining(model, units):
         owner.check_measured(f"{units.kind} of {module}", int(found) if found % 1 == 0 else found, count)
 
 
-def _kinds(units: list[Units]) -> list[str]:
+def _kinds(units: list[UnitGroup]) -> list[str]:
     return list(dict.fromkeys(each.kind for each in units))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cook.errors import CookError
 from cook.model.arch.tensors import refuse_reentrant
-from cook.model.arch.units import Units, owned, units
+from cook.model.arch.units import UnitGroup, owned, units
 from cook.model.arch.width import stream
 from cook.model.edits.depth import droppable
 from cook.model.edits.proof import prove
@@ -26,7 +26,7 @@ from cook.passes import Effect, Pass, Term, register
 from cook.prune.specs.units import KINDS, StructuredSpec
 from cook.prune.structure import budget as goals
 from cook.prune.structure import cost
-from cook.prune.structure.binarise import harden, least, width_of
+from cook.prune.structure.binarise import binarise, least, width_of
 from cook.prune.structure.gates import Gates, hard_concrete, lagrangian, probabilities
 from cook.prune.structure.gating import Gating, fold
 from cook.prune.structure.scheduled import check_remaining
@@ -210,7 +210,7 @@ class PruneStructured(StructuredSpec, Pass):
     def _find(self, anatomy: Anatomy) -> None:
         """The units of the model, and the layers and the stream if they have gates."""
         self.units = units(anatomy)
-        self.stream: Units | None = None
+        self.stream: UnitGroup | None = None
         if "hidden" in self.given["gates"]:
             try:
                 self.stream = stream(anatomy)
@@ -228,7 +228,7 @@ class PruneStructured(StructuredSpec, Pass):
                 raise self.error(error.message, option="gates", hint=hint) from error
             self.layers = [layer for layer in anatomy.live if layer in set(possible)]
 
-    def _gated(self) -> list[Units]:
+    def _gated(self) -> list[UnitGroup]:
         return [each for each in self.units if each.kind in self.given["gates"]]
 
     def _groups(self) -> list[int]:
@@ -299,7 +299,7 @@ class PruneStructured(StructuredSpec, Pass):
         rest = iter(others)
         scores = [next(rest) if each.kind in self.given["gates"] else None for each in self.units]
         self.soft = float(self._expected())
-        self.kept, self.keep, self.wide = harden(
+        self.kept, self.keep, self.wide = binarise(
             self.shares,
             layers.tolist(),
             scores,

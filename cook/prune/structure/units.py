@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cook.model.arch.units import Units, units
+from cook.model.arch.units import UnitGroup, units
 from cook.passes import register
 from cook.prune.specs.units import UnitsSpec
 from cook.prune.structure.scheduled import Structure
@@ -21,5 +21,5 @@ class PruneUnits(UnitsSpec, Structure):
     by the Fisher information of the units that close, which is comparable over heads, neurons and layers.
     """
 
-    def units(self, anatomy: Anatomy) -> list[Units]:
+    def units(self, anatomy: Anatomy) -> list[UnitGroup]:
         return units(anatomy)

@@ -78,7 +78,7 @@ class PruneWeights(WeightsSpec, Pass):
         width = self.window.end - self.window.start
         every = self.given["every"]
         told = context.trains and every is not None
-        self.every = max(1, context.moment(every, self, "every") if told else round(width / 100))
+        self.every = max(1, context.schedule_step(every, self, "every") if told else round(width / 100))
         self.reached, self.complete = 0.0, False
         self.seen: dict[str, Any] = {}
         self.scored: list[MovementMask] = []

@@ -1,6 +1,6 @@
 """Pieces that the sections of a recipe are written with, as JSON Schema.
 
-Two annotations of our own: `x-moment` marks a moment of the run, `x-path` a text that may name a
+Two annotations of our own: `x-schedule-point` marks a point in the run, `x-path` a text that may name a
 local file or folder. `x-path-kind` narrows the latter: `file` (a file or a plain name, never a
 folder), `recipe` (always a path, which must exist), `output` (always a path, which may be new).
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cook.passes import MOMENT
+from cook.passes import SCHEDULE_POINT
 
 Schema = dict[str, Any]
 
@@ -38,9 +38,9 @@ def choice(default: Any, description: str, *values: Any) -> Schema:
     return {"enum": list(values), "default": default, "description": description}
 
 
-def moment(default: Any, description: str) -> Schema:
-    kinds = [*MOMENT["type"], "null"] if default is None else MOMENT["type"]
-    return {**MOMENT, "type": kinds, "default": default, "description": description}
+def schedule_point(default: Any, description: str) -> Schema:
+    kinds = [*SCHEDULE_POINT["type"], "null"] if default is None else SCHEDULE_POINT["type"]
+    return {**SCHEDULE_POINT, "type": kinds, "default": default, "description": description}
 
 
 def files(default: str, description: str) -> Schema:

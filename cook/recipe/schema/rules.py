@@ -14,7 +14,7 @@ from cook.passes import Spec
 from cook.recipe.schema.fragments import Schema
 from cook.recipe.schema.shape import fill, walk
 from cook.recipe.text.place import Marks, Path, where
-from cook.recipe.text.schedule_point import Moment
+from cook.recipe.text.schedule_point import SchedulePoint
 
 Found = Iterator[tuple[Path, CookError]]
 
@@ -59,7 +59,7 @@ def rules(
     yield from _readers(value, known, problem)
     for path, pass_name, cls in right:
         options = value["passes"][path[1]][pass_name]
-        yield from _moments((*path, pass_name), cls.options, options, value.get("train"), problem)
+        yield from _schedule_points((*path, pass_name), cls.options, options, value.get("train"), problem)
 
 
 def uses(listed: list[Any]) -> Iterator[tuple[Path, str, str]]:
@@ -170,19 +170,21 @@ def _pass(path: Path, cls: type[Spec], options: dict[str, Any], marks: Marks, na
         yield path + option, error
 
 
-def _moments(path: Path, options: Schema, given: dict[str, Any], train: Any, problem: Problem) -> Found:
-    """Windows that end before they begin, and moments past the end of a run of known length."""
+def _schedule_points(
+    path: Path, options: Schema, given: dict[str, Any], train: Any, problem: Problem
+) -> Found:
+    """Windows that end before they begin, and points past the end of a run of known length."""
     run = train if isinstance(train, dict) else {}
     length = {"steps": run.get("steps"), "epochs": run.get("epochs")}
-    moments: dict[Path, Moment] = {}
+    points: dict[Path, SchedulePoint] = {}
     for inner, schema, item in walk({"properties": options}, given):
-        if schema.get("x-moment") and item is not None:
-            moment = moments[inner] = Moment.parse(item)
-            total = length.get(moment.unit)
-            if isinstance(total, (int, float)) and moment.amount > total:
+        if schema.get("x-schedule-point") and item is not None:
+            point = points[inner] = SchedulePoint.parse(item)
+            total = length.get(point.unit)
+            if isinstance(total, (int, float)) and point.amount > total:
                 yield problem(
-                    path + inner, f"{moment} is past the end of the run: train.{moment.unit} is {total}"
+                    path + inner, f"{point} is past the end of the run: train.{point.unit} is {total}"
                 )
-    start, end = moments.get(("start",)), moments.get(("end",))
+    start, end = points.get(("start",)), points.get(("end",))
     if start and end and start.unit == end.unit and start.amount > end.amount:
         yield problem((*path, "end"), f"the pass ends at {end}, before it begins at {start}")

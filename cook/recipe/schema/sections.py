@@ -9,9 +9,9 @@ from cook.recipe.schema.fragments import (
     Schema,
     choice,
     files,
-    moment,
     one_of,
     option,
+    schedule_point,
     section,
 )
 from cook.recipe.schema.models import MODEL, STUDENT, TEACHER
@@ -156,21 +156,23 @@ TRAIN = section(
         ),
         "epsilon": option("number", 1e-8, "of AdamW", exclusiveMinimum=0),
         "schedule": choice("linear", "how the learning rate falls", "linear", "cosine", "constant"),
-        "warmup": moment("0%", "until when the learning rate rises"),
+        "warmup": schedule_point("0%", "until when the learning rate rises"),
         "clip": option(["number", "null"], 1.0, "largest gradient norm; null: off", exclusiveMinimum=0),
         "precision": choice("fp32", "of the forward and backward; weights stay fp32", "fp32", "bf16", "fp16"),
         "seed": option("integer", 0, "of everything random", minimum=0, maximum=2**32 - 1),
         "data_seed": option(
             ["integer", "null"], None, "of the order of examples; null: seed", minimum=0, maximum=2**32 - 1
         ),
-        "eval_every": moment(None, "how often to evaluate; null: at the end and where passes begin and end"),
-        "save_every": moment("10%", "how often to write a checkpoint"),
+        "eval_every": schedule_point(
+            None, "how often to evaluate; null: at the end and where passes begin or end"
+        ),
+        "save_every": schedule_point("10%", "how often to write a checkpoint"),
         "select": choice("last", "which checkpoint becomes the model", "last", "best"),
         "metric": option(["string", "null"], None, "what 'best' means; null: the task's", minLength=1),
         "gradient_checkpointing": option("boolean", False, "compute twice to save memory"),
         "device": choice(None, "where to train; null: cuda when there is one", "cpu", "cuda", None),
         "workers": option("integer", 0, "processes that prepare batches", minimum=0, maximum=256),
-        "log_every": moment("1%", "how often losses are logged"),
+        "log_every": schedule_point("1%", "how often losses are logged"),
         "track": choice(
             None,
             "tracker of losses, metrics and sparsity",

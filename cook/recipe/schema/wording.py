@@ -20,7 +20,7 @@ from cook.errors import CookError, nearest
 from cook.recipe.schema.fragments import Schema
 from cook.recipe.text import numbers
 from cook.recipe.text.place import Path
-from cook.recipe.text.schedule_point import Moment
+from cook.recipe.text.schedule_point import SchedulePoint
 from cook.recipe.text.values import MAX_INTEGER
 
 
@@ -40,10 +40,10 @@ def _unknown(validator: Any, rest: Any, instance: Any, schema: Schema) -> Iterat
                 yield ValidationError("unknown", path=[key])
 
 
-def _moment(validator: Any, wanted: Any, instance: Any, schema: Schema) -> Iterator[ValidationError]:
+def _schedule_point(validator: Any, wanted: Any, instance: Any, schema: Schema) -> Iterator[ValidationError]:
     if wanted and isinstance(instance, (str, int, float)) and not isinstance(instance, bool):
         try:
-            Moment.parse(instance)
+            SchedulePoint.parse(instance)
         except CookError as error:
             yield ValidationError(error.message, cause=error)
 
@@ -60,7 +60,7 @@ def _is_number(checker: Any, value: Any) -> bool:
 
 Validator = extend(
     Draft202012Validator,
-    {"required": _required, "additionalProperties": _unknown, "x-moment": _moment},
+    {"required": _required, "additionalProperties": _unknown, "x-schedule-point": _schedule_point},
     type_checker=Draft202012Validator.TYPE_CHECKER.redefine_many(
         {"integer": _is_integer, "number": _is_number}
     ),
@@ -114,9 +114,9 @@ def expected(schema: Schema) -> str:
     if "enum" in schema:
         names = [show(value) for value in schema["enum"]]
         return names[0] if len(names) == 1 else f"one of {', '.join(names[:-1])} or {names[-1]}"
-    if schema.get("x-moment"):
+    if schema.get("x-schedule-point"):
         nothing = " or null" if "null" in schema["type"] else ""
-        return f"a moment: a step (500), epochs ('1.5 epochs') or a share of the run ('30%'){nothing}"
+        return f"a point in the run: a step (500), epochs ('1.5 epochs') or a share ('30%'){nothing}"
     if "anyOf" in schema:
         return " or ".join(expected(form) for form in schema["anyOf"])
     kinds = schema.get("type", "any value")
@@ -156,7 +156,7 @@ def _kind(kind: str, schema: Schema) -> str:
 
 _BY_SCHEMA = {
     "type", "enum", "const", "anyOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
-    "minItems", "maxItems", "minLength", "minProperties", "pattern", "x-moment",
+    "minItems", "maxItems", "minLength", "minProperties", "pattern", "x-schedule-point",
 }  # fmt: skip
 
 
@@ -164,7 +164,7 @@ def value_problem(error: ValidationError, path: Path) -> tuple[str, str | None]:
     """Message and hint of a value that is of the wrong type, out of range or none of the choices."""
     schema = error.schema if isinstance(error.schema, dict) else {}
     value = error.instance
-    if error.validator == "x-moment" and isinstance(error.cause, CookError):
+    if error.validator == "x-schedule-point" and isinstance(error.cause, CookError):
         return error.cause.message, error.cause.hint
     if error.validator not in _BY_SCHEMA:
         return error.message, schema.get("description")

@@ -1,6 +1,6 @@
 """Moments of a run: a step (`500`), epochs (`1.5 epochs`) or a share of the run (`30%`).
 
-A recipe says when something happens before anybody knows how many steps the run has; a `Moment`
+A recipe says when something happens before anybody knows how many steps the run has; a `SchedulePoint`
 keeps what was written and becomes a step once that is known.
 """
 
@@ -19,7 +19,7 @@ _FORM = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)(?: ?(%)| +(epochs?))?")
 
 
 @dataclass(frozen=True)
-class Moment:
+class SchedulePoint:
     """When something happens in a run.
 
     Attributes:
@@ -31,8 +31,8 @@ class Moment:
     unit: str
 
     @classmethod
-    def parse(cls, value: Any) -> Moment:
-        """The moment that a recipe's value means.
+    def parse(cls, value: Any) -> SchedulePoint:
+        """The point that a recipe's value means.
 
         Raises:
             CookError: when it is none of the three forms, negative, or over 100 %.
@@ -45,7 +45,7 @@ class Moment:
         found = _FORM.fullmatch(text) if isinstance(text, str) else None
         if found is None:
             shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
-            raise CookError(f"found {shown}, which is no moment of a run", hint=FORMS)
+            raise CookError(f"found {shown}, which is no point in a run", hint=FORMS)
         number, percent, epochs = found.groups()
         amount = float(number)
         if percent and amount > 100:
@@ -56,7 +56,7 @@ class Moment:
         return cls(amount, "%" if percent else "epochs" if epochs else "steps")
 
     def step(self, total_steps: int, steps_per_epoch: int) -> int:
-        """The step of a run at which the moment falls, rounded half up, from 0 to `total_steps`.
+        """The step of a run at which the point falls, rounded half up, from 0 to `total_steps`.
 
         Raises:
             CookError: when it lies past the end of the run.

@@ -417,7 +417,7 @@ def test_tensors_are_let_go():
     # The teacher's do not wait for the student's next forward to end.
     session = bound.session(model, *ITEMS, teacher="self")
     session.module(tiny.batch(family))
-    session.teachers[0].meet(tiny.batch(family))
+    session.teachers[0].set_batch(tiny.batch(family))
     assert not session.teachers[0]._tensors._kept
 
 

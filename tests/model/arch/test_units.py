@@ -26,12 +26,12 @@ FAMILY_AND_ATTENTION = [
 ]
 
 
-def all_units(model: nn.Module) -> list[units.Units]:
+def all_units(model: nn.Module) -> list[units.UnitGroup]:
     anatomy = Anatomy(model)
     return units.heads(anatomy) + units.neurons(anatomy)
 
 
-def drawn(found: list[units.Units], seed: int = 0) -> list[Tensor]:
+def drawn(found: list[units.UnitGroup], seed: int = 0) -> list[Tensor]:
     """Which units stay: some of each, never all where there are several."""
     generator = torch.Generator().manual_seed(seed)
     kept = []
@@ -44,7 +44,7 @@ def drawn(found: list[units.Units], seed: int = 0) -> list[Tensor]:
 
 
 @torch.no_grad()
-def held(model: nn.Module, found: list[units.Units], kept: list[Tensor]) -> nn.Module:
+def held(model: nn.Module, found: list[units.UnitGroup], kept: list[Tensor]) -> nn.Module:
     for each, keep in zip(found, kept, strict=True):
         for name, mask in units.masks(model, each, keep):
             model.get_parameter(name).mul_(mask)

@@ -139,7 +139,7 @@ def test_weighted_statistics_against_loops(centred):
             assert float(found[index]) == pytest.approx(float(z[index]) * wanted)
 
 
-@pytest.mark.usefixtures("strangers")
+@pytest.mark.usefixtures("clean_processes")
 def test_narrower_models_reload_in_a_fresh_process(tmp_path):
     made = {family: (families.made(family), 12) for family in sorted(width.STREAMS)}
     # A config may not say a width that is no multiple of the number of heads.

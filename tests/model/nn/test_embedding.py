@@ -158,7 +158,7 @@ def test_ties_stay_and_survive_a_folder(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "LlamaForCausalLM", "BartForConditionalGeneration"])
-def test_it_loads_in_a_fresh_process_and_not_without_cook(name, tmp_path, strangers):
+def test_it_loads_in_a_fresh_process_and_not_without_cook(name, tmp_path, clean_processes):
     model = made(name)
     cut(model)
     model = model.to(torch.bfloat16) if name.startswith("Llama") else model
@@ -169,7 +169,7 @@ def test_it_loads_in_a_fresh_process_and_not_without_cook(name, tmp_path, strang
     (told,) = verify_all([Case(tmp_path / "model", batch, {"logits": first(model, batch).detach()}, auto)])
     assert told["exact"]
     assert not told["plain"]
-    assert "mismatch" in strangers.refusal(auto, tmp_path / "model")
+    assert "mismatch" in clean_processes.refusal(auto, tmp_path / "model")
 
 
 @pytest.mark.parametrize("name", ["GPT2LMHeadModel", "LlamaForCausalLM", "T5ForConditionalGeneration"])

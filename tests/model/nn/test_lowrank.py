@@ -44,7 +44,7 @@ def low(family: str, fused: str = "one", **options: Any) -> Any:
     return model.eval()
 
 
-def all_units(model: nn.Module) -> list[units.Units]:
+def all_units(model: nn.Module) -> list[units.UnitGroup]:
     return units.units(Anatomy(model))
 
 

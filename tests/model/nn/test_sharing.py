@@ -158,9 +158,9 @@ def test_tying_by_transformers_leaves_all_as_it_is(tmp_path):
     assert torch.equal(back(tokens).logits, wanted)
 
 
-def test_a_process_without_cook_refuses_the_folder(tmp_path, strangers):
+def test_a_process_without_cook_refuses_the_folder(tmp_path, clean_processes):
     made("bert", "plain").save_pretrained(tmp_path)
-    assert strangers.refusal("AutoModelForSequenceClassification", tmp_path)
+    assert clean_processes.refusal("AutoModelForSequenceClassification", tmp_path)
 
 
 def blueprint(*edits: tuple[str, str, dict[str, Any]]) -> Blueprint:

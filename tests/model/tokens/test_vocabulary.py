@@ -22,7 +22,7 @@ from transformers import (
 
 from cook.errors import CookError
 from cook.model.probe.equivalence import outputs
-from cook.model.tokens.id_map import Renumbering, check_padding, named_ids, write
+from cook.model.tokens.id_map import TokenIdMap, check_padding, named_ids, write
 from cook.model.tokens.vocabulary import cut, find
 from tests.helpers import tiny
 
@@ -58,8 +58,8 @@ def model(cls):
     return cls(config).eval()
 
 
-def numbers(made, kept=KEPT) -> Renumbering:
-    return Renumbering(kept, ENTRIES, 1, labels=bool(find(made).heads))
+def numbers(made, kept=KEPT) -> TokenIdMap:
+    return TokenIdMap(kept, ENTRIES, 1, labels=bool(find(made).heads))
 
 
 every_model = pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)
@@ -114,12 +114,12 @@ def test_configs_say_the_new_numbers(cls):
 
 
 def test_a_batch_is_renumbered_and_what_is_gone_is_unknown():
-    new = Renumbering(KEPT, ENTRIES, 1, labels=True)
+    new = TokenIdMap(KEPT, ENTRIES, 1, labels=True)
     batch = {"input_ids": torch.tensor([[2, 13, 14]]), "labels": torch.tensor([[-100, 30, 4]])}
     assert new(batch)["input_ids"].tolist() == [[2, 6, 1]]
     assert new(batch)["labels"].tolist() == [[-100, 8, 1]]
     assert new.known(batch)["input_ids"].tolist() == [[2, 13, 1]]
-    classes = Renumbering(KEPT, ENTRIES, 1)
+    classes = TokenIdMap(KEPT, ENTRIES, 1)
     assert classes({"labels": torch.tensor([4])})["labels"].tolist() == [4]
 
 
@@ -154,7 +154,7 @@ def test_what_a_generation_config_says_of_tokens_is_renumbered():
     model.generation_config.sequence_bias = {(9, 4): 5.0, (7,): -1.0}
     model.generation_config.force_words_ids = [[9], [[4, 7]]]
     assert {4, 7, 9} <= named_ids(model)
-    write(model, Renumbering(torch.tensor([0, 4, 7, 9, 11]), 12, 0))
+    write(model, TokenIdMap(torch.tensor([0, 4, 7, 9, 11]), 12, 0))
     assert model.generation_config.sequence_bias == [[[3, 1], 5.0], [[2], -1.0]]
     assert model.generation_config.force_words_ids == [[3], [[1, 2]]]
     assert model.config.vocab_size == 5

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cook.prune.structure.binarise import ROUNDING, harden, least
+from cook.prune.structure.binarise import ROUNDING, binarise, least
 from cook.prune.structure.shares import Shares
 
 
@@ -40,7 +40,7 @@ def test_the_goal_is_kept_and_filled_up(model, between):
     options = {"minimum": minimum, "stacks": stacks}
     nearest = least(shares, [each is not None for each in units], **options)
     goal = nearest + between * (1 - nearest)
-    layers, keep, _ = harden(shares, scores, units, goal, **options)
+    layers, keep, _ = binarise(shares, scores, units, goal, **options)
     counts = [int(each.sum()) for each in keep]
     cost = shares.of(layers, counts)
     assert cost <= goal + 2 * ROUNDING
@@ -72,10 +72,10 @@ def test_the_most_open_ones_stay():
     line = torch.arange(4, dtype=torch.float64) / 10
     shares = Shares([line, line, line], [0, 1, 2], [0.0, 0.0, 0.0], 0.1)
     units = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, -1.0, 5.0]), torch.tensor([9.0, 9.0, 9.0])]
-    layers, keep, _ = harden(shares, [1.0, 2.0, -3.0], units, 0.6)
+    layers, keep, _ = binarise(shares, [1.0, 2.0, -3.0], units, 0.6)
     assert layers == [True, True, False]
     assert [each.tolist() for each in keep[:2]] == [[True, True, True], [True, False, True]]
-    layers, keep, _ = harden(shares, [-1.0, -2.0, 3.0], units, 0.65)
+    layers, keep, _ = binarise(shares, [-1.0, -2.0, 3.0], units, 0.65)
     assert layers == [True, False, True]
     assert [each.tolist() for each in keep[::2]] == [[False, True, True], [True, True, True]]
 
@@ -84,7 +84,7 @@ def test_what_does_not_fit_leaves_room_for_smaller_ones():
     dear, cheap = (step * torch.arange(3, dtype=torch.float64) for step in (0.3, 0.05))
     shares = Shares([dear, cheap], [None, None], [], 0.3)
     units = [torch.tensor([3.0, 2.0]), torch.tensor([1.0, 0.0])]
-    _, keep, _ = harden(shares, [], units, 0.8)
+    _, keep, _ = binarise(shares, [], units, 0.8)
     assert [each.tolist() for each in keep] == [[True, False], [True, True]]
 
 
@@ -96,6 +96,6 @@ def test_less_than_the_least_is_refused():
     assert least(shares, [True, True], stacks=[0, 1]) == pytest.approx(0.8)
     assert least(shares, [False, True]) == pytest.approx(0.6)
     with pytest.raises(ValueError, match="at least"):
-        harden(shares, [0.0, 1.0], units, 0.49)
+        binarise(shares, [0.0, 1.0], units, 0.49)
     # The most open layer would be too much, so the cheapest one stays.
-    assert harden(shares, [0.0, 1.0], units, 0.55)[0] == [True, False]
+    assert binarise(shares, [0.0, 1.0], units, 0.55)[0] == [True, False]

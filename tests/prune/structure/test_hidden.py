@@ -17,7 +17,7 @@ from cook.model.edits import removal
 from cook.model.edits.depth import droppable
 from cook.model.probe.measure import macs, tally
 from cook.prune.structure import cost
-from cook.prune.structure.binarise import harden, least
+from cook.prune.structure.binarise import binarise, least
 from cook.prune.structure.shares import Expected, Narrow, Shares
 from cook.session import Session
 from tests.helpers import bound, families, tiny
@@ -195,7 +195,7 @@ def test_the_most_open_dimensions_stay_in_blocks_of_eight(width, asked):
     generator = torch.Generator().manual_seed(1)
     gates = [torch.randn(10, generator=generator) for _ in range(2)]
     hidden = torch.randn(width, generator=generator)
-    _, keep, stays = harden(shares, [], gates, asked, stream=hidden)
+    _, keep, stays = binarise(shares, [], gates, asked, stream=hidden)
     counts, left = [int(each.sum()) for each in keep], int(stays.sum())
     reached = shares.of([], counts, left / width)
     assert reached <= asked + 1e-8
@@ -212,7 +212,7 @@ def test_the_most_open_dimensions_stay_in_blocks_of_eight(width, asked):
     nearest = least(shares, [True, True], width=width)
     assert nearest == pytest.approx(shares.of([], [1, 1], step / width))
     with pytest.raises(ValueError, match="at least"):
-        harden(shares, [], gates, nearest - 0.01, stream=hidden)
+        binarise(shares, [], gates, nearest - 0.01, stream=hidden)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def watch(given: list[Tensor], _: nn.Module, inputs: tuple[Tensor, ...]) -> None
     given.append(inputs[0])
 
 
-def brute_force(model: nn.Module, found: list[units.Units], batch: dict[str, Tensor]) -> list[Tensor]:
+def brute_force(model: nn.Module, found: list[units.UnitGroup], batch: dict[str, Tensor]) -> list[Tensor]:
     """`E_x |sum of what a unit gives times the loss's derivative by it|`, example by example.
 
     That sum is the derivative by a factor on all that the unit gives (Michel et al. 2019, equation 3).
@@ -59,7 +59,7 @@ def brute_force(model: nn.Module, found: list[units.Units], batch: dict[str, Ten
     return [total / len(batch["labels"]) for total in totals]
 
 
-def found_in(model: nn.Module) -> list[units.Units]:
+def found_in(model: nn.Module) -> list[units.UnitGroup]:
     return units.heads(Anatomy(model)) + units.neurons(Anatomy(model))
 
 

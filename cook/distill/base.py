@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cook.distill.specs import TaughtSpec
+from cook.distill.specs import DistillationSpec
 from cook.passes import Pass
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ def decimal(value: float) -> str:
     return f"{value:.8f}".rstrip("0").rstrip(".")
 
 
-class Taught(TaughtSpec, Pass):
+class DistillationPass(DistillationSpec, Pass):
     """A pass that adds a loss to learn from a teacher, and leaves the model as large as it was."""
 
     def attach(self, context: Context) -> None:
