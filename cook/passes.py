@@ -72,16 +72,8 @@ CORPORA: dict[str, Any] = {
 }
 _POINT = SCHEDULE_POINT["description"]
 WINDOW: dict[str, Any] = {
-    "start": {
-        **SCHEDULE_POINT,
-        "default": "0%",
-        "description": f"when the pass begins: {SCHEDULE_POINT['description']}",
-    },
-    "end": {
-        **SCHEDULE_POINT,
-        "default": "100%",
-        "description": f"when it ends: {SCHEDULE_POINT['description']}",
-    },
+    "start": {**SCHEDULE_POINT, "default": "0%", "description": f"when the pass begins: {_POINT}"},
+    "end": {**SCHEDULE_POINT, "default": "100%", "description": f"when it ends: {_POINT}"},
 }
 
 
@@ -175,6 +167,11 @@ class Spec:
         self.id = id or self.name
         self.where = where or self.id
         self.window = Window(0, 0)
+
+    @classmethod
+    def schema(cls) -> dict[str, Any]:
+        """The JSON Schema of each option: type, range, default and a one-line description."""
+        return cls.options
 
     def wants(self) -> frozenset[str]:
         """What this pass needs with the options that it has: `needs`, or less."""
