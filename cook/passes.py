@@ -18,6 +18,7 @@ schema, the validator, `cook passes`, and the shared tests find both kinds.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -27,9 +28,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from cook.builtin import BUILT_IN
 from cook.errors import CookError, RunError, nearest
+from cook.options import NoOptions, build, required, schema_of
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Self
 
     from cook.context import Context
     from cook.model.arch.anatomy import Anatomy
@@ -46,35 +49,6 @@ NEEDS = frozenset({"training", "teacher", "calibration", "tokenizer"})
 
 FEATURES = frozenset({"ddp", "checkpointing"})
 """What a run can have that a pass must work with: several processes, gradient checkpointing."""
-
-SCHEDULE_POINT: dict[str, Any] = {
-    "type": ["string", "integer"],
-    "x-schedule-point": True,
-    "description": "a step (500), epochs ('1.5 epochs') or a share of the run ('30%')",
-}
-TARGETS: dict[str, Any] = {
-    "type": "array",
-    "items": {"type": "string"},
-    "minItems": 1,
-    "description": "module globs, 're:...', class names or anatomy words (attention, ffn, layers[0:6])",
-}
-SELECTION: dict[str, Any] = {
-    "include": {**TARGETS, "default": None, "type": ["array", "null"]},
-    "exclude": {**TARGETS, "default": None, "type": ["array", "null"]},
-}
-CORPORA: dict[str, Any] = {
-    "type": ["array", "null"],
-    "items": {"type": "string", "minLength": 1, "x-path": True, "x-path-kind": "recipe"},
-    "minItems": 1,
-    "default": None,
-    "description": "plain text, a text a line, or tables with the text columns of the data; null takes the"
-    " texts to train and to validate on",
-}
-_POINT = SCHEDULE_POINT["description"]
-WINDOW: dict[str, Any] = {
-    "start": {**SCHEDULE_POINT, "default": "0%", "description": f"when the pass begins: {_POINT}"},
-    "end": {**SCHEDULE_POINT, "default": "100%", "description": f"when it ends: {_POINT}"},
-}
 
 
 @dataclass(frozen=True)
@@ -139,16 +113,17 @@ class Spec:
     A recipe is checked with it, so its module imports nothing heavy: no torch, no transformers.
 
     Args:
-        options: checked against `options` above, defaults filled in.
+        options: an instance of `Options`, or a mapping that its schema has let through; None: all defaults.
         id: unique in a run: the name, with `#2` for its second use.
         where: the place in the recipe, for errors.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    options: ClassVar[dict[str, Any]]
-    """JSON Schema properties: each with a type, a range, a default and a one-line description."""
+    Options: ClassVar[type] = NoOptions
+    """A frozen dataclass whose fields `cook.options.option` makes: type, default, range, line of help."""
     required: ClassVar[tuple[str, ...]] = ()
+    """The options without a default; follows from Options."""
     examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
     """Options that show the pass at work; the shared tests run each, and the first beside other passes."""
     phase: ClassVar[str] = "observe"
@@ -160,10 +135,17 @@ class Spec:
     once: ClassVar[bool] = False
     """Whether a recipe may name the pass only once."""
 
+    options: Any
+    """The instance of Options; a subclass annotates its type."""
     window: Window
 
-    def __init__(self, options: Mapping[str, Any], *, id: str | None = None, where: str | None = None):
-        self.given = options
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        if "Options" in vars(cls):
+            cls.required = required(cls.Options)
+
+    def __init__(self, options: Any = None, *, id: str | None = None, where: str | None = None):
+        self.options = options if isinstance(options, self.Options) else build(self.Options, options or {})
         self.id = id or self.name
         self.where = where or self.id
         self.window = Window(0, 0)
@@ -171,7 +153,11 @@ class Spec:
     @classmethod
     def schema(cls) -> dict[str, Any]:
         """The JSON Schema of each option: type, range, default and a one-line description."""
-        return cls.options
+        return schema_of(cls.Options)
+
+    def replace(self, **changes: Any) -> Self:
+        """A pass like this one, not attached to anything, with some options changed."""
+        return type(self)(dataclasses.replace(self.options, **changes), id=self.id, where=self.where)
 
     def wants(self) -> frozenset[str]:
         """What this pass needs with the options that it has: `needs`, or less."""

@@ -1,5 +1,6 @@
 """The registry, the windows, and what every registered pass promises by its class attributes."""
 
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint
 from inspect import getdoc
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from cook import passes
 from cook.errors import CookError
 from cook.model.arch.anatomy import Anatomy
+from cook.options import REQUIRED, option
 from cook.passes import BUILT_IN, NEEDS, PHASES, Pass, Window, declared, find, register, registered, spec
 from tests.helpers import bound, tiny
 
@@ -24,8 +26,13 @@ def _own_registry(monkeypatch):
     monkeypatch.setattr(passes, "_registry", dict(passes._registry))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Needed:
+    share: float = option(REQUIRED, "a share")
+
+
 def made(**attributes) -> type[Pass]:
-    return type("Made", (Pass,), {"name": "test.made", "summary": "", "options": {}, **attributes})
+    return type("Made", (Pass,), {"name": "test.made", "summary": "", **attributes})
 
 
 def test_what_is_shipped_is_found():
@@ -39,7 +46,7 @@ def test_a_pass_is_its_declaration_and_what_it_does():
     for name, home in BUILT_IN.items():
         assert issubclass(find(name), spec(name))
         assert (spec(name).name, find(name).name) == (name, name)
-        for attribute in ("options", "required", "needs", "phase", "check", "wants"):
+        for attribute in ("Options", "required", "needs", "phase", "check", "wants"):
             assert getattr(find(name), attribute) is getattr(spec(name), attribute), (name, attribute)
         assert home.implementation == f"{find(name).__module__}:{find(name).__qualname__}"
 
@@ -57,13 +64,13 @@ def test_packages_are_asked_only_for_a_pass_that_is_not_shipped_here(monkeypatch
 def test_choices_are_what_the_implementations_have():
     from cook.distill import hidden, logits, patient, tinybert
 
-    for name, option, choices in (
+    for name, key, choices in (
         ("distill.logits", "loss", logits.LOSSES),
         ("distill.hidden", "distance", hidden.DISTANCES),
     ):
-        assert spec(name).options[option]["enum"] == sorted(choices)
+        assert spec(name).schema()[key]["enum"] == sorted(choices)
     for name, choices in (("patient", patient.STRATEGIES), ("tinybert", tinybert.STRATEGIES)):
-        assert spec(f"distill.{name}").options["layers"]["anyOf"][0]["enum"] == sorted(choices)
+        assert spec(f"distill.{name}").schema()["layers"]["anyOf"][0]["enum"] == sorted(choices)
 
 
 def test_an_unknown_name_is_told_with_the_nearest():
@@ -88,7 +95,7 @@ def test_registering_makes_a_pass_known():
         ({"phase": "late"}, "phase 'late' is none of"),
         ({"needs": frozenset({"training", "luck"})}, r"needs \['luck'\] are none of"),
         ({"name": "prune.weights"}, "two passes are called 'prune.weights'"),
-        ({"required": ("share",)}, "an example lacks"),
+        ({"Options": Needed}, "an example lacks"),
     ],
 )
 def test_a_wrong_pass_is_not_registered(attributes, message):
@@ -101,7 +108,7 @@ def test_a_wrong_pass_is_not_registered(attributes, message):
 class Elsewhere(Pass):
     """A pass of another package."""
 
-    name, summary, options = "test.elsewhere", "", {}
+    name, summary = "test.elsewhere", ""
 
 
 def test_other_packages_add_passes_and_are_asked_once(monkeypatch):
@@ -131,18 +138,18 @@ def test_a_pass_says_what_it_is(name):
     assert getdoc(cls)
     assert cls.phase in PHASES
     assert cls.needs <= NEEDS
-    assert set(cls.required) <= set(cls.options)
+    assert set(cls.required) <= set(cls.schema())
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_options_are_schemas_whose_defaults_are_valid(name):
     cls = ALL[name]
-    for option, schema in cls.options.items():
+    for name_, schema in cls.schema().items():
         jsonschema.Draft202012Validator.check_schema(schema)
-        assert schema.get("description"), option
-        assert schema.keys() & {"type", "enum", "anyOf"}, option
-        if option in cls.required:
-            assert "default" not in schema, option
+        assert schema.get("description"), name_
+        assert schema.keys() & {"type", "enum", "anyOf"}, name_
+        if name_ in cls.required:
+            assert "default" not in schema, name_
         else:
             jsonschema.validate(schema["default"], schema)
 

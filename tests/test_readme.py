@@ -93,5 +93,5 @@ def test_every_verb_and_pass_is_told() -> None:
         assert f"| `cook {verb}" in README
     for name, found in registered().items():
         row = next(line for line in README.splitlines() if line.startswith(f"| `{name}`"))
-        for option in found.options.keys() - {"start", "end"}:
+        for option in found.schema().keys() - {"start", "end"}:
             assert f"`{option}`" in row

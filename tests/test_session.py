@@ -37,14 +37,14 @@ def test_passes_are_called_in_the_order_of_the_contract():
 @given(total=st.integers(1, 40), start=st.integers(0, 40), end=st.integers(0, 40))
 def test_losses_are_asked_in_the_window_only(total, start, end):
     probe = Probe({"start": min(start, total), "end": min(end, total)})
-    if probe.given["end"] < probe.given["start"]:
+    if probe.options.end < probe.options.start:
         with pytest.raises(CookError, match="before its start"):
             session(probe, steps=total, model=_MODEL)
         return
     bound_to = session(probe, steps=total, model=_MODEL)
     for step in range(total):
         bound_to.before_step(step)
-        assert (probe in bound_to.active()) == (probe.given["start"] <= step < probe.given["end"])
+        assert (probe in bound_to.active()) == (probe.options.start <= step < probe.options.end)
     bound_to.close()
     assert hooks_of(_MODEL) == 0
 

@@ -14,6 +14,7 @@ from transformers import (
 
 import cook
 from cook.errors import CookError
+from cook.options import Window
 from cook.passes import Pass, Term
 from tests.helpers import bound, families, tiny
 from tests.helpers.probe import Probe, session
@@ -110,7 +111,7 @@ def test_no_labels_reach_the_teacher():
 class Projecting(Pass):
     """Trains a projection of its own."""
 
-    name, summary, options = "test.projecting", "", {}
+    name, summary, Options = "test.projecting", "", Window
 
     def attach(self, session):
         self.projection = session.train_also(self, nn.Linear(2, 2))

@@ -43,10 +43,10 @@ def document(found: type[Spec]) -> str:
     lines.append(f"  supports  {', '.join(sorted(found.supports)) or '-'}")
     if found.reads is not None:
         lines.append(f"  reads     {found.reads}: other models are refused")
-    names = sorted(found.options, key=lambda name: name not in found.required)
+    names = sorted(found.schema(), key=lambda name: name not in found.required)
     lines += ["", "options" if names else "no options"]
     for name in names:
-        option = found.options[name]
+        option = found.schema()[name]
         ending = "required" if name in found.required else f"default {json.dumps(option.get('default'))}"
         lines.append(f"  {name}: {kind(option)}, {ending}")
         lines += wrap(option.get("description", ""), indent="      ")
@@ -57,7 +57,7 @@ def needs(found: type[Spec]) -> list[str]:
     """What a pass needs, and in brackets what some of its options ask for besides."""
     from cook.recipe.schema.shape import fill
 
-    properties = {"properties": found.options}
+    properties = {"properties": found.schema()}
     asked = {need for each in found.examples for need in found(fill(properties, each)).wants()}
     return [*sorted(found.needs), *(f"({need})" for need in sorted(asked - found.needs))]
 

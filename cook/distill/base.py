@@ -28,11 +28,11 @@ class DistillationPass(DistillationSpec, Pass):
             )
 
     def task_weight(self) -> float:
-        return float(self.given["task_weight"])
+        return float(self.options.task_weight)
 
     def facts(self, context: Context) -> dict[str, Any]:
         first, last = self.window.start, max(self.window.start, self.window.end - 1)
-        weight, task = decimal(self.given["weight"]), decimal(self.given["task_weight"])
+        weight, task = decimal(self.options.weight), decimal(self.options.task_weight)
         return {
             "note": f"learned from the teacher in steps {first:,} to {last:,}, loss weight {weight}, task"
             f" loss weight {task}"

@@ -55,22 +55,22 @@ class DistillHidden(HiddenSpec, Intermediate):
 
     def pairs(self, student: Anatomy, teacher: Anatomy) -> list[Pair]:
         return [
-            Pair(student, teacher, not is_scores(student)) for student, teacher in self.given["map"].items()
+            Pair(student, teacher, not is_scores(student)) for student, teacher in self.options.map.items()
         ]
 
     def losses(self, context: Context) -> dict[str, Term]:
         values = []
         for pair in self.watched:
             student, teacher = self.compared(context, pair)
-            distance = DISTANCES[self.given["distance"]]
+            distance = DISTANCES[self.options.distance]
             if is_scores(pair.student):
                 distances = distance(student[..., None], teacher[..., None])
                 values.append(attended_mean(distances, self.attended(context, pair, student)))
                 continue
-            if self.given["normalize"]:
+            if self.options.normalize:
                 student, teacher = (
                     functional.normalize(student, dim=-1),
                     functional.normalize(teacher, dim=-1),
                 )
             values.append(valid_mean(distance(student, teacher), context.valid_tokens(student, pair.student)))
-        return {"hidden": Term(torch.stack(values).mean(), float(self.given["weight"]))}
+        return {"hidden": Term(torch.stack(values).mean(), float(self.options.weight))}

@@ -76,18 +76,18 @@ class DistillLogits(LogitsSpec, DistillationPass):
             self._check_outputs(one.model, role)
         alone = kind.endswith("ForSequenceClassification") and config.num_labels == 1
         self._check_problem("regression" if alone else getattr(config, "problem_type", None))
-        return Effect(note=f"{self.given['loss']}, temperature {self.given['temperature']:g}")
+        return Effect(note=f"{self.options.loss}, temperature {self.options.temperature:g}")
 
     def attach(self, context: Context) -> None:
         super().attach(context)
         for teacher in context.teachers:
-            if self.given["loss"] == "ce":
-                teacher.soften(self.given["temperature"])
+            if self.options.loss == "ce":
+                teacher.soften(self.options.temperature)
             else:
                 teacher.watch("logits")
 
     def _check_problem(self, problem: str | None) -> None:
-        if self.given["loss"] == "ce" and problem in ("regression", "multi_label_classification"):
+        if self.options.loss == "ce" and problem in ("regression", "multi_label_classification"):
             message = f"outputs of a model for {problem.replace('_', ' ')} are no distribution"
             raise self.error(message, option="loss", hint="loss: mse")
 
@@ -119,15 +119,15 @@ class DistillLogits(LogitsSpec, DistillationPass):
         except ValueError as error:
             raise self.error(str(error), hint="distill.hidden learns tensors inside of the model") from error
         distance = self._distance(context, student, rows)
-        return {"logits": Term(distance, float(self.given["weight"]))}
+        return {"logits": Term(distance, float(self.options.weight))}
 
     def _distance(self, context: Context, student: Tensor, rows: Tensor | None) -> Tensor:
-        temperature = float(self.given["temperature"])
+        temperature = float(self.options.temperature)
         weights = [teacher.weight for teacher in context.teachers]
         tops = [teacher.top(temperature) for teacher in context.teachers]
-        if self.given["loss"] == "mse" or not any(tops):
+        if self.options.loss == "mse" or not any(tops):
             whole = [self._logits(teacher, student) for teacher in context.teachers]
-            return LOSSES[self.given["loss"]](student, whole, temperature, weights=weights, rows=rows)
+            return LOSSES[self.options.loss](student, whole, temperature, weights=weights, rows=rows)
         # The sum of the losses has the gradient of the loss of the mixture.
         total = student.new_zeros((), dtype=torch.float32)
         for teacher, top, weight in zip(context.teachers, tops, weights, strict=True):

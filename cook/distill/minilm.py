@@ -73,10 +73,10 @@ class DistillMiniLM(MiniLMSpec, Intermediate):
     """Adds the divergence of relations between tokens, in one layer each, to the loss."""
 
     def pairs(self, student: Anatomy, teacher: Anatomy) -> list[Pair]:
-        parts = ("scores", "values") if self.given["version"] == 1 else self.given["relations"]
+        parts = ("scores", "values") if self.options.version == 1 else self.options.relations
         found = []
         for who, anatomy in (("student", student), ("teacher", teacher)):
-            layer, count = self.given[f"{who}_layer"], len(anatomy.layers)
+            layer, count = getattr(self.options, f"{who}_layer"), len(anatomy.layers)
             if not -count <= layer < count:
                 raise self.error(
                     f"there is no layer {layer}: the {who} has {count}, 0 to {count - 1}",
@@ -86,7 +86,7 @@ class DistillMiniLM(MiniLMSpec, Intermediate):
         return [Pair(one, other) for one, other in zip(*found, strict=True)]
 
     def comparable(self, pair: Pair, student: Sequence[int], teacher: Sequence[int]) -> bool:
-        if self.given["version"] == 1:
+        if self.options.version == 1:
             return student[1:3] == teacher[1:3]
         return student[2] == teacher[2]
 
@@ -98,7 +98,7 @@ class DistillMiniLM(MiniLMSpec, Intermediate):
     def sizes(self, anatomy: Anatomy, pairs: Sequence[Pair]) -> dict[Pair, tuple[Shape, Shape]]:
         sizes = super().sizes(anatomy, pairs)
         heads = self._heads(self._teacher_anatomy(anatomy))
-        for pair, both in sizes.items() if self.given["version"] == 2 else ():
+        for pair, both in sizes.items() if self.options.version == 2 else ():
             for who, (_, before, _, width) in zip(("student", "teacher"), both, strict=True):
                 if before * width % heads:
                     raise self.error(
@@ -115,15 +115,15 @@ class DistillMiniLM(MiniLMSpec, Intermediate):
             student, teacher = self.compared(context, pair)
             attended = self.attended(context, pair, student)
             part = pair.student.rpartition(".")[2]
-            if self.given["version"] == 2:
+            if self.options.version == 2:
                 heads = self._heads(self.teacher(context).anatomy)
                 student, teacher = regrouped(student, heads), regrouped(teacher, heads)
             if part != "scores":
                 student, teacher = relation(student), relation(teacher)
             name = "attention" if part == "scores" else part
-            terms[name] = Term(relation_divergence(student, teacher, attended), float(self.given["weight"]))
+            terms[name] = Term(relation_divergence(student, teacher, attended), float(self.options.weight))
         return terms
 
     def _heads(self, teacher: Anatomy) -> int:
         config: Any = teacher.model.config
-        return int(self.given["heads"] or config.num_attention_heads)
+        return int(self.options.heads or config.num_attention_heads)

@@ -160,7 +160,7 @@ class Intermediate(DistillationPass):
         Raises:
             CookError: there are no such layers, or they are in disorder.
         """
-        given, student_layers, teacher_layers = self.given["layers"], len(student.layers), len(teacher.layers)
+        given, student_layers, teacher_layers = self.options.layers, len(student.layers), len(teacher.layers)
         if isinstance(given, str):
             live = [number for number, layer in enumerate(student.layers) if layer in student.live]
             if len(live) > teacher_layers:
@@ -180,7 +180,7 @@ class Intermediate(DistillationPass):
 
     def teacher(self, context: Context) -> Teacher:
         """The teacher that the options name."""
-        return context.teachers[self.given["teacher"]]
+        return context.teachers[self.options.teacher]
 
     def compared(self, context: Context, pair: Pair) -> tuple[Tensor, Tensor]:
         """Both tensors of a pair in this forward, in float32, the student's projected."""
@@ -220,13 +220,13 @@ class Intermediate(DistillationPass):
 
     def comparable(self, pair: Pair, student: Sequence[int], teacher: Sequence[int]) -> bool:
         """Whether tensors of these shapes, whose first dimension is the examples, can be compared."""
-        projected = pair.projected and self.given.get("projection", "none") != "none"
+        projected = pair.projected and getattr(self.options, "projection", "none") != "none"
         rest = -1 if projected else None
         return student[1:rest] == teacher[1:rest]
 
     def unequal(self, student: Sequence[int], teacher: Sequence[int]) -> str | None:
         """What to do about tensors of these shapes, which cannot be compared."""
-        if student[:-1] == teacher[:-1] and "projection" in self.options:
+        if student[:-1] == teacher[:-1] and hasattr(self.options, "projection"):
             return "set projection: shared (one matrix for all pairs) or each (one for each)"
         return None
 
@@ -239,7 +239,7 @@ class Intermediate(DistillationPass):
 
     def _project(self, sizes: Mapping[Pair, tuple[Shape, Shape]]) -> dict[Pair, nn.Module]:
         """A matrix for each pair, without bias (Jiao et al. 2020, equation 8), as the options have it."""
-        kind = self.given.get("projection", "none")
+        kind = getattr(self.options, "projection", "none")
         projected = {
             pair: (student[-1], teacher[-1])
             for pair, (student, teacher) in sizes.items()
@@ -257,7 +257,7 @@ class Intermediate(DistillationPass):
         return dict.fromkeys(projected, one[0]) if one else {}
 
     def _teacher_anatomy(self, anatomy: Anatomy) -> Anatomy:
-        index = self.given["teacher"]
+        index = self.options.teacher
         if index >= len(anatomy.teachers):
             count = len(anatomy.teachers)
             raise self.error(

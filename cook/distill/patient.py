@@ -63,7 +63,7 @@ class DistillPatient(PatientSpec, Intermediate):
     def pairs(self, student: Anatomy, teacher: Anatomy) -> list[Pair]:
         layers = self.layers(STRATEGIES, student, teacher)
         if not layers:
-            message = f"{self.given['layers']!r} leaves the top layer out, and the student has no other"
+            message = f"{self.options.layers!r} leaves the top layer out, and the student has no other"
             raise self.error(message, option="layers", hint=f"such as layers: [{len(teacher.layers) - 1}]")
         return [Pair(f"layers[{one}].output", f"layers[{other}].output") for one, other in layers]
 
@@ -77,10 +77,10 @@ class DistillPatient(PatientSpec, Intermediate):
         for pair in self.watched:
             student, teacher = self.compared(context, pair)
             valid = context.valid_tokens(student, pair.student)
-            if self.given["tokens"] == "first":
+            if self.options.tokens == "first":
                 values.append(
                     direction_distance(first_token(student, valid), first_token(teacher, valid)).mean()
                 )
             else:
                 values.append(token_mean(direction_distance(student, teacher), valid))
-        return {"patient": Term(torch.stack(values).mean(), float(self.given["weight"]))}
+        return {"patient": Term(torch.stack(values).mean(), float(self.options.weight))}

@@ -1,47 +1,135 @@
-"""What passes that learn from a teacher declare: names, options and which of them fit together.
-
-This module is read to check a recipe: it imports nothing heavy, and neither may its `check`s.
-"""
+"""Declarations of the distillation passes: names, options and their checks, without heavy imports."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from cook.passes import WINDOW, Spec
+from cook.options import REQUIRED, Window, option
+from cook.passes import Spec
 
-WEIGHT: dict[str, Any] = {"type": "number", "minimum": 0, "default": 1.0}
-COMMON_OPTIONS: dict[str, Any] = {
-    "weight": {**WEIGHT, "description": "weight of this loss"},
-    "task_weight": {**WEIGHT, "description": "weight of the task's own loss while this pass acts"},
-    **WINDOW,
-}
-"""The options that each has."""
-INTERMEDIATE_OPTIONS: dict[str, Any] = {
-    **COMMON_OPTIONS,
-    "teacher": {
-        "type": "integer",
-        "minimum": 0,
-        "default": 0,
-        "description": "which teacher, counted from 0, where there are several",
-    },
-}
-"""The options of those that compare tensors inside of both models."""
-LAYERS: dict[str, Any] = {
-    "anyOf": [
+TERMS = {"embeddings": "embeddings", "hidden": "hidden states", "attention": "attention scores"}
+"""The names of the loss terms of `distill.tinybert`, distinct from those of other passes."""
+PARTS = tuple(TERMS)
+RELATIONS = ("queries", "keys", "values")
+
+Projection = Literal["none", "shared", "each"]
+PROJECTION = (
+    "Learned matrix from the student's width to the teacher's: none, one for all pairs, or one for each pair"
+)
+LayerMap = str | tuple[int, ...] | Mapping[str, int]
+
+
+def layers(default: str, other: str, help: str) -> Any:
+    """An option that maps student layers to teacher layers.
+
+    Args:
+        default, other: the names of the two strategies.
+        help: what the strategies mean.
+    """
+    forms = [
+        {"enum": sorted((default, other))},
         {"type": "array", "items": {"type": "integer"}, "minItems": 1},
         {"type": "object", "additionalProperties": {"type": "integer"}, "minProperties": 1},
-    ],
-}
-"""A teacher layer for each student layer from the first on, or pairs `{student: teacher}`, from 0."""
-PROJECTION: dict[str, Any] = {
-    "enum": ["none", "shared", "each"],
-    "description": "a learned matrix from the student's width to the teacher's: none, one for all pairs, "
-    "or one for each",
-}
-PARTS = ("embeddings", "hidden", "attention")
-TERMS = {"embeddings": "embeddings", "hidden": "hidden states", "attention": "attention scores"}
-"""What the log calls each part of `distill.tinybert`, apart from what other passes learn."""
-RELATIONS = ("queries", "keys", "values")
+    ]
+    lists = "or a list with a teacher layer for each student layer, or {student: teacher}"
+    return option(default, f"{help}; {lists}", schema={"anyOf": forms})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions(Window):
+    """The options of every distillation pass."""
+
+    weight: float = option(1.0, "Weight of this loss", minimum=0)
+    task_weight: float = option(
+        1.0, "Weight of the task's own loss while this pass is in its window", minimum=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntermediateOptions(LossOptions):
+    """The options of the passes that compare tensors inside of both models."""
+
+    teacher: int = option(0, "Index of the teacher, where there are several", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitsOptions(LossOptions):
+    """The options of `distill.logits`."""
+
+    loss: Literal["ce", "mse"] = option("ce", "Soft cross-entropy (ce) or squared error (mse) of the logits")
+    temperature: float = option(
+        1.0, "Temperature of both distributions; the cross-entropy is multiplied by its square", above=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenOptions(IntermediateOptions):
+    """The options of `distill.hidden`."""
+
+    map: Mapping[str, str] = option(
+        REQUIRED,
+        "{student tensor: teacher tensor}: layers[3].output, embeddings.output, layers[0].attention.scores"
+        " (without projection), logits, or the input or output of a module, PATH[in] or PATH[out]",
+        min_properties=1,
+    )
+    distance: Literal["cosine", "l1", "mse"] = option(
+        "mse", "Mean squared difference, mean absolute difference, or 1 minus the cosine"
+    )
+    normalize: bool = option(False, "Scale vectors to length 1 before they are compared")
+    projection: Projection = option("none", PROJECTION)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatientOptions(IntermediateOptions):
+    """The options of `distill.patient`."""
+
+    layers: LayerMap = layers(
+        "skip",
+        "last",
+        "Teacher layers: every k-th (skip) or the last ones (last), without the top layer",
+    )
+    tokens: Literal["first", "all"] = option(
+        "first",
+        "Tokens that are compared: the first of each example, which in a decoder attends to none else,"
+        " or all that are not padding",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyBERTOptions(IntermediateOptions):
+    """The options of `distill.tinybert`."""
+
+    parts: tuple[Literal["embeddings", "hidden", "attention"], ...] = option(
+        PARTS, "Parts of the model that are compared", min_items=1, unique=True
+    )
+    layers: LayerMap = layers(
+        "uniform", "last", "Teacher layers: every k-th up to the top (uniform) or the last ones (last)"
+    )
+    projection: Projection = option("shared", PROJECTION)
+    embeddings: float = option(1.0, "Weight of the embeddings beside the other parts", minimum=0)
+    hidden: float = option(1.0, "Weight of the hidden states beside the other parts", minimum=0)
+    attention: float = option(1.0, "Weight of the attention scores beside the other parts", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniLMOptions(IntermediateOptions):
+    """The options of `distill.minilm`."""
+
+    version: Literal[1, 2] = option(
+        2,
+        "1: attention distributions and value relations of each head; 2: relations of queries, keys and"
+        " values in relation heads",
+    )
+    relations: tuple[Literal["queries", "keys", "values"], ...] = option(
+        RELATIONS, "Relations that version 2 compares", min_items=1, unique=True
+    )
+    heads: int | None = option(
+        None, "Number of relation heads of version 2; null: the teacher's attention heads", minimum=1
+    )
+    student_layer: int = option(-1, "Student layer that learns")
+    teacher_layer: int = option(-1, "Teacher layer that it learns from")
 
 
 def is_scores(name: str) -> bool:
@@ -61,20 +149,8 @@ class LogitsSpec(DistillationSpec):
 
     name = "distill.logits"
     summary = "learn the teacher's output distribution (cross-entropy with temperature, or squared error)"
-    options: ClassVar[dict[str, Any]] = {
-        "loss": {
-            "enum": ["ce", "mse"],
-            "default": "ce",
-            "description": "soft cross-entropy or squared error",
-        },
-        "temperature": {
-            "type": "number",
-            "exclusiveMinimum": 0,
-            "default": 1.0,
-            "description": "softens both distributions; the loss is scaled by its square (ce)",
-        },
-        **COMMON_OPTIONS,
-    }
+    Options = LogitsOptions
+    options: LogitsOptions
     examples = ({"temperature": 2}, {"loss": "mse", "weight": 0.5})
 
 
@@ -83,28 +159,8 @@ class HiddenSpec(DistillationSpec):
 
     name = "distill.hidden"
     summary = "learn any tensor inside of the teacher, by module path or by anatomy word"
-    options: ClassVar[dict[str, Any]] = {
-        "map": {
-            "type": "object",
-            "additionalProperties": {"type": "string"},
-            "minProperties": 1,
-            "description": "{student tensor: teacher tensor}: layers[3].output, embeddings.output, "
-            "layers[0].attention.scores (without projection), logits, or a module's PATH[in] or PATH[out]",
-        },
-        "distance": {
-            "enum": ["cosine", "l1", "mse"],
-            "default": "mse",
-            "description": "mean square, mean absolute difference, or 1 minus the cosine",
-        },
-        "normalize": {
-            "type": "boolean",
-            "default": False,
-            "description": "scale vectors to length 1 before they are compared",
-        },
-        "projection": {**PROJECTION, "default": "none"},
-        **INTERMEDIATE_OPTIONS,
-    }
-    required = ("map",)
+    Options = HiddenOptions
+    options: HiddenOptions
     examples = (
         {"map": {"layers[0].output": "layers[1].output"}},
         {
@@ -117,17 +173,17 @@ class HiddenSpec(DistillationSpec):
     )
 
     def check(self) -> None:
-        found = [name for name in self.given["map"] if is_scores(name)]
-        if self.given["projection"] != "none" and len(found) == len(self.given["map"]):
+        found = [name for name in self.options.map if is_scores(name)]
+        if self.options.projection != "none" and len(found) == len(self.options.map):
             raise self.error(
                 "scores are compared head by head: there is nothing to project",
                 option="projection",
                 hint="leave it out",
             )
-        if found and (self.given["distance"] == "cosine" or self.given["normalize"]):
+        if found and (self.options.distance == "cosine" or self.options.normalize):
             raise self.error(
                 f"{found[0]} has no directions to compare: each score counts for itself",
-                option="normalize" if self.given["normalize"] else "distance",
+                option="normalize" if self.options.normalize else "distance",
                 hint="give the scores a distill.hidden of their own, with distance mse or l1, not normalized",
             )
 
@@ -137,21 +193,8 @@ class PatientSpec(DistillationSpec):
 
     name = "distill.patient"
     summary = "learn the direction of the teacher's hidden states, layer by layer (PKD)"
-    options: ClassVar[dict[str, Any]] = {
-        "layers": {
-            "anyOf": [{"enum": ["last", "skip"]}, *LAYERS["anyOf"]],
-            "default": "skip",
-            "description": "which teacher layers: every k-th (skip), the last ones (last), both without the "
-            "top; or a list, one for each student layer from the first on; or {student: teacher}",
-        },
-        "tokens": {
-            "enum": ["first", "all"],
-            "default": "first",
-            "description": "the first token of an example, which in a decoder sees no other, or all that are "
-            "not padding",
-        },
-        **INTERMEDIATE_OPTIONS,
-    }
+    Options = PatientOptions
+    options: PatientOptions
     examples = ({"weight": 10, "layers": [0]}, {"tokens": "all"})
 
 
@@ -160,28 +203,8 @@ class TinyBERTSpec(DistillationSpec):
 
     name = "distill.tinybert"
     summary = "learn the teacher's embeddings, hidden states and attention scores (TinyBERT)"
-    options: ClassVar[dict[str, Any]] = {
-        "parts": {
-            "type": "array",
-            "items": {"enum": list(PARTS)},
-            "minItems": 1,
-            "uniqueItems": True,
-            "default": list(PARTS),
-            "description": "which of them are learned",
-        },
-        "layers": {
-            "anyOf": [{"enum": ["last", "uniform"]}, *LAYERS["anyOf"]],
-            "default": "uniform",
-            "description": "which teacher layers: every k-th up to the top (uniform), the last ones (last); "
-            "or a list, one for each student layer from the first on; or {student: teacher}",
-        },
-        "projection": {**PROJECTION, "default": "shared"},
-        **{
-            part: {**WEIGHT, "description": f"weight of the {TERMS[part]} beside the others"}
-            for part in PARTS
-        },
-        **INTERMEDIATE_OPTIONS,
-    }
+    Options = TinyBERTOptions
+    options: TinyBERTOptions
     examples = ({}, {"parts": ["hidden"], "projection": "none", "layers": "last"})
 
 
@@ -190,34 +213,11 @@ class MiniLMSpec(DistillationSpec):
 
     name = "distill.minilm"
     summary = "learn how the tokens of one teacher layer relate to each other (MiniLM, v1 and v2)"
-    options: ClassVar[dict[str, Any]] = {
-        "version": {
-            "enum": [1, 2],
-            "default": 2,
-            "description": "1: attention distributions and value relations, head by head; 2: relations of "
-            "queries, keys and values in relation heads",
-        },
-        "relations": {
-            "type": "array",
-            "items": {"enum": list(RELATIONS)},
-            "minItems": 1,
-            "uniqueItems": True,
-            "default": list(RELATIONS),
-            "description": "which relations version 2 learns",
-        },
-        "heads": {
-            "type": ["integer", "null"],
-            "minimum": 1,
-            "default": None,
-            "description": "relation heads of version 2; null: the teacher's attention heads",
-        },
-        "student_layer": {"type": "integer", "default": -1, "description": "which layer learns"},
-        "teacher_layer": {"type": "integer", "default": -1, "description": "from which layer of the teacher"},
-        **INTERMEDIATE_OPTIONS,
-    }
+    Options = MiniLMOptions
+    options: MiniLMOptions
     examples = ({}, {"version": 1, "weight": 0.5}, {"heads": 2, "relations": ["values"], "teacher_layer": 0})
 
     def check(self) -> None:
-        for option, default in (("relations", list(RELATIONS)), ("heads", None)):
-            if self.given["version"] == 1 and self.given[option] != default:
-                raise self.error(f"{option} belongs to version 2", option=option, hint="set version: 2")
+        for name, default in (("relations", RELATIONS), ("heads", None)):
+            if self.options.version == 1 and getattr(self.options, name) != default:
+                raise self.error(f"{name} belongs to version 2", option=name, hint="set version: 2")

@@ -76,7 +76,7 @@ class DistillTinyBERT(TinyBERTSpec, Intermediate):
                 else:
                     valid = context.valid_tokens(student, pair.student)
                     values.append(state_distance(student, teacher, valid))
-            weight = float(self.given["weight"]) * float(self.given[part])
+            weight = float(self.options.weight) * float(getattr(self.options, part))
             terms[TERMS[part]] = Term(torch.stack(values).mean(), weight)
         return terms
 
@@ -90,4 +90,4 @@ class DistillTinyBERT(TinyBERTSpec, Intermediate):
                 for one, other in layers
             ],
         }
-        return {part: pairs for part, pairs in every.items() if part in self.given["parts"]}
+        return {part: pairs for part, pairs in every.items() if part in self.options.parts}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cook.lowrank.options import SHARE
+from cook.lowrank.options import SHARE, Budget
 from cook.lowrank.ranks import even, for_energy, least_cost, least_share, spread, worthwhile
 from cook.lowrank.targets import Target, rank_told
 from cook.model.nn.linear import linears, weight_count
@@ -31,18 +31,18 @@ def told(owner: Pass, anatomy: Anatomy, targets: Sequence[Target]) -> Ranks | No
     Raises:
         CookError: a rank is zero or above the full one, or nothing would be saved.
     """
-    given = owner.given
-    if given["rank"] is None and given["ranks"] is None:
-        if given["energy"] is not None or given["budget"] is not None:
+    options = owner.options
+    if options.rank is None and options.ranks is None:
+        if options.energy is not None or options.budget is not None:
             return None
         _check_share(owner, targets)
         if spreads(owner):
             return None
-        return list(even([each.size for each in targets], share(owner), given["multiple"]))
-    option = "ranks" if given["rank"] is None else "rank"
+        return list(even([each.size for each in targets], share(owner), options.multiple))
+    option = "ranks" if options.rank is None else "rank"
     ranks: Ranks = []
     for each in targets:
-        rank = given["rank"] or rank_told(owner, anatomy, each)
+        rank = options.rank or rank_told(owner, anatomy, each)
         if rank > min(each.size):
             message = f"rank {rank} is above the full rank {min(each.size)} of {each.name}"
             hint = f"up to {worthwhile(*each.size)} two factors are smaller than it; or exclude it"
@@ -57,13 +57,13 @@ def told(owner: Pass, anatomy: Anatomy, targets: Sequence[Target]) -> Ranks | No
 
 def spreads(owner: Pass) -> bool:
     """Whether a share of parameters is spread over the targets: asked for, or from data unless refused."""
-    asked = owner.given["spread"]
-    return owner.given["method"] == "data" if asked is None else bool(asked)
+    asked = owner.options.spread
+    return owner.options.method == "data" if asked is None else bool(asked)
 
 
 def share(owner: Pass) -> float:
     """Of the targets' parameters that is kept, where that is asked."""
-    return float(SHARE if owner.given["parameters"] is None else owner.given["parameters"])
+    return float(SHARE if owner.options.parameters is None else owner.options.parameters)
 
 
 def guessed(owner: Pass, anatomy: Anatomy, targets: Sequence[Target]) -> Ranks:
@@ -72,12 +72,12 @@ def guessed(owner: Pass, anatomy: Anatomy, targets: Sequence[Target]) -> Ranks:
     Raises:
         CookError: a budget of parameters cannot be met.
     """
-    given, model = owner.given, anatomy.model
-    sizes, multiple = [each.size for each in targets], given["multiple"]
+    options, model = owner.options, anatomy.model
+    sizes, multiple = [each.size for each in targets], options.multiple
     left = share(owner)
-    if given["energy"] is not None:
-        left = float(given["energy"])
-    elif given["budget"] is not None:
+    if options.energy is not None:
+        left = float(options.energy)
+    elif options.budget is not None:
         goal, budget = goal_of(owner)
         whole = [float(each.count) for each in targets]
         # A token is multiplied with nearly each weight of a linear layer once.
@@ -104,11 +104,11 @@ def chosen(
         worths: [k] of each target.
         costs, allowed: as `costs` gives them.
     """
-    multiple = owner.given["multiple"]
-    if owner.given["energy"] is None:
+    multiple = owner.options.multiple
+    if owner.options.energy is None:
         sizes = [each.size for each in targets]
         return spread([each.cpu() for each in worths], sizes, costs, allowed, multiple)
-    ranks = [for_energy(each, owner.given["energy"], multiple) for each in worths]
+    ranks = [for_energy(each, owner.options.energy, multiple) for each in worths]
     return [
         rank if rank <= worthwhile(*each.size) else None for rank, each in zip(ranks, targets, strict=True)
     ]
@@ -121,7 +121,7 @@ def costs(owner: Pass, context: Context, targets: Sequence[Target]) -> tuple[lis
         CookError: the budget cannot be met.
     """
     own = [float(each.count) for each in targets]
-    if owner.given["budget"] is None:
+    if owner.options.budget is None:
         return own, share(owner) * sum(own)
     goal, left = goal_of(owner)
     everything = float(_parameters(context.model))
@@ -141,7 +141,8 @@ def costs(owner: Pass, context: Context, targets: Sequence[Target]) -> tuple[lis
 
 def goal_of(owner: Pass) -> tuple[str, float]:
     """What a budget is about, and the share of it that is left at most."""
-    ((goal, left),) = ((name, each) for name, each in owner.given["budget"].items() if each is not None)
+    budget: Budget = owner.options.budget
+    ((goal, left),) = ((name, each) for name, each in vars(budget).items() if each is not None)
     return goal, float(left)
 
 
@@ -150,7 +151,7 @@ def _parameters(model: torch.nn.Module) -> int:
 
 
 def _check_share(owner: Pass, targets: Sequence[Target]) -> None:
-    sizes, multiple = [each.size for each in targets], owner.given["multiple"]
+    sizes, multiple = [each.size for each in targets], owner.options.multiple
     least = least_share(sizes, multiple)
     if spreads(owner):
         own = [float(each.count) for each in targets]
@@ -164,7 +165,7 @@ def _check_share(owner: Pass, targets: Sequence[Target]) -> None:
 def _check_budget(
     owner: Pass, targets: Sequence[Target], own: Sequence[float], allowed: float, everything: float
 ) -> None:
-    least = least_cost([each.size for each in targets], own, owner.given["multiple"])
+    least = least_cost([each.size for each in targets], own, owner.options.multiple)
     if least > allowed:
         goal, left = goal_of(owner)
         nearest = _up((everything - sum(own) + least) / everything)

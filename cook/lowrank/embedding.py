@@ -37,7 +37,7 @@ class FactoriseEmbedding(EmbeddingSpec, Pass):
         name = self._find(anatomy.model)
         embedding: Any = anatomy.model.get_submodule(name)
         entries, width = embedding.weight.shape
-        rank = self.given["rank"]
+        rank = self.options.rank
         sizes = f"{entries:,} x {width} become {entries:,} x {rank} and {rank} x {width}"
         tied, untied = _heads(anatomy.model, name)
         note = f"{sizes}, of {', '.join(tied)} too" if tied else sizes
@@ -57,7 +57,7 @@ class FactoriseEmbedding(EmbeddingSpec, Pass):
         if not bool(embedding.weight.isfinite().all()):
             raise self.error(f"{name} holds numbers that are not finite", hint="look at the model's weights")
         counts = self._counts(context, len(embedding.weight)) if self.wants() else None
-        found = factors(embedding.weight.detach(), self.given["rank"], counts)
+        found = factors(embedding.weight.detach(), self.options.rank, counts)
         tied, untied = _heads(model, name)
         before = embedding.weight.numel()
         edit = self._edit(name)
@@ -65,7 +65,7 @@ class FactoriseEmbedding(EmbeddingSpec, Pass):
         fill(model, name, found.table, found.factor)
         context.edit(edit)
         self.found = {
-            "rank": self.given["rank"],
+            "rank": self.options.rank,
             "parameters_before": before,
             "parameters_after": sum(each.numel() for each in surgery.get(model, name).parameters()),
             "error": found.error,
@@ -95,9 +95,9 @@ class FactoriseEmbedding(EmbeddingSpec, Pass):
         entries, width = embedding.weight.shape
         # rank * (entries + width) numbers have to be fewer than entries * width.
         most = (entries * width - 1) // (entries + width)
-        if self.given["rank"] > most:
+        if self.options.rank > most:
             raise self.error(
-                f"{name} is {entries:,} x {width}: a rank of {self.given['rank']} saves nothing",
+                f"{name} is {entries:,} x {width}: a rank of {self.options.rank} saves nothing",
                 option="rank",
                 hint=f"at most {most}" if most else "leave the pass out",
             )
@@ -110,10 +110,10 @@ class FactoriseEmbedding(EmbeddingSpec, Pass):
             if lexicon.size > entries:
                 message = f"the tokenizer has {lexicon.size:,} tokens, the model {entries:,}"
                 raise CookError(message, hint="is it the tokenizer of this model?")
-            texts = context.texts(self.given["corpora"])
+            texts = context.texts(self.options.corpora)
             counts, _ = count_tokens(lexicon.encode(texts, template=True), entries)
         except CookError as error:
-            option = "corpora" if self.given["corpora"] else "method"
+            option = "corpora" if self.options.corpora else "method"
             raise self.error(error.message, option=option, hint=error.hint) from error
         if not counts.sum():
             hint = "name files with some: corpora: [texts.txt]"
@@ -121,7 +121,7 @@ class FactoriseEmbedding(EmbeddingSpec, Pass):
         return counts + 1
 
     def _edit(self, name: str) -> Edit:
-        return Edit("factorise", name, {"rank": self.given["rank"]})
+        return Edit("factorise", name, {"rank": self.options.rank})
 
 
 def _heads(model: Any, name: str) -> tuple[list[str], str | None]:

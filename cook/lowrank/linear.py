@@ -73,7 +73,7 @@ class LowRankLinear(LinearSpec, Pass):
         Blueprint(edits=splits).apply(context.model)
         for edit in splits:
             context.edit(edit)
-        self.spectra = self._spectra(context, lambda: context.examples(self.given["rows"]))
+        self.spectra = self._spectra(context, lambda: context.examples(self.options.rows))
         self.ranks = self._agreed(context, self._chosen(context) if ranks is None else ranks)
         self.lost: dict[str, float] = {}
         self._factorise(context)
@@ -129,14 +129,14 @@ class LowRankLinear(LinearSpec, Pass):
         splits, several = targets(self, anatomy)
         return (
             (splits, several)
-            if self.given["ranks"] is None
+            if self.options.ranks is None
             else named_in_ranks(self, anatomy, splits, several)
         )
 
     def _chosen(self, context: Context) -> Ranks:
         """The ranks that the spectra of the model as it is say."""
         each_costs, allowed = costs(self, context, self.targets)
-        if self.method == "data" and self.given["energy"] is None:
+        if self.method == "data" and self.options.energy is None:
             worths = self._moving(context)
         else:
             worths = {name: spectrum.worth / _total(spectrum) for name, spectrum in self._walk(self.spectra)}
@@ -150,7 +150,7 @@ class LowRankLinear(LinearSpec, Pass):
         look cheap. Some of the examples do: what counts is the order.
         """
         tokens = TOKENS * max(min(each.size) for each in self.targets)
-        some = list(until(context.model, context.examples(self.given["rows"]), tokens))
+        some = list(until(context.model, context.examples(self.options.rows), tokens))
         moved = sensitivities(context.model, some, [each.name for each in self.targets])
         spectra = self._spectra(context, lambda: some, rough=True)
         return {
@@ -160,7 +160,7 @@ class LowRankLinear(LinearSpec, Pass):
 
     def _spectra(self, context: Context, examples: Examples, *, rough: bool = False) -> Spectra:
         names = [each.name for each in self.targets]
-        dtype = torch.float64 if self.given["dtype"] == "float64" else torch.float32
+        dtype = torch.float64 if self.options.dtype == "float64" else torch.float32
         return Spectra(context.anatomy, self.method, names, examples, dtype, rough=rough)
 
     def _agreed(self, context: Context, ranks: Ranks) -> Ranks:

@@ -1,14 +1,9 @@
-"""What the passes of low rank declare: names, options and which of them fit together.
-
-This module is read to check a recipe: it imports nothing heavy, and neither may its `check`s.
-"""
+"""Declarations of the low-rank passes: names and checks of options, without heavy imports."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
-from cook.lowrank.options import OPTIONS, WAYS
-from cook.passes import CORPORA, Spec
+from cook.lowrank.options import WAYS, EmbeddingOptions, LinearOptions
+from cook.passes import Spec
 
 
 class EmbeddingSpec(Spec):
@@ -19,33 +14,17 @@ class EmbeddingSpec(Spec):
     phase = "shape"
     reads = "text"
     once = True
-    options: ClassVar[dict[str, Any]] = {
-        "rank": {
-            "type": "integer",
-            "minimum": 1,
-            "default": 128,
-            "description": "the width of the table: E of E x H",
-        },
-        "method": {
-            "enum": ["svd", "frequency"],
-            "default": "svd",
-            "description": "what is nearest to the embedding: all rows alike, or each as often as texts have"
-            " its token, and once more",
-        },
-        "corpora": {
-            **CORPORA,
-            "description": f"files that method frequency counts in: {CORPORA['description']}",
-        },
-    }
+    Options = EmbeddingOptions
+    options: EmbeddingOptions
     examples = ({"rank": 4}, {"rank": 4, "method": "frequency"})
 
     def check(self) -> None:
-        if self.given["corpora"] and self.given["method"] != "frequency":
+        if self.options.corpora and self.options.method != "frequency":
             hint = "write method: frequency, or leave corpora out"
             raise self.error("texts are for method frequency", option="corpora", hint=hint)
 
     def wants(self) -> frozenset[str]:
-        return frozenset({"tokenizer"} if self.given["method"] == "frequency" else ())
+        return frozenset({"tokenizer"} if self.options.method == "frequency" else ())
 
 
 class LinearSpec(Spec):
@@ -54,7 +33,8 @@ class LinearSpec(Spec):
     name = "lowrank.linear"
     summary = "make two smaller layers of each linear one, which keep best what it gives on examples"
     phase = "shape"
-    options: ClassVar[dict[str, Any]] = OPTIONS
+    Options = LinearOptions
+    options: LinearOptions
     examples = (
         {"spread": False},
         {},
@@ -69,27 +49,27 @@ class LinearSpec(Spec):
 
     @property
     def method(self) -> str:
-        return str(self.given["method"])
+        return str(self.options.method)
 
     def check(self) -> None:
-        asked = [way for way in WAYS if self.given[way] is not None]
+        asked = [way for way in WAYS if getattr(self.options, way) is not None]
         if len(asked) > 1:
             hint = "take one of them: parameters: 0.5 is a share for all"
             raise self.error(f"found {' and '.join(asked)}, which all say ranks", option=asked[1], hint=hint)
-        way, budget = asked[0] if asked else "parameters", self.given["budget"]
-        if self.given["spread"] and way != "parameters":
+        way, budget = asked[0] if asked else "parameters", self.options.budget
+        if self.options.spread and way != "parameters":
             hint = "leave it out; a budget is always spread"
             raise self.error(f"means nothing with {way}", option="spread", hint=hint)
-        if self.given["multiple"] > 1 and way in ("rank", "ranks"):
+        if self.options.multiple > 1 and way in ("rank", "ranks"):
             message = f"means nothing with {way}, which says the very ranks"
             raise self.error(message, option="multiple", hint="leave it out")
-        if self.given["dtype"] != "float32" and self.method != "data":
+        if self.options.dtype != "float32" and self.method != "data":
             message = f"means nothing with {self.method}, which sums no Gram matrices"
             raise self.error(message, option="dtype", hint="leave it out")
-        if budget is not None and (budget.get("parameters") is None) == (budget.get("macs") is None):
+        if budget is not None and (budget.parameters is None) == (budget.macs is None):
             hint = "write budget: {parameters: 0.5}"
             raise self.error("expected either parameters or macs", option="budget", hint=hint)
 
     def wants(self) -> frozenset[str]:
-        counts = self.given["budget"] is not None and self.given["budget"].get("macs") is not None
+        counts = self.options.budget is not None and self.options.budget.macs is not None
         return frozenset({"calibration"}) if self.method != "svd" or counts else frozenset()

@@ -49,14 +49,14 @@ def targets(owner: Pass, anatomy: Anatomy) -> tuple[list[Edit], list[Target]]:
     Raises:
         CookError: nothing matches, all that does is low rank already, or a matrix is tied to another one.
     """
-    given, model = owner.given, anatomy.model
-    named = select(anatomy, given["include"], given["exclude"], replaced=True)
+    options, model = owner.options, anatomy.model
+    named = select(anatomy, options.include, options.exclude, replaced=True)
     names = [name for name in named if whole(model, name) == name]
     if not names:
         message = f"all {len(named)} linear layers that are selected are factors of a low rank already"
         raise owner.error(message, hint="leave the pass out, or include layers that are whole")
     _check(owner, model, names)
-    apart = _fused(anatomy) if given["fused"] == "apart" else {}
+    apart = _fused(anatomy) if options.fused == "apart" else {}
     edits, found = [], []
     for name in names:
         out, columns = shape(model.get_submodule(name))
@@ -71,7 +71,7 @@ def targets(owner: Pass, anatomy: Anatomy) -> tuple[list[Edit], list[Target]]:
 
 def beside(owner: Pass, anatomy: Anatomy) -> str:
     """What the selection holds and is no target, in words; nothing where all of it is one."""
-    include, exclude = owner.given["include"], owner.given["exclude"]
+    include, exclude = owner.options.include, owner.options.exclude
     return left_out(anatomy, include, exclude, select(anatomy, include, exclude, replaced=True))
 
 
@@ -85,7 +85,7 @@ def named_in_ranks(
     """
     modules = [each.fused or each.name for each in several]
     chosen: set[str] = set()
-    for pattern in owner.given["ranks"]:
+    for pattern in owner.options.ranks:
         if not (named := _named(owner, anatomy, pattern, modules)):
             message, hint = f"{pattern!r} matches no target", "it has to match one of those that are included"
             raise owner.error(message, option="ranks", hint=hint)
@@ -99,7 +99,7 @@ def rank_told(owner: Pass, anatomy: Anatomy, target: Target) -> int:
     name = target.fused or target.name
     return next(
         int(rank)
-        for pattern, rank in owner.given["ranks"].items()
+        for pattern, rank in owner.options.ranks.items()
         if name in _named(owner, anatomy, pattern, [name])
     )
 

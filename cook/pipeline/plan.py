@@ -194,7 +194,7 @@ def _check_claims(each: Pass, effect: Effect, planned: Sequence[tuple[Pass, Effe
             raise each.error(
                 f"{other.id} acts on the {shared[0]}{more} already",
                 hint="give one of the two passes an `exclude`, or leave it out"
-                if {"exclude"} & (each.options.keys() | other.options.keys())
+                if hasattr(each.options, "exclude") or hasattr(other.options, "exclude")
                 else "leave out one of the two",
             )
         if message := missing(effect.reads, its.skips) or missing(its.reads, effect.skips):
@@ -249,9 +249,9 @@ def _without_weights(recipe: Recipe, data: Data | None) -> PreTrainedModel:
 
 def _window(each: Pass) -> list[str] | None:
     """As the recipe writes it; None for a pass that acts when the run is over, and has no window."""
-    if "start" not in each.options:
+    if not hasattr(each.options, "start"):
         return None
-    return [str(each.given.get("start", "0%")), str(each.given.get("end", "100%"))]
+    return [str(getattr(each.options, name, default)) for name, default in (("start", "0%"), ("end", "100%"))]
 
 
 def _sizes(model: nn.Module, dtype: torch.dtype | None, tokens: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from cook.options import plain
 from cook.passes import Pass
 from cook.pipeline.execute import RunResult
 from cook.pipeline.inputs import Data
@@ -60,13 +61,13 @@ def pass_rows(passes: Sequence[Pass], outcome: RunResult) -> list[PassRow]:
     for each in passes:
         states = [state(values) for values in outcome.states[each.id]]
         window = None
-        if outcome.train is not None and "start" in each.options:
+        if outcome.train is not None and hasattr(each.options, "start"):
             window = (each.window.start, max(each.window.start, each.window.end - 1))
         rows.append(
             PassRow(
                 id=each.id,
                 name=each.name,
-                options=thaw(each.given),
+                options=plain(each.options),
                 window=window,
                 states=states,
                 before=states[0],

@@ -51,7 +51,7 @@ class PruneLayerDrop(LayerDropSpec, Pass):
         return Effect(
             parameters=matrices(anatomy.model, layers),
             skips=frozenset(layers),
-            note=f"each of {len(layers)} layers is left out of {self.given['rate']:.4g} of all forwards",
+            note=f"each of {len(layers)} layers is left out of {self.options.rate:.4g} of all forwards",
         )
 
     def attach(self, context: Context) -> None:
@@ -63,9 +63,7 @@ class PruneLayerDrop(LayerDropSpec, Pass):
         self.forward = 0
 
     def skipped_layers(self, context: Context) -> Sequence[str]:
-        numbers = dropped(
-            len(self.layers), self.given["rate"], self.given["seed"], context.step, self.forward
-        )
+        numbers = dropped(len(self.layers), self.options.rate, self.options.seed, context.step, self.forward)
         self.forward += 1
         self.forwards += 1
         self.gone += len(numbers)
@@ -76,7 +74,7 @@ class PruneLayerDrop(LayerDropSpec, Pass):
         note = f"{100 * share:.1f} % of the runs through {len(self.layers)} layers left out in training"
         return {
             "note": note,
-            "rate": float(self.given["rate"]),
+            "rate": float(self.options.rate),
             "dropped": share,
             "layers": len(self.layers),
             "forwards": self.forwards,
@@ -91,9 +89,9 @@ class PruneLayerDrop(LayerDropSpec, Pass):
     def _layers(self, anatomy: Anatomy) -> list[str]:
         """The layers that can be left out: those that there are, but for `keep`."""
         every, live = droppable(anatomy), set(anatomy.live)
-        if message := beyond(self.given["keep"], len(every)):
+        if message := beyond(self.options.keep, len(every)):
             raise self.error(message, option="keep")
-        kept = {every[number] for number in self.given["keep"]}
+        kept = {every[number] for number in self.options.keep}
         found = [layer for layer in every if layer in live - kept]
         if not found:
             raise self.error("no layer could be left out", option="keep", hint="name fewer, or none")

@@ -123,7 +123,7 @@ class PruneLayers(LayersSpec, Pass):
         layers = droppable(anatomy)
         self.influence: list[float] | None = None
         if self.wants():
-            examples = context.examples(self.given["rows"])
+            examples = context.examples(self.options.rows)
             try:
                 found = block_influence(context.model, examples, layers)
             except CookError as error:
@@ -159,14 +159,14 @@ class PruneLayers(LayersSpec, Pass):
             )
 
     def _kept(self, anatomy: Anatomy, layers: list[str]) -> list[int]:
-        if self.given["keep"] is None:
-            return chosen(len(layers), self._count(anatomy), self.given["choose"])
-        if message := beyond(self.given["keep"], len(layers)):
+        if self.options.keep is None:
+            return chosen(len(layers), self._count(anatomy), self.options.choose)
+        if message := beyond(self.options.keep, len(layers)):
             raise self.error(message, option="keep")
-        kept = [number % len(layers) for number in self.given["keep"]]
+        kept = [number % len(layers) for number in self.options.keep]
         if kept != sorted(set(kept)):
             hint = "name each layer once, in increasing order"
-            raise self.error(f"{self.given['keep']} does not increase", option="keep", hint=hint)
+            raise self.error(f"{self.options.keep} does not increase", option="keep", hint=hint)
         for stack in {id(each): each for each in anatomy.stacks.values()}.values():
             own = [number for number, layer in enumerate(layers) if anatomy.stacks[layer] is stack]
             if not set(own) & set(kept):
@@ -177,11 +177,12 @@ class PruneLayers(LayersSpec, Pass):
         return kept
 
     def _count(self, anatomy: Anatomy) -> int:
-        count, layers = self.given["count"], len(anatomy.layers)
+        count, layers = self.options.count, len(anatomy.layers)
         if anatomy.mixed:
             hint = "name them: keep counts from the encoder's first to the decoder's last"
             raise self.error("the model has layers of several kinds", option="count", hint=hint)
+        assert count is not None
         if count >= layers:
             message = f"{count} layers would stay, the model has {layers}"
             raise self.error(message, option="count", hint=f"at most {layers - 1}")
-        return int(count)
+        return count

@@ -67,9 +67,9 @@ class PruneVocabulary(VocabularySpec, Pass):
             raise self.error("another pass takes tokens away already", hint="leave out one of the two")
         counts, texts = self._count(context, lexicon)
         always = lexicon.fixed | named_ids(context.model) | self._asked(lexicon)
-        if self.given["alphabet"] or lexicon.needs_alphabet:
+        if self.options.alphabet or lexicon.needs_alphabet:
             always |= lexicon.alphabet
-        kept = kept_tokens(counts, self.given["minimum"], always, lexicon)
+        kept = kept_tokens(counts, self.options.minimum, always, lexicon)
         self.tokenizer, kept = self._settled(context, lexicon, kept)
         unknown = _unknown(context.tokenizer, kept)
         numbers = TokenIdMap(kept, self.vocabulary.entries, unknown, labels=bool(self.vocabulary.heads))
@@ -77,7 +77,7 @@ class PruneVocabulary(VocabularySpec, Pass):
             check_padding(context.model, numbers)
         context.token_id_map = numbers
         own = counts
-        if self.given["corpora"]:
+        if self.options.corpora:
             own, _ = count_tokens(lexicon.encode(context.texts(None)), self.vocabulary.entries)
         self.found = {
             "tokens_before": self.vocabulary.entries,
@@ -124,12 +124,12 @@ class PruneVocabulary(VocabularySpec, Pass):
 
     def _asked(self, lexicon: Lexicon) -> set[int]:
         with self._placed("keep"):
-            return {lexicon.named(token) for token in self.given["keep"]}
+            return {lexicon.named(token) for token in self.options.keep}
 
     def _count(self, context: Context, lexicon: Lexicon) -> tuple[Tensor, int]:
         counts, texts = count_tokens(lexicon.encode(self._texts(context)), self.vocabulary.entries)
         if not counts.sum():
-            files = self.given["corpora"]
+            files = self.options.corpora
             what = "there is no text in them" if files else "there are no texts to count tokens in"
             hint = "give other files" if files else "name files: corpora: [texts.txt], or give data"
             raise self.error(what, option="corpora", hint=hint)
@@ -137,7 +137,7 @@ class PruneVocabulary(VocabularySpec, Pass):
 
     def _texts(self, context: Context) -> Iterator[str]:
         with self._placed("corpora"):
-            yield from context.texts(self.given["corpora"])
+            yield from context.texts(self.options.corpora)
 
     @contextmanager
     def _placed(self, option: str | None = None) -> Iterator[None]:

@@ -41,9 +41,9 @@ class QuantAwareTraining(QatSpec, Pass):
     def plan(self, anatomy: Anatomy) -> Effect:
         layers = self._layers(anatomy)
         edits = [self._edit(name, anatomy.model.get_submodule(name)) for name in layers]
-        note = f"{len(layers)} linear layers, weights {self.given['weights']}"
-        if self.given["activations"]:
-            note += f", inputs {self.given['activations']} ({self.given['observer']})"
+        note = f"{len(layers)} linear layers, weights {self.options.weights}"
+        if self.options.activations:
+            note += f", inputs {self.options.activations} ({self.options.observer})"
         if missed := self._missed(anatomy, layers):
             note += f"; {missed}"
         return Effect(
@@ -55,10 +55,10 @@ class QuantAwareTraining(QatSpec, Pass):
     def attach(self, context: Context) -> None:
         self.layers = self._layers(context.anatomy)
         self.missed = self._missed(context.anatomy, self.layers)
-        self.bits = bits_of(self.given["weights"])
+        self.bits = bits_of(self.options.weights)
         self.enabled = False
         self.rounding: list[Rounding] = []
-        moving = self.given["activations"] and self.given["observer"] == "moving"
+        moving = self.options.activations and self.options.observer == "moving"
         if moving and not context.trains:
             raise self.error(
                 "a moving average needs training",
@@ -66,7 +66,7 @@ class QuantAwareTraining(QatSpec, Pass):
                 hint="use `observer: token` without training",
             )
         self.frozen_from = (
-            context.schedule_step(self.given["freeze"], self, "freeze") if moving else context.total_steps
+            context.schedule_step(self.options.freeze, self, "freeze") if moving else context.total_steps
         )
         if moving and self.frozen_from <= self.window.start:
             raise self.error(
@@ -79,7 +79,7 @@ class QuantAwareTraining(QatSpec, Pass):
             layer = transform(context.model, name)
             self.rounding.append(weight := FakeQuantWeight(self.bits))
             layer.add_weight_transform(self.id, weight)
-            if self.given["activations"]:
+            if self.options.activations:
                 self.rounding.append(inputs := self._input_transform(layer))
                 layer.add_input_transform(self.id, inputs)
         if not context.trains:
@@ -110,7 +110,7 @@ class QuantAwareTraining(QatSpec, Pass):
             layer = context.model.get_submodule(name)
             assert isinstance(layer, TransformedLinear)
             edit = self._edit(name, layer)
-            moving = layer.input_transform(self.id) if self.given["activations"] else None
+            moving = layer.input_transform(self.id) if self.options.activations else None
             if isinstance(moving, FakeQuantMoving) and not moving.observed:
                 raise self.error(
                     f"{name} never ran in training mode in the window: the range of its inputs is unknown",
@@ -142,16 +142,16 @@ class QuantAwareTraining(QatSpec, Pass):
         found: dict[str, Any] = {"layers": len(self.layers), "weight_bits": self.bits}
         if stored != self.bits:
             found["stored_bits"] = stored
-        if self.given["activations"]:
-            found["activation_bits"] = bits_of(self.given["activations"])
+        if self.options.activations:
+            found["activation_bits"] = bits_of(self.options.activations)
         note = f"{len(self.layers)} linear layers stored as int{stored}"
         if stored != self.bits:
             note = (
-                f"{len(self.layers)} linear layers rounded to {self.given['weights']}, stored as int{stored}"
+                f"{len(self.layers)} linear layers rounded to {self.options.weights}, stored as int{stored}"
             )
-        if self.given["activations"]:
+        if self.options.activations:
             how = {"token": "by token", "moving": "by a moving maximum"}
-            note += f", inputs rounded to {self.given['activations']} {how.get(self.given['observer'], '')}"
+            note += f", inputs rounded to {self.options.activations} {how.get(self.options.observer, '')}"
         found["note"] = note.rstrip() + (f"; {self.missed}" if self.missed else "")
         return found
 
@@ -163,10 +163,10 @@ class QuantAwareTraining(QatSpec, Pass):
 
     def _missed(self, anatomy: Anatomy, layers: Sequence[str]) -> str:
         """What the selection holds and stays as it is, in words; nothing where all of it is rounded."""
-        return left_out(anatomy, self.given["include"], self.given["exclude"], layers)
+        return left_out(anatomy, self.options.include, self.options.exclude, layers)
 
     def _layers(self, anatomy: Anatomy) -> list[str]:
-        layers = select(anatomy, self.given["include"], self.given["exclude"], replaced=True)
+        layers = select(anatomy, self.options.include, self.options.exclude, replaced=True)
         for name in layers:
             layer = anatomy.model.get_submodule(name)
             claimed = isinstance(layer, TransformedLinear) and layer.quantised
@@ -177,10 +177,11 @@ class QuantAwareTraining(QatSpec, Pass):
         return layers
 
     def _input_transform(self, layer: TransformedLinear) -> FakeQuantToken | FakeQuantMoving:
-        bits = bits_of(self.given["activations"])
-        if self.given["observer"] == "token":
+        assert self.options.activations is not None
+        bits = bits_of(self.options.activations)
+        if self.options.observer == "token":
             return FakeQuantToken(bits)
-        return FakeQuantMoving(bits, self.given["decay"], layer.weight.device)
+        return FakeQuantMoving(bits, self.options.decay, layer.weight.device)
 
     def _enable(self, on: bool) -> None:
         self.enabled = on
@@ -189,15 +190,15 @@ class QuantAwareTraining(QatSpec, Pass):
 
     def _activation(self) -> dict[str, Any] | None:
         """What `IntLinear` does with its inputs."""
-        if not self.given["activations"]:
+        if not self.options.activations:
             return None
-        kind = {"token": "token", "moving": "static"}[self.given["observer"]]
-        return {"bits": bits_of(self.given["activations"]), "kind": kind}
+        kind = {"token": "token", "moving": "static"}[self.options.observer]
+        return {"bits": bits_of(self.options.activations), "kind": kind}
 
     def _edit(self, name: str, layer: Any) -> Edit:
         out, columns = shape(layer)
         options = {
-            "bits": stored_width(bits_of(self.given["weights"])),
+            "bits": stored_width(bits_of(self.options.weights)),
             "activation": self._activation(),
             "in": columns,
             "out": out,

@@ -1,15 +1,31 @@
-"""What the passes that round declare: names and options.
-
-This module is read to check a recipe: it imports nothing heavy, and neither may its `check`s.
-"""
+"""Declarations of the quantisation passes: names and options, without heavy imports."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Literal
 
-from cook.passes import SCHEDULE_POINT, SELECTION, WINDOW, Spec
+from cook.options import POINT_HELP, Selection, Start, option, schedule_point
+from cook.passes import Spec
 
-WIDTHS = [f"int{bits}" for bits in range(8, 1, -1)]
+Width = Literal["int8", "int7", "int6", "int5", "int4", "int3", "int2"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QatOptions(Selection, Start):
+    """The options of `quant.qat`."""
+
+    weights: Width = option(
+        "int8", "Width of the weights, with one scale per row; int5 to int7 are stored as int8"
+    )
+    activations: Width | None = option(
+        "int8", "Width of the layers' inputs; null leaves them in floating point"
+    )
+    observer: Literal["token", "moving"] = option(
+        "token", "Scale of the inputs: one per token, or a moving average of the largest magnitude"
+    )
+    decay: float = option(0.99, "Decay of the moving average per update", above=0, below=1)
+    freeze: str | int = schedule_point("90%", f"When the moving average is frozen: {POINT_HELP}")
 
 
 class QatSpec(Spec):
@@ -18,35 +34,6 @@ class QatSpec(Spec):
     name = "quant.qat"
     summary = "train with rounded weights and activations, store the weights as integers"
     phase = "precision"
-    options: ClassVar[dict[str, Any]] = {
-        "weights": {
-            "enum": WIDTHS,
-            "default": "int8",
-            "description": "width of the weights, a scale a row; int5 to int7 are stored as int8",
-        },
-        "activations": {
-            "enum": [*WIDTHS, None],
-            "default": "int8",
-            "description": "width of the layers' inputs; null leaves them in floating point",
-        },
-        "observer": {
-            "enum": ["token", "moving"],
-            "default": "token",
-            "description": "scale of the inputs: one a token, or a moving average of their largest magnitude",
-        },
-        "decay": {
-            "type": "number",
-            "exclusiveMinimum": 0,
-            "exclusiveMaximum": 1,
-            "default": 0.99,
-            "description": "of the moving average, an update",
-        },
-        "freeze": {
-            **SCHEDULE_POINT,
-            "default": "90%",
-            "description": "when the moving average stops moving: " + SCHEDULE_POINT["description"],
-        },
-        **SELECTION,
-        "start": WINDOW["start"],
-    }
+    Options = QatOptions
+    options: QatOptions
     examples = ({}, {"weights": "int4", "observer": "moving"})

@@ -284,8 +284,8 @@ class Session(Context):
             raise
 
     def _window(self, each: Pass) -> Window:
-        start = self.schedule_step(each.given.get("start", 0), each, "start")
-        end = self.schedule_step(each.given.get("end", "100%"), each, "end")
+        start = self.schedule_step(getattr(each.options, "start", 0), each, "start")
+        end = self.schedule_step(getattr(each.options, "end", "100%"), each, "end")
         if end < start:
             raise each.error(f"ends at step {end}, before its start at step {start}", option="end")
         return Window(start, end)

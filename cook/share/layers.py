@@ -38,7 +38,7 @@ class ShareLayers(LayersSpec, Pass):
 
     @property
     def rank(self) -> int:
-        return int(self.given["residual"])
+        return int(self.options.residual)
 
     def settled(self, done: int) -> bool:
         """Layers share from the start."""
@@ -54,7 +54,7 @@ class ShareLayers(LayersSpec, Pass):
             for name in group.names(layer)
             if own(surgery.get(anatomy.model, name)).get("weight", torch.empty(0)).ndim == 2
         ]
-        part = {"all": "", "attention": "attention of ", "ffn": "FFN of "}[self.given["parts"]]
+        part = {"all": "", "attention": "attention of ", "ffn": "FFN of "}[self.options.parts]
         layers = sum(len(group.layers) for group in groups)
         beside = f" with residuals of rank {self.rank}" if self.rank else ""
         return Effect(
@@ -72,7 +72,7 @@ class ShareLayers(LayersSpec, Pass):
         expected, before = self._saved(model, groups), _parameters(model)
         for group in groups:
             layers = [_tensors(model, group, layer) for layer in group.layers]
-            start = started(layers, self.given["init"])
+            start = started(layers, self.options.init)
             for edit in self._tie(model, group, start):
                 context.edit(edit)
             for layer, was in zip(group.layers, layers, strict=True):
@@ -84,8 +84,8 @@ class ShareLayers(LayersSpec, Pass):
     def facts(self, context: Context) -> dict[str, Any]:
         found = {
             "groups": self.numbers,
-            "parts": self.given["parts"],
-            "init": self.given["init"],
+            "parts": self.options.parts,
+            "init": self.options.init,
             "saved": self.saved,
             "note": f"{sum(map(len, self.numbers))} layers in {_several(len(self.numbers), 'group')},"
             f" {self.saved:,} parameters fewer; sharing saves memory, not time",
@@ -98,7 +98,7 @@ class ShareLayers(LayersSpec, Pass):
 
     def _groups(self, anatomy: Anatomy) -> list[Group]:
         try:
-            return grouped(anatomy, self.given["groups"], self.given["parts"])
+            return grouped(anatomy, self.options.groups, self.options.parts)
         except CookError as error:
             raise self.error(error.message, option="groups", hint=error.hint) from error
 

@@ -1,15 +1,48 @@
-"""What the passes that share parameters declare: names and options.
-
-This module is read to check a recipe: it imports nothing heavy, and neither may its `check`s.
-"""
+"""Declarations of the passes that share parameters: names and options, without heavy imports."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Literal
 
+from cook.options import REQUIRED, option
 from cook.passes import Spec
 
 INITS = ("mean", "first", "best")
+_GROUPS = {
+    "anyOf": [
+        {"enum": ["all"]},
+        {"type": "integer", "minimum": 2},
+        {
+            "type": "array",
+            "items": {"type": "array", "items": {"type": "integer"}, "minItems": 1},
+            "minItems": 1,
+        },
+    ]
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersOptions:
+    """The options of `share.layers`."""
+
+    groups: str | int | tuple[tuple[int, ...], ...] = option(
+        REQUIRED,
+        "Which layers share: the number of consecutive layers in a group, all, or lists of layer numbers such"
+        " as [[0, 1], [2, 3]] that hold every layer once; -1 is the last layer",
+        schema=_GROUPS,
+    )
+    parts: Literal["all", "attention", "ffn"] = option(
+        "all", "Part of the layers that is shared, with the norms that belong to it"
+    )
+    init: Literal["mean", "first", "best"] = option(
+        "mean",
+        "Initial parameters of a group: the mean of its layers, its first layer, or the layer that is"
+        " nearest to all others (best)",
+    )
+    residual: int = option(
+        0, "Rank of the residual that each layer keeps beside a shared matrix; 0 for none", minimum=0
+    )
 
 
 class LayersSpec(Spec):
@@ -18,39 +51,8 @@ class LayersSpec(Spec):
     name = "share.layers"
     summary = "let groups of layers have the same parameters: fewer to store and to train, as many to compute"
     phase = "shape"
-    required = ("groups",)
-    options: ClassVar[dict[str, Any]] = {
-        "groups": {
-            "anyOf": [
-                {"enum": ["all"]},
-                {"type": "integer", "minimum": 2},
-                {
-                    "type": "array",
-                    "items": {"type": "array", "items": {"type": "integer"}, "minItems": 1},
-                    "minItems": 1,
-                },
-            ],
-            "description": "which layers share: so many consecutive ones at a time, all, or lists of numbers"
-            " such as [[0, 1], [2, 3]] that have every layer once; -1 is the last",
-        },
-        "parts": {
-            "enum": ["all", "attention", "ffn"],
-            "default": "all",
-            "description": "what of the layers is shared, with the norms that belong to it",
-        },
-        "init": {
-            "enum": list(INITS),
-            "default": "mean",
-            "description": "what a group begins with: the mean of its layers, its first layer, or the best"
-            " one, which all others are nearest to",
-        },
-        "residual": {
-            "type": "integer",
-            "minimum": 0,
-            "default": 0,
-            "description": "rank of what each layer keeps of its own beside every shared matrix; 0 is none",
-        },
-    }
+    Options = LayersOptions
+    options: LayersOptions
     examples = (
         {"groups": "all"},
         {"groups": 2, "parts": "attention", "init": "first"},

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import pytest
 
 from cook.cli import main
 from cook.cli.passes import document, kind, listing, needs
-from cook.passes import SCHEDULE_POINT, TARGETS, WINDOW, Pass, find
+from cook.options import REQUIRED, SCHEDULE_POINT, TARGETS, Window, option
+from cook.passes import Pass, find
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaltOptions(Window):
+    """An option of every kind."""
+
+    target: tuple[str, ...] = option(("encoder",), TARGETS, min_items=1)
+    amount: float = option(REQUIRED, "how much", above=0, maximum=1)
+    grain: Literal["fine", "coarse"] | None = option("fine", "which")
 
 
 class Salt(Pass):
@@ -16,13 +27,8 @@ class Salt(Pass):
 
     name = "season.salt"
     summary = "add salt"
-    options = {  # noqa: RUF012
-        "target": {**TARGETS, "default": ["encoder"]},
-        "amount": {"type": "number", "exclusiveMinimum": 0, "maximum": 1, "description": "how much"},
-        "grain": {"enum": ["fine", "coarse", None], "default": "fine", "description": "which"},
-        **WINDOW,
-    }
-    required = ("amount",)
+    Options = SaltOptions
+    examples = ({"amount": 0.5},)
     phase = "weights"
     needs = frozenset({"training", "teacher"})
 
@@ -32,7 +38,6 @@ class Bare(Pass):
 
     name = "season.bare"
     summary = "do nothing"
-    options = {}  # noqa: RUF012
 
 
 def test_document() -> None:
@@ -65,7 +70,7 @@ def test_listing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "words"),
+    ("schema", "words"),
     [
         ({"type": "integer", "minimum": 2, "maximum": 8}, "integer >= 2 <= 8"),
         ({"type": ["number", "null"]}, "number or null"),
@@ -77,8 +82,8 @@ def test_listing() -> None:
         ({"type": "object", "additionalProperties": {"type": "integer"}}, "mapping to integer"),
     ],
 )
-def test_kind(option: dict[str, Any], words: str) -> None:
-    assert kind(option) == words
+def test_kind(schema: dict[str, Any], words: str) -> None:
+    assert kind(schema) == words
 
 
 def test_an_unknown_pass_is_answered_with_the_nearest(

@@ -86,7 +86,7 @@ def test_a_map_in_a_recipe(kind, tmp_path):
         layers = {2: 3, 0: -6} if "numbers" in kind else {"2": 3, "0": -6}
         source = {"version": 1, "passes": [{"distill.patient": {"layers": layers}}]}
     [made] = make_passes(load_recipe(source, partial=True))
-    assert layer_map(made.given["layers"], 3, 6) == [(0, 0), (2, 3)]
+    assert layer_map(made.options.layers, 3, 6) == [(0, 0), (2, 3)]
 
 
 # Means over tokens

@@ -108,7 +108,7 @@ def compressed(case: Case) -> bool:
 def steps(case: Case, *, trains: bool = True) -> list[dict[str, Any]]:
     """The passes as a recipe writes them; in a run they begin late, so that the start is seen too."""
     known = registered()
-    late = {name: {"start": 1} if trains and "start" in cls.options else {} for name, cls in known.items()}
+    late = {name: {"start": 1} if trains and "start" in cls.schema() else {} for name, cls in known.items()}
     return [{name: {**late[name], **known[name].examples[number]}} for name, number in case.passes]
 
 

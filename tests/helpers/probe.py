@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from cook.options import Window
 from cook.passes import Pass
 from cook.session import Session
 from tests.helpers import tiny
@@ -14,7 +15,7 @@ from tests.helpers import tiny
 class Probe(Pass):
     """Does what a test asks, and writes down what it is asked."""
 
-    name, summary, options = "test.probe", "", {}
+    name, summary, Options = "test.probe", "", Window
 
     def __init__(
         self, options=None, *, log=None, terms=None, breaks=None, weight=1.0, phase="observe", **names: Any

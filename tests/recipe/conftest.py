@@ -1,51 +1,41 @@
 """Two small passes, so that the recipes tested here do not depend on the shipped methods."""
 
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 
 from cook import passes
-from cook.passes import WINDOW, Pass
+from cook.options import REQUIRED, Window, option
+from cook.passes import Pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShrinkOptions(Window):
+    sparsity: float = option(REQUIRED, "share of zeros", minimum=0, below=1)
+    schedule: Literal["cubic", "linear"] = option("cubic", "how it rises")
+    rounds: int = option(4, "how often", minimum=1)
+    include: tuple[str, ...] = option(("*",), "which", min_items=1)
 
 
 class Shrink(Pass):
     name, summary, phase = "test.shrink", "zero some weights", "weights"
-    options: ClassVar = {
-        **WINDOW,
-        "sparsity": {
-            "type": "number",
-            "minimum": 0,
-            "exclusiveMaximum": 1,
-            "description": "share of zeros",
-        },
-        "schedule": {"enum": ["cubic", "linear"], "default": "cubic", "description": "how it rises"},
-        "rounds": {"type": "integer", "minimum": 1, "default": 4, "description": "how often"},
-        "include": {
-            "type": "array",
-            "items": {"type": "string"},
-            "minItems": 1,
-            "default": ["*"],
-            "description": "which",
-        },
-    }
-    required = ("sparsity",)
+    Options = ShrinkOptions
     needs = frozenset({"weights"})
 
     def check(self) -> None:
-        if self.given["schedule"] == "linear" and self.given["rounds"] == 13:
+        if self.options.schedule == "linear" and self.options.rounds == 13:
             raise self.error("13 rounds cannot be linear", option="rounds", hint="write 12")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListenOptions:
+    temperature: float = option(1.0, "softness", above=0)
 
 
 class Listen(Pass):
     name, summary = "test.listen", "learn from a teacher"
-    options: ClassVar = {
-        "temperature": {
-            "type": "number",
-            "exclusiveMinimum": 0,
-            "default": 1.0,
-            "description": "softness",
-        }
-    }
+    Options = ListenOptions
     needs = frozenset({"training", "teacher"})
 
 

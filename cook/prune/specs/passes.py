@@ -1,14 +1,70 @@
-"""What the passes that prune weights, layers and tokens declare: names, options and what fits together.
-
-This module is read to check a recipe: it imports nothing heavy, and neither may its `check`s.
-"""
+"""Declarations of the passes that prune weights, layers and tokens, without heavy imports."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Literal
 
-from cook.passes import CORPORA, WINDOW, Spec
-from cook.prune.specs.options import MOVING, ONE_SHOT, OPTIONS, mistakes
+from cook.options import Window, corpora, option
+from cook.passes import Spec
+from cook.prune.specs.options import MOVING, ONE_SHOT, WeightsOptions, mistakes
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersOptions:
+    """The options of `prune.layers`."""
+
+    keep: tuple[int, ...] | None = option(
+        None, "Numbers of the layers that are kept, in increasing order; -1 is the last layer", min_items=1
+    )
+    count: int | None = option(
+        None, "Number of layers that are kept, chosen by `choose`; give either this or keep", minimum=1
+    )
+    choose: Literal["influence", "top", "bottom", "alternate"] = option(
+        "influence",
+        "Layers that are removed: those that change their input least (influence; ShortGPT), the last (top),"
+        " the first (bottom), or every k-th (alternate)",
+    )
+    rows: int = option(
+        128, "Training examples on which influence is measured; all if there are fewer", minimum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerDropOptions(Window):
+    """The options of `prune.layerdrop`."""
+
+    rate: float = option(
+        0.2,
+        "Probability that a forward skips a layer; 0.5 prepares for models with less than half of the layers",
+        above=0,
+        below=1,
+    )
+    keep: tuple[int, ...] = option((), "Numbers of layers that are never skipped; -1 is the last layer")
+    seed: int = option(0, "Random seed", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyOptions:
+    """The options of `prune.vocabulary`."""
+
+    corpora: tuple[str, ...] | None = corpora("Files that decide which tokens are kept")
+    minimum: int = option(
+        1,
+        "Minimum occurrences of a token that is kept; rarer ones are read as smaller pieces or as the unknown"
+        " token",
+        minimum=1,
+    )
+    keep: tuple[str, ...] = option(
+        (),
+        "Tokens that are kept however rare, as the vocabulary spells them; special tokens always are",
+        schema={"type": "array", "items": {"type": "string", "minLength": 1}},
+    )
+    alphabet: bool = option(
+        True,
+        "Keep every single character, so that other texts can still be read; a tokenizer without an unknown"
+        " token always keeps its bytes",
+    )
 
 
 class WeightsSpec(Spec):
@@ -17,7 +73,8 @@ class WeightsSpec(Spec):
     name = "prune.weights"
     summary = "set the least important weights to zero, under a schedule or in one shot, and keep them there"
     phase = "weights"
-    options: ClassVar[dict[str, Any]] = OPTIONS
+    Options = WeightsOptions
+    options: WeightsOptions
     examples = (
         {"sparsity": 0.5},
         {"sparsity": 0.6, "scope": "layer", "schedule": "linear", "every": 2},
@@ -31,7 +88,7 @@ class WeightsSpec(Spec):
 
     @property
     def method(self) -> str:
-        return str(self.given["method"])
+        return str(self.options.method)
 
     def wants(self) -> frozenset[str]:
         if self.method in MOVING:
@@ -39,7 +96,7 @@ class WeightsSpec(Spec):
         return frozenset({"calibration"}) if self.method in ONE_SHOT else frozenset()
 
     def check(self) -> None:
-        for mistake in mistakes(self.given):
+        for mistake in mistakes(self.options):
             raise self.error(mistake.message, option=mistake.option, hint=mistake.hint)
 
 
@@ -49,42 +106,17 @@ class LayersSpec(Spec):
     name = "prune.layers"
     summary = "leave whole layers out from the start; what is left is smaller and faster, and a plain model"
     phase = "shape"
-    options: ClassVar[dict[str, Any]] = {
-        "keep": {
-            "type": ["array", "null"],
-            "items": {"type": "integer"},
-            "minItems": 1,
-            "default": None,
-            "description": "the numbers of the layers that stay, in increasing order; -1 is the last",
-        },
-        "count": {
-            "type": ["integer", "null"],
-            "minimum": 1,
-            "default": None,
-            "description": "how many layers stay, where `choose` says which; either this or keep",
-        },
-        "choose": {
-            "enum": ["influence", "top", "bottom", "alternate"],
-            "default": "influence",
-            "description": "which ones go: those that turn their input least (ShortGPT), the last ones, the"
-            " first ones, or every k-th",
-        },
-        "rows": {
-            "type": "integer",
-            "minimum": 1,
-            "default": 128,
-            "description": "training examples that influence is measured on, all there are if fewer",
-        },
-    }
+    Options = LayersOptions
+    options: LayersOptions
     examples = ({"keep": [0]}, {"count": 1}, {"count": 1, "choose": "bottom"})
 
     def check(self) -> None:
-        if (self.given["keep"] is None) == (self.given["count"] is None):
+        if (self.options.keep is None) == (self.options.count is None):
             hint = "write keep: [1, 3, 5], or count: 3"
             raise self.error("expected either keep or count", option="keep", hint=hint)
 
     def wants(self) -> frozenset[str]:
-        by_influence = self.given["count"] is not None and self.given["choose"] == "influence"
+        by_influence = self.options.count is not None and self.options.choose == "influence"
         return frozenset({"calibration"}) if by_influence else frozenset()
 
 
@@ -96,24 +128,8 @@ class LayerDropSpec(Spec):
     phase = "structure"
     needs = frozenset({"training"})
     once = True
-    options: ClassVar[dict[str, Any]] = {
-        "rate": {
-            "type": "number",
-            "exclusiveMinimum": 0,
-            "exclusiveMaximum": 1,
-            "default": 0.2,
-            "description": "how probable it is that a forward leaves a layer out; 0.5 prepares for models of"
-            " less than half of the layers",
-        },
-        "keep": {
-            "type": "array",
-            "items": {"type": "integer"},
-            "default": [],
-            "description": "the numbers of layers that are never left out; -1 is the last",
-        },
-        "seed": {"type": "integer", "minimum": 0, "default": 0, "description": "of chance"},
-        **WINDOW,
-    }
+    Options = LayerDropOptions
+    options: LayerDropOptions
     examples = ({"rate": 0.5}, {"rate": 0.5, "keep": [-1]})
 
 
@@ -126,26 +142,5 @@ class VocabularySpec(Spec):
     needs = frozenset({"tokenizer"})
     reads = "text"
     once = True
-    options: ClassVar[dict[str, Any]] = {
-        "corpora": {**CORPORA, "description": f"files that say which tokens stay: {CORPORA['description']}"},
-        "minimum": {
-            "type": "integer",
-            "minimum": 1,
-            "default": 1,
-            "description": "how often a token must be produced to stay; what is rarer is read as smaller"
-            " pieces, or as the unknown token",
-        },
-        "keep": {
-            "type": "array",
-            "items": {"type": "string", "minLength": 1},
-            "default": [],
-            "description": "tokens that stay however rare, as the vocabulary spells them; special and added"
-            " ones always do",
-        },
-        "alphabet": {
-            "type": "boolean",
-            "default": True,
-            "description": "keep every single character, so that other texts can still be read; a tokenizer"
-            " without an unknown token always keeps its bytes",
-        },
-    }
+    Options = VocabularyOptions
+    options: VocabularyOptions

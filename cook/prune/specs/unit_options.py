@@ -1,77 +1,93 @@
-"""The options of the passes that remove heads and neurons."""
+"""The options of the passes that remove heads, neurons, layers and hidden dimensions."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
-from cook.passes import SCHEDULE_POINT, SELECTION, WINDOW
-from cook.prune.specs.goals import BUDGET
+from cook.options import POINT_HELP, REQUIRED, Selection, Start, option, schedule_point
+from cook.prune.specs.goals import Budget
 
-UNITS: dict[str, Any] = {
-    "sparsity": {
-        "type": ["number", "null"],
-        "exclusiveMinimum": 0,
-        "exclusiveMaximum": 1,
-        "default": None,
-        "description": "share of all that leaves; either this or a budget",
-    },
-    "budget": BUDGET,
-    "importance": {
-        "enum": ["gradient", "fisher", "magnitude", "random"],
-        "default": "gradient",
-        "description": "what says which go: how the loss of examples would change (Michel et al. 2019), the"
-        " square of that (Kwon et al. 2022), the size of their weights, or chance, as a control",
-    },
-    "normalize": {
-        "type": "boolean",
-        "default": False,
-        "description": "divide each layer's scores by their norm (Michel et al.): layers then lose alike",
-    },
-    "rows": {
-        "type": "integer",
-        "minimum": 1,
-        "default": 512,
-        "description": "training examples that gradients are taken of, all there are if fewer",
-    },
-    "seed": {"type": "integer", "minimum": 0, "default": 0, "description": "of chance"},
-    "scope": {
-        "enum": ["global", "layer"],
-        "default": "global",
-        "description": "compare over all layers together, or take as many from each",
-    },
-    "minimum": {
-        "type": "integer",
-        "minimum": 1,
-        "default": 1,
-        "description": "as many stay in each layer at least",
-    },
-    "limit": {
-        "type": "number",
-        "exclusiveMinimum": 0,
-        "maximum": 1,
-        "default": 1.0,
-        "description": "largest share that one layer loses",
-    },
-    "schedule": {
-        "enum": ["cubic", "linear", "constant"],
-        "default": "cubic",
-        "description": "how the share grows from the start of the window to its end; constant: all at once",
-    },
-    "every": {
-        **SCHEDULE_POINT,
-        "default": None,
-        "type": ["string", "integer", "null"],
-        "description": "how often some go and the scores are taken anew; 10 % of the window when left out",
-    },
-    **SELECTION,
-    **WINDOW,
-    "end": {**WINDOW["end"], "default": "50%"},
-}
-"""The options of all passes of the kind."""
+GOAL = "Share of the model's parameters, multiply-accumulates or latency that is left"
+Importance = Literal["gradient", "fisher", "magnitude", "random"]
+IMPORTANCE = (
+    "Importance of a head or neuron: the change of the loss on examples to first order (gradient; Michel et"
+    " al. 2019), its square (fisher; Kwon et al. 2022), the norm of the weights, or random as a control"
+)
+Multiple = Literal[1, 8, 16, 32, 64]
+MULTIPLE = "Widths of FFNs stay multiples of this number; hardware prefers round widths"
 
-MULTIPLE: dict[str, Any] = {
-    "enum": [1, 8, 16, 32, 64],
-    "default": 8,
-    "description": "of what each layer's width stays or becomes one; hardware likes round widths",
-}
-"""The option of those that remove neurons."""
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleOptions(Selection, Start):
+    """The options that all passes share which remove heads and neurons on a schedule."""
+
+    rows: int = option(512, "Training examples for gradients; all if there are fewer", minimum=1)
+    seed: int = option(0, "Random seed", minimum=0)
+    minimum: int = option(1, "Minimum units kept per layer", minimum=1)
+    limit: float = option(1.0, "Largest share of its units that one layer may lose", above=0, maximum=1)
+    schedule: Literal["cubic", "linear", "constant"] = option(
+        "cubic", "Growth of the share from the start of the window to its end; constant removes it at once"
+    )
+    every: str | int | None = schedule_point(
+        None, "How often units are removed and scored again; null: every 10 % of the window"
+    )
+    end: str | int = schedule_point("50%", f"When the pass ends: {POINT_HELP}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadsOptions(ScheduleOptions):
+    """The options of `prune.heads`."""
+
+    sparsity: float | None = option(
+        None, "Share of all units that is removed; give either this or a budget", above=0, below=1
+    )
+    budget: Budget | None = option(None, f"{GOAL}, in place of sparsity", min_properties=1)
+    importance: Importance = option("gradient", IMPORTANCE)
+    normalize: bool = option(
+        False, "Divide the scores of each layer by their norm (Michel et al. 2019), so that layers lose alike"
+    )
+    scope: Literal["global", "layer"] = option(
+        "global", "Compare units over all layers, or remove the same share from each layer"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronsOptions(HeadsOptions):
+    """The options of `prune.neurons`."""
+
+    multiple: Multiple = option(8, MULTIPLE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitsOptions(ScheduleOptions):
+    """The options of `prune.units`."""
+
+    budget: Budget = option(REQUIRED, GOAL, min_properties=1)
+    importance: Importance = option("fisher", IMPORTANCE)
+    multiple: Multiple = option(8, MULTIPLE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructuredOptions(Start):
+    """The options of `prune.structured`."""
+
+    budget: Budget = option(REQUIRED, GOAL, min_properties=1)
+    gates: tuple[Literal["layers", "heads", "neurons", "hidden"], ...] = option(
+        ("heads", "neurons"),
+        "What may be removed; `hidden` stands for dimensions of the residual stream, the model's width",
+        min_items=1,
+        unique=True,
+    )
+    minimum: int = option(1, "Minimum heads, and minimum neurons, kept in each layer that is kept", minimum=1)
+    warmup: float = option(
+        0.5,
+        "Share of the window in which the target moves from the whole model to the goal",
+        minimum=0,
+        maximum=1,
+    )
+    speed: float | None = option(
+        None, "Learning rate of the gates, as a multiple of the run's; null: fitted to the window", above=0
+    )
+    seed: int = option(0, "Random seed of the gates", minimum=0)
+    end: str | int = schedule_point("60%", f"When the pass ends: {POINT_HELP}")

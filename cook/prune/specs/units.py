@@ -1,45 +1,41 @@
-"""What the passes that remove heads, neurons and more declare: names, options and what fits together.
-
-This module is read to check a recipe: it imports nothing heavy, and neither may its `check`s.
-"""
+"""Declarations of the passes that remove heads, neurons and more, without heavy imports."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
-from cook.passes import WINDOW, Spec
+from cook.passes import Spec
 from cook.prune.specs import goals
-from cook.prune.specs.unit_options import MULTIPLE, UNITS
+from cook.prune.specs.unit_options import HeadsOptions, NeuronsOptions, StructuredOptions, UnitsOptions
 
 KINDS = ("layers", "heads", "neurons", "hidden")
 """What `prune.structured` may take away."""
-_SHARES = ("sparsity", "scope", "normalize")
-"""Options that mean nothing with a budget, the only goal of `prune.units`."""
 
 
 class StructureSpec(Spec):
     """The declaration of `Structure`."""
 
     phase = "structure"
+    options: HeadsOptions | UnitsOptions
 
     def check(self) -> None:
-        if (self.given.get("sparsity") is None) == (self.given["budget"] is None):
-            hint = "write sparsity: 0.5, or budget: {macs: 0.5}"
-            raise self.error("expected either a sparsity or a budget", option="sparsity", hint=hint)
-        if self.given.get("normalize") and self.given.get("scope") == "layer":
-            message = "means nothing with scope: layer, where scores are only compared within a layer"
-            raise self.error(message, option="normalize", hint="leave it out")
-        if self.given["budget"] is None:
+        options = self.options
+        if isinstance(options, HeadsOptions):
+            if (options.sparsity is None) == (options.budget is None):
+                hint = "write sparsity: 0.5, or budget: {macs: 0.5}"
+                raise self.error("expected either a sparsity or a budget", option="sparsity", hint=hint)
+            if options.normalize and options.scope == "layer":
+                message = "means nothing with scope: layer, where scores are only compared within a layer"
+                raise self.error(message, option="normalize", hint="leave it out")
+        if options.budget is None:
             return
-        goals.check(self, self.given["budget"])
-        if self.given.get("scope") == "layer":
+        goals.check(self, options.budget)
+        if isinstance(options, HeadsOptions) and options.scope == "layer":
             message = "means nothing with a budget, for which all layers are compared"
             raise self.error(message, option="scope", hint="leave it out")
 
     def wants(self) -> frozenset[str]:
-        looks = self.given["importance"] in ("gradient", "fisher")
+        looks = self.options.importance in ("gradient", "fisher")
         needed = frozenset({"calibration"}) if looks else frozenset()
-        return needed if self.given["budget"] is None else needed | goals.wants(self.given["budget"])
+        return needed if self.options.budget is None else needed | goals.wants(self.options.budget)
 
 
 class HeadsSpec(StructureSpec):
@@ -47,7 +43,8 @@ class HeadsSpec(StructureSpec):
 
     name = "prune.heads"
     summary = "remove the least important attention heads; what is left is smaller and faster"
-    options: ClassVar[dict[str, Any]] = UNITS
+    Options = HeadsOptions
+    options: HeadsOptions
     examples = (
         {"sparsity": 0.5},
         {"sparsity": 0.5, "importance": "magnitude", "scope": "layer"},
@@ -61,10 +58,8 @@ class NeuronsSpec(StructureSpec):
 
     name = "prune.neurons"
     summary = "remove the least important neurons of FFNs; what is left is smaller and faster"
-    options: ClassVar[dict[str, Any]] = {
-        **UNITS,
-        "multiple": MULTIPLE,
-    }
+    Options = NeuronsOptions
+    options: NeuronsOptions
     examples = (
         {"sparsity": 0.5},
         {"sparsity": 0.3, "importance": "magnitude", "multiple": 1},
@@ -78,13 +73,8 @@ class UnitsSpec(StructureSpec):
 
     name = "prune.units"
     summary = "remove heads and neurons together until a share of parameters, MACs or time is left"
-    required = ("budget",)
-    options: ClassVar[dict[str, Any]] = {
-        "budget": goals.NEEDED,
-        **{key: value for key, value in UNITS.items() if key not in (*_SHARES, "budget")},
-        "importance": {**UNITS["importance"], "default": "fisher"},
-        "multiple": MULTIPLE,
-    }
+    Options = UnitsOptions
+    options: UnitsOptions
     examples = (
         {"budget": {"macs": 0.6}},
         {"budget": {"parameters": 0.7}, "importance": "magnitude", "schedule": "constant"},
@@ -97,41 +87,9 @@ class StructuredSpec(Spec):
     name = "prune.structured"
     summary = "learn which layers, heads, neurons and dimensions go, to a goal for what is left (L0, CoFi)"
     phase = "structure"
-    required = ("budget",)
     needs = frozenset({"training"})
-    options: ClassVar[dict[str, Any]] = {
-        "budget": goals.NEEDED,
-        "gates": {
-            "type": "array",
-            "items": {"enum": list(KINDS)},
-            "minItems": 1,
-            "uniqueItems": True,
-            "default": ["heads", "neurons"],
-            "description": "what may go; `hidden` are dimensions of the residual stream, the model's width",
-        },
-        "minimum": {
-            "type": "integer",
-            "minimum": 1,
-            "default": 1,
-            "description": "as many heads, and as many neurons, stay in each layer that stays at least",
-        },
-        "warmup": {
-            "type": "number",
-            "minimum": 0,
-            "maximum": 1,
-            "default": 0.5,
-            "description": "share of the window in which the target goes from the whole model to the goal",
-        },
-        "speed": {
-            "type": ["number", "null"],
-            "exclusiveMinimum": 0,
-            "default": None,
-            "description": "how many times the learning rate gates learn with; null suits it to the window",
-        },
-        "seed": {"type": "integer", "minimum": 0, "default": 0, "description": "of what the gates draw"},
-        **WINDOW,
-        "end": {**WINDOW["end"], "default": "60%"},
-    }
+    Options = StructuredOptions
+    options: StructuredOptions
     examples = (
         {"budget": {"parameters": 0.7}},
         {"budget": {"macs": 0.6}, "gates": ["layers", "heads", "neurons"], "end": "50%"},
@@ -141,17 +99,17 @@ class StructuredSpec(Spec):
 
     @property
     def goal(self) -> str:
-        return goals.goal_of(self.given["budget"])[0]
+        return goals.goal_of(self.options.budget)[0]
 
     @property
     def asked(self) -> float:
-        return goals.goal_of(self.given["budget"])[1]
+        return goals.goal_of(self.options.budget)[1]
 
     def check(self) -> None:
-        goals.check(self, self.given["budget"])
-        if "hidden" in self.given["gates"] and self.goal == "latency":
+        goals.check(self, self.options.budget)
+        if "hidden" in self.options.gates and self.goal == "latency":
             message = "the time that a narrower model takes is not measured, so `hidden` cannot aim at it"
             raise self.error(message, option="gates", hint="ask for macs, or leave `hidden` out")
 
     def wants(self) -> frozenset[str]:
-        return self.needs | goals.wants(self.given["budget"])
+        return self.needs | goals.wants(self.options.budget)

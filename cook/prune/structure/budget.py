@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cook.model.arch.units import UnitGroup
 from cook.model.probe.example import Unmeasured, examples, first_through, planned_tokens
 from cook.model.probe.measure import EXAMPLES, longest
-from cook.prune.specs.goals import goal_of
+from cook.prune.specs.goals import Budget, goal_of
 from cook.prune.structure import cost
 from cook.prune.structure.cost import Cost, Wide
 
@@ -27,9 +27,9 @@ CORRECTIONS, WAVERS = 3, 0.01
 """How often a choice that takes too long is made anew, and what of the time clocks may be off by."""
 
 
-def check_device(owner: Pass, budget: Mapping[str, Any] | None) -> None:
+def check_device(owner: Pass, budget: Budget | None) -> None:
     """Raise CookError for a budget of time on a device that this machine lacks."""
-    if budget and budget["device"] == "cuda" and not torch.cuda.is_available():
+    if budget and budget.device == "cuda" and not torch.cuda.is_available():
         raise owner.error("there is no CUDA device to measure on", option="budget.device")
 
 
@@ -37,7 +37,7 @@ def measured(
     context: Context,
     units: Sequence[UnitGroup],
     choose: Callable[[Anatomy], list[UnitGroup]],
-    budget: Mapping[str, Any],
+    budget: Budget,
     stream: UnitGroup | None = None,
 ) -> Cost:
     """The cost of the session's model in what the budget is about.
@@ -50,7 +50,7 @@ def measured(
     goal, _ = goal_of(budget)
     if goal == "parameters":
         return cost.parameters(context.model, units, stream)
-    count = 1 if goal == "macs" else budget["batch"]
+    count = 1 if goal == "macs" else budget.batch
     batch = longest(context.model, context.examples(EXAMPLES), count)
     if goal == "macs":
         found = cost.multiply_accumulates(context.model, units, batch, stream)
@@ -63,7 +63,7 @@ def measured(
 def within_time(
     context: Context,
     choose: Callable[[Anatomy], list[UnitGroup]],
-    budget: Mapping[str, Any],
+    budget: Budget,
     left: Callable[[float], list[Tensor]],
 ) -> tuple[list[Tensor], float]:
     """What stays so that it really takes the share of the time that is asked for.
@@ -79,7 +79,7 @@ def within_time(
         A bool mask for each entry of the units, and the share that was measured.
     """
     _, asked = goal_of(budget)
-    batch = longest(context.model, context.examples(EXAMPLES), budget["batch"])
+    batch = longest(context.model, context.examples(EXAMPLES), budget.batch)
     build, batch = _timing(context, batch, budget)
     ask, met, keep = asked, 0.0, left(asked)
     for turn in range(CORRECTIONS + 1):
@@ -97,7 +97,7 @@ def within_time(
 def planned(
     model: nn.Module,
     units: list[UnitGroup],
-    budget: Mapping[str, Any],
+    budget: Budget,
     stream: UnitGroup | None = None,
 ) -> tuple[list[Cost], bool]:
     """The cost of a model without weights, before there is data.
@@ -131,10 +131,10 @@ def _counted(model: nn.Module, units: list[UnitGroup], stream: UnitGroup | None)
 
 
 def _timing(
-    context: Context, batch: Mapping[str, Tensor], budget: Mapping[str, Any]
+    context: Context, batch: Mapping[str, Tensor], budget: Budget
 ) -> tuple[Callable[[], nn.Module], dict[str, Tensor]]:
     """What makes a model to time, and the batch to time it with, on the device that the budget is about."""
-    device = torch.device(budget["device"] or context.model.device)
+    device = torch.device(budget.device or context.model.device)
     return lambda: _alike(context).to(device), {name: value.to(device) for name, value in batch.items()}
 
 

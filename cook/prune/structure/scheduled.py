@@ -21,6 +21,7 @@ from cook.model.arch.units import UnitGroup, remaining, weights
 from cook.model.edits.proof import prove
 from cook.model.edits.removal import remove
 from cook.passes import Effect, Pass
+from cook.prune.specs.unit_options import HeadsOptions
 from cook.prune.specs.units import StructureSpec
 from cook.prune.structure import budget as goals
 from cook.prune.structure.choice import least, spare, within
@@ -49,11 +50,11 @@ class Structure(StructureSpec, Pass):
         raise NotImplementedError
 
     def plan(self, anatomy: Anatomy) -> Effect:
-        goals.check_device(self, self.given["budget"])
+        goals.check_device(self, self.options.budget)
         units = self._chosen(anatomy)
         self._prove(anatomy, units)
-        if self.given["budget"] is not None:
-            costs, counted = goals.planned(anatomy.model, units, self.given["budget"])
+        if self.options.budget is not None:
+            costs, counted = goals.planned(anatomy.model, units, self.options.budget)
             self.cost = costs[-1]
             if counted:
                 self._check_costs(units, costs)
@@ -70,7 +71,7 @@ class Structure(StructureSpec, Pass):
             edit for each, stays in zip(units, keep, strict=True) for edit in remove(model, each, stays)[0]
         ]
         whole = sum(each.count for each in units)
-        exact = self.given["budget"] is None
+        exact = self.options.budget is None
         return Effect(
             parameters=[f"{part.module}.weight" for each in units for part in each.parts],
             edits=edits,
@@ -81,14 +82,14 @@ class Structure(StructureSpec, Pass):
             },
             claims=frozenset(f"{each.kind} of {each.where}" for each in units),
             note=f"{'' if exact else 'about '}{gone:,} of {whole:,} {self._called(units)} leave with "
-            f"{parameters:,} parameters, chosen by {self.given['importance']}",
+            f"{parameters:,} parameters, chosen by {self.options.importance}",
             sizes="" if exact else "about",
         )
 
     def attach(self, context: Context) -> None:
         self.chosen = self._chosen(context.anatomy)
-        if self.given["budget"] is not None:
-            self.cost = goals.measured(context, self.chosen, self._chosen, self.given["budget"])
+        if self.options.budget is not None:
+            self.cost = goals.measured(context, self.chosen, self._chosen, self.options.budget)
         if not self._timed:
             self._check(self.chosen)
         self._prove(context.anatomy, self.chosen, context.inputs)
@@ -97,7 +98,7 @@ class Structure(StructureSpec, Pass):
         self.reached = 0.0
         self.measured: float | None = None  # of the time, once what goes is final
         width = self.window.end - self.window.start
-        every = self.given["every"]
+        every = self.options.every
         self.every = context.schedule_step(every, self, "every") if every is not None else round(width / 10)
         self.every = max(1, self.every)
         if not context.trains:
@@ -109,7 +110,7 @@ class Structure(StructureSpec, Pass):
             self._complete(context)
         elif elapsed >= 0 and elapsed % self.every == 0:
             progress = self.window.progress(context.step)
-            self._prune(context, sparsity_at(progress, self.share, self.given["schedule"]))
+            self._prune(context, sparsity_at(progress, self.share, self.options.schedule))
 
     def after_step(self, context: Context) -> None:
         # An empty window is yet to come then.
@@ -147,7 +148,7 @@ class Structure(StructureSpec, Pass):
             "share": sum(gone) / sum(whole),
             "asked": self.share if self.cost is None else 1 - self.share,
             "parameters": sum(count * each for count, each in zip(gone, self.owned, strict=True)),
-            "importance": self.given["importance"],
+            "importance": self.options.importance,
         }
 
     def _units(self) -> str:
@@ -174,11 +175,17 @@ class Structure(StructureSpec, Pass):
             self.cost = replace(self.cost, curves=[each.cpu() for each in curves], layers=layers, rest=rest)
 
     @property
+    def scope(self) -> str:
+        """Where scores are compared: over all layers, or within each; a budget compares all."""
+        return self.options.scope if isinstance(self.options, HeadsOptions) else "global"
+
+    @property
     def share(self) -> float:
         """Of the units, or of their model's cost, that is to leave."""
-        if self.given["budget"] is None:
-            return float(self.given["sparsity"])
-        return 1 - goals.goal_of(self.given["budget"])[1]
+        if self.options.budget is None:
+            assert self.options.sparsity is not None
+            return self.options.sparsity
+        return 1 - goals.goal_of(self.options.budget)[1]
 
     @property
     def _timed(self) -> bool:
@@ -186,7 +193,7 @@ class Structure(StructureSpec, Pass):
 
     def _chosen(self, anatomy: Anatomy) -> list[UnitGroup]:
         """The units whose outputs lead to modules that the recipe selects."""
-        modules = set(select(anatomy, self.given["include"], self.given["exclude"]))
+        modules = set(select(anatomy, self.options.include, self.options.exclude))
         units = self.units(anatomy)
         found = [each for each in units if all(part.module in modules for part in each.outputs)]
         for each in units:
@@ -224,7 +231,7 @@ class Structure(StructureSpec, Pass):
                 hint=f"at most {sum(spared) / whole:.3g} with {limits}"
                 + (f" and multiple {multiple}" if multiple > 1 else ""),
             )
-        if self.given["scope"] == "layer":
+        if self.scope == "layer":
             for each, some in zip(units, spared, strict=True):
                 asked = round(self.share * each.count)
                 if asked - some >= max(1, self.multiple(each) / 2):
@@ -236,7 +243,7 @@ class Structure(StructureSpec, Pass):
                     )
         if wanted == 0 or not any(not each.all() for each in self._planned(units)):
             where, of = "", whole
-            if self.given["scope"] == "layer":
+            if self.scope == "layer":
                 where, of = " of a layer", max(each.count for each in units)
             raise self.error(
                 f"{self.share:g} of {of} {self._called(units)}{where} is less than one",
@@ -245,7 +252,7 @@ class Structure(StructureSpec, Pass):
             )
 
     def _said_limits(self) -> str:
-        return f"minimum {self.given['minimum']} and limit {self.given['limit']:g}"
+        return f"minimum {self.options.minimum} and limit {self.options.limit:g}"
 
     def _check_costs(self, units: list[UnitGroup], costs: Sequence[Cost]) -> None:
         """Raise CookError for a budget that cannot be met at any of several costs."""
@@ -284,30 +291,30 @@ class Structure(StructureSpec, Pass):
 
     def multiple(self, units: UnitGroup) -> int:
         """Of what the number of units that stay is one."""
-        return int(self.given["multiple"]) if units.kind == "neurons" else 1
+        return int(getattr(self.options, "multiple", 1)) if units.kind == "neurons" else 1
 
     def _limits(self, units: UnitGroup) -> dict[str, Any]:
-        limits = {"minimum": self.given["minimum"], "limit": self.given["limit"]}
+        limits = {"minimum": self.options.minimum, "limit": self.options.limit}
         return {**limits, "multiple": self.multiple(units)}
 
     def _left(self, units: list[UnitGroup], scores: list[Tensor], share: float) -> list[Tensor]:
         """Which units stay when such a share has gone, of the units or of the cost."""
         if self.cost is None:
-            return least(scores, share, scope=self.given["scope"], **self._limits(units[0]))
+            return least(scores, share, scope=self.scope, **self._limits(units[0]))
         own = sum(float(curve[-1]) for curve in self.cost.curves)
         return within(
             scores,
             self.cost.curves,
             own - share * self.cost.whole,
-            minimum=self.given["minimum"],
-            limit=self.given["limit"],
+            minimum=self.options.minimum,
+            limit=self.options.limit,
             multiples=[self.multiple(each) for each in units],
         )
 
     def _scores(self, context: Context) -> list[Tensor]:
-        importance = self.given["importance"]
+        importance = self.options.importance
         if importance == "random":
-            return self._for_their_cost(random_importance(self.chosen, self.given["seed"]))
+            return self._for_their_cost(random_importance(self.chosen, self.options.seed))
         if importance == "magnitude":
             found = self._for_their_cost(magnitude_importance(context.model, self.chosen))
         else:
@@ -319,11 +326,11 @@ class Structure(StructureSpec, Pass):
                 option="importance",
                 hint="look at the weights and the loss; in float16 small gradients vanish: load in float32",
             )
-        return normalized(found) if self.given.get("normalize") else found
+        return normalized(found) if getattr(self.options, "normalize", None) else found
 
     def _examples(self, context: Context) -> Iterator[dict[str, Tensor]]:
         empty = True
-        for batch in context.examples(self.given["rows"]):
+        for batch in context.examples(self.options.rows):
             empty = False
             if "labels" not in batch:
                 raise self.error(
@@ -350,10 +357,11 @@ class Structure(StructureSpec, Pass):
             each[~stays] = -torch.inf  # what is gone stays gone
         keep = self._left(self.chosen, scores, share)
         if self._timed and share >= self.share:
+            assert self.options.budget is not None
             keep, self.measured = goals.within_time(
                 context,
                 self._chosen,
-                self.given["budget"],
+                self.options.budget,
                 lambda left: self._left(self.chosen, scores, 1 - left),
             )
         self.keep = [context.agreed(stays).cpu() for stays in keep]

@@ -51,10 +51,10 @@ class PruneStructured(StructuredSpec, Pass):
     """
 
     def plan(self, anatomy: Anatomy) -> Effect:
-        goals.check_device(self, self.given["budget"])
+        goals.check_device(self, self.options.budget)
         self._find(anatomy)
         prove(anatomy, self._gated())
-        costs, counted = goals.planned(anatomy.model, self.units, self.given["budget"], self.stream)
+        costs, counted = goals.planned(anatomy.model, self.units, self.options.budget, self.stream)
         if counted:
             self._check_budget(*map(self._shares, costs))
         gated = list(self.units if self.layers else self._gated())
@@ -63,7 +63,7 @@ class PruneStructured(StructuredSpec, Pass):
         among = {each.kind: sum(other.count for other in gated if other.kind == each.kind) for each in gated}
         among["layers"] = len(self.layers)
         which = " and ".join(
-            f"{among[kind]:,} {WORDS.get(kind, kind)}" for kind in KINDS if kind in self.given["gates"]
+            f"{among[kind]:,} {WORDS.get(kind, kind)}" for kind in KINDS if kind in self.options.gates
         )
         names = [name for each in gated for part in each.parts for name, *_ in owned(anatomy.model, part)]
         return Effect(
@@ -88,7 +88,7 @@ class PruneStructured(StructuredSpec, Pass):
             raise self.error("an empty window, in which no gate learns", option="end", hint=hint)
         self._find(context.anatomy)
         prove(context.anatomy, self._gated(), context.inputs)
-        budget = self.given["budget"]
+        budget = self.options.budget
         self.shares = self._shares(goals.measured(context, self.units, units, budget, self.stream))
         if self.goal != "latency":
             self._check_budget(self.shares)
@@ -97,7 +97,7 @@ class PruneStructured(StructuredSpec, Pass):
         dtype = torch.promote_types(context.model.dtype, torch.float32)
         self.gates = Gates(sizes, dtype=dtype, device=context.model.device)
         context.train_also(self, self.gates)
-        self.gating = Gating(self.gates, self.layers, self._gated(), self.stream, self.given["seed"])
+        self.gating = Gating(self.gates, self.layers, self._gated(), self.stream, self.options.seed)
         self.hard = False
         self.kept = [True] * len(self.layers)
         self.keep = [torch.ones(each.count, dtype=torch.bool) for each in self.units]
@@ -123,7 +123,7 @@ class PruneStructured(StructuredSpec, Pass):
     def losses(self, context: Context) -> dict[str, Term]:
         left = self._expected()
         self.left = left.detach()
-        warm = self.given["warmup"] * (self.window.end - self.window.start)
+        warm = self.options.warmup * (self.window.end - self.window.start)
         progress = min(1.0, (context.step - self.window.start) / warm) if warm else 1.0
         target = 1 + (self.asked - 1) * progress
         return {"budget": Term(lagrangian(left - target, self.gates.multipliers))}
@@ -211,7 +211,7 @@ class PruneStructured(StructuredSpec, Pass):
         """The units of the model, and the layers and the stream if they have gates."""
         self.units = units(anatomy)
         self.stream: UnitGroup | None = None
-        if "hidden" in self.given["gates"]:
+        if "hidden" in self.options.gates:
             try:
                 self.stream = stream(anatomy)
             except CookError as error:
@@ -220,7 +220,7 @@ class PruneStructured(StructuredSpec, Pass):
         self.layers: list[str] = []
         self.all_layers, self.stacks = anatomy.layers, anatomy.stacks
         self.live = set(anatomy.live)
-        if "layers" in self.given["gates"]:
+        if "layers" in self.options.gates:
             try:
                 possible = droppable(anatomy)
             except CookError as error:
@@ -229,7 +229,7 @@ class PruneStructured(StructuredSpec, Pass):
             self.layers = [layer for layer in anatomy.live if layer in set(possible)]
 
     def _gated(self) -> list[UnitGroup]:
-        return [each for each in self.units if each.kind in self.given["gates"]]
+        return [each for each in self.units if each.kind in self.options.gates]
 
     def _groups(self) -> list[int]:
         """Of each gated layer, which list of layers it is in."""
@@ -244,10 +244,10 @@ class PruneStructured(StructuredSpec, Pass):
 
     def _check_budget(self, *several: Shares) -> None:
         """Raise CookError for a budget that cannot be reached with any of several costs."""
-        gated = [each.kind in self.given["gates"] for each in self.units]
+        gated = [each.kind in self.options.gates for each in self.units]
         width = None if self.stream is None else self.stream.count
         nearest = [
-            least(shares, gated, minimum=self.given["minimum"], stacks=self._groups(), width=width)
+            least(shares, gated, minimum=self.options.minimum, stacks=self._groups(), width=width)
             for shares in several
         ]
         if min(nearest) > self.asked:
@@ -260,8 +260,8 @@ class PruneStructured(StructuredSpec, Pass):
             )
 
     def _speed(self, context: Context) -> float:
-        if self.given["speed"] is not None:
-            return float(self.given["speed"])
+        if self.options.speed is not None:
+            return float(self.options.speed)
         rate = context.learning_rate or 1e-4
         return TRAVEL / (rate * (self.window.end - self.window.start))
 
@@ -273,7 +273,7 @@ class PruneStructured(StructuredSpec, Pass):
 
     def _place(self) -> None:
         """What every step needs, on the device of the gates: nothing is copied there in a step."""
-        gated = [number for number, each in enumerate(self.units) if each.kind in self.given["gates"]]
+        gated = [number for number, each in enumerate(self.units) if each.kind in self.options.gates]
         sizes = torch.tensor([self.units[number].count for number in gated], dtype=torch.long)
         like = self.gates.moved.detach()
         self._entries = torch.tensor(gated, dtype=torch.long).repeat_interleave(sizes).to(like.device)
@@ -297,14 +297,14 @@ class PruneStructured(StructuredSpec, Pass):
         loga = context.agreed(self.gates.loga.detach()).cpu()
         layers, *others = self.gates.split(loga)
         rest = iter(others)
-        scores = [next(rest) if each.kind in self.given["gates"] else None for each in self.units]
+        scores = [next(rest) if each.kind in self.options.gates else None for each in self.units]
         self.soft = float(self._expected())
         self.kept, self.keep, self.wide = binarise(
             self.shares,
             layers.tolist(),
             scores,
             self.asked,
-            minimum=self.given["minimum"],
+            minimum=self.options.minimum,
             stacks=self._groups(),
             stream=None if self.stream is None else others[-1],
         )

@@ -80,9 +80,9 @@ def targets(owner: Pass, anatomy: Anatomy, *, inside: bool = False, alone: bool 
     Raises:
         CookError: nothing matches, or a matrix does not fit the options.
     """
-    given, model = owner.given, anatomy.model
-    embedded = given["method"] in EMBEDDED
-    stacked = embedded and not given["pattern"] and not given["block"]
+    options, model = owner.options, anatomy.model
+    embedded = options.method in EMBEDDED
+    stacked = embedded and not options.pattern and not options.block
 
     def kind(module: nn.Module) -> bool:
         if stacked and stacks(anatomy, module):
@@ -92,7 +92,7 @@ def targets(owner: Pass, anatomy: Anatomy, *, inside: bool = False, alone: bool 
     what = "linear layer or embedding" if embedded else "linear layer"
     named: dict[int, str] = {}
     for name in select(
-        anatomy, given["include"], given["exclude"], kind=kind, what=what, replaced=not embedded
+        anatomy, options.include, options.exclude, kind=kind, what=what, replaced=not embedded
     ):
         module = model.get_submodule(name)
         for key in ["weight"] if has_matrix(module) else stacks(anatomy, module):
@@ -104,10 +104,10 @@ def targets(owner: Pass, anatomy: Anatomy, *, inside: bool = False, alone: bool 
     if inside or alone:
         _check_alone(owner, anatomy, modules)
     shapes = {module: tuple(rows(model, name).shape) for module, name in zip(modules, found, strict=True)}
-    if given["pattern"]:
-        _check_sizes(owner, "pattern", shapes, (1, pattern_sizes(given["pattern"])[1]))
-    if given["block"]:
-        _check_sizes(owner, "block", shapes, block_sizes(given["block"]))
+    if options.pattern:
+        _check_sizes(owner, "pattern", shapes, (1, pattern_sizes(options.pattern)[1]))
+    if options.block:
+        _check_sizes(owner, "block", shapes, block_sizes(options.block))
     return found
 
 
@@ -123,7 +123,7 @@ def _check_sizes(
 
 
 def _check_inside(owner: Pass, anatomy: Anatomy, names: list[str]) -> None:
-    method = owner.given["method"]
+    method = owner.options.method
     if anatomy.family is None:
         message = f"method {method} goes layer by layer, and cook knows no layers of a {anatomy.kind!r} model"
         raise owner.error(message, option="method", hint="method: magnitude looks at weights alone")
@@ -142,7 +142,7 @@ def _check_alone(owner: Pass, anatomy: Anatomy, names: list[str]) -> None:
         shared = holders[id(anatomy.model.get_submodule(name).weight)]
         if len(shared) > 1:
             other = next(each for each in shared if each != name)
-            method = owner.given["method"]
+            method = owner.options.method
             reason = "a soft mask would not reach" if method in MOVING else f"{method} sees no inputs of"
             message = f"the weight of {name} is that of {other} too, which {reason}"
             hint = f"method: magnitude looks at weights alone; or leave out: exclude: [{name}, {other}]"

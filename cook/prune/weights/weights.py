@@ -56,8 +56,8 @@ class PruneWeights(WeightsSpec, Pass):
         names = self._targets(anatomy)
         modules = [name.rpartition(".")[0] for name in names]
         out_in = [rows(anatomy.model, name).shape for name in names]
-        whole, final = sum(out * width for out, width in out_in), final_sparsity(self.given)
-        of, pattern = f"of {whole:,} weights in {len(names)} matrices", self.given["pattern"]
+        whole, final = sum(out * width for out, width in out_in), final_sparsity(self.options)
+        of, pattern = f"of {whole:,} weights in {len(names)} matrices", self.options.pattern
         if final is None:
             note = f"as many {of} to zero as the penalty brings below the threshold"
         else:
@@ -67,7 +67,7 @@ class PruneWeights(WeightsSpec, Pass):
         return Effect(
             parameters=names,
             groups={(name, axis): size for name in modules for axis, size in self._groups().items()},
-            zeros=zeros_at_end(self.given, [(out, width) for out, width in out_in]),
+            zeros=zeros_at_end(self.options, [(out, width) for out, width in out_in]),
             note=note,
         )
 
@@ -76,9 +76,10 @@ class PruneWeights(WeightsSpec, Pass):
         self.missed = self._missed(context.anatomy, self.targets)
         self.size = sum(each.numel() for each in context.model.parameters())
         width = self.window.end - self.window.start
-        every = self.given["every"]
-        told = context.trains and every is not None
-        self.every = max(1, context.schedule_step(every, self, "every") if told else round(width / 100))
+        every = self.options.every
+        self.every = max(1, round(width / 100))
+        if context.trains and every is not None:
+            self.every = max(1, context.schedule_step(every, self, "every"))
         self.reached, self.complete = 0.0, False
         self.seen: dict[str, Any] = {}
         self.scored: list[MovementMask] = []
@@ -95,9 +96,9 @@ class PruneWeights(WeightsSpec, Pass):
             self._complete(context)
         elif elapsed >= 0 and elapsed % self.every == 0:
             # Under hard masks the largest of a group stay the largest: its pattern never changes.
-            at_once = self.given["pattern"] or self.method in ONE_SHOT
-            schedule = "constant" if at_once else self.given["schedule"]
-            final = final_sparsity(self.given)
+            at_once = self.options.pattern or self.method in ONE_SHOT
+            schedule = "constant" if at_once else self.options.schedule
+            final = final_sparsity(self.options)
             due = None if final is None else sparsity_at(self.window.progress(context.step), final, schedule)
             self._prune(context, due)
 
@@ -105,7 +106,7 @@ class PruneWeights(WeightsSpec, Pass):
         if self.method != "soft-movement":
             return {}
         progress = self.window.progress(context.step)
-        weight = sparsity_at(progress, self.given["penalty"], self.given["schedule"])
+        weight = sparsity_at(progress, self.options.penalty, self.options.schedule)
         return {"penalty": Term(soft_movement_penalty([mask.scores for mask in self.scored]), weight)}
 
     def after_step(self, context: Context) -> None:
@@ -127,10 +128,10 @@ class PruneWeights(WeightsSpec, Pass):
         whole = sum(weight.numel() for weight in weights)
         found = {"method": self.method, "zeros": zeros, "of": whole, "sparsity": zeros / whole, **self.seen}
         found["share_of_model"] = min(1.0, whole / self.size)
-        if (final := final_sparsity(self.given)) is not None:
+        if (final := final_sparsity(self.options)) is not None:
             found["asked"] = final
-        if self.given["pattern"]:
-            found["pattern"] = self.given["pattern"]
+        if self.options.pattern:
+            found["pattern"] = self.options.pattern
         found["note"] = (
             f"{zeros:,} of {whole:,} weights ({100 * zeros / whole:.1f} %) in {len(weights)} matrices are"
             f" zero, chosen by {self.method}"
@@ -150,15 +151,15 @@ class PruneWeights(WeightsSpec, Pass):
 
     def _groups(self) -> dict[str, int]:
         """How many rows (`out`) and columns (`in`) are taken together."""
-        if self.given["pattern"]:
-            return {"in": pattern_sizes(self.given["pattern"])[1]}
-        if self.given["block"] is not None:
-            return dict(zip(("out", "in"), block_sizes(self.given["block"]), strict=True))
+        if self.options.pattern:
+            return {"in": pattern_sizes(self.options.pattern)[1]}
+        if self.options.block is not None:
+            return dict(zip(("out", "in"), block_sizes(self.options.block), strict=True))
         return {}
 
     def _missed(self, anatomy: Anatomy, modules: Sequence[str]) -> str:
         """What the selection holds and is not pruned, in words; nothing where all of it is."""
-        return left_out(anatomy, self.given["include"], self.given["exclude"], modules)
+        return left_out(anatomy, self.options.include, self.options.exclude, modules)
 
     def _targets(self, anatomy: Anatomy) -> list[str]:
         return targets(self, anatomy, inside=self.method in ONE_SHOT, alone=self.method in MOVING)
@@ -169,13 +170,13 @@ class PruneWeights(WeightsSpec, Pass):
             raise self.error("an empty window, in which nothing moves", option="end", hint=hint)
         self.scored = [soften(context.model, name, self.id, MovementMask) for name in self.targets]
         for mask in self.scored:
-            mask.speed = self.given["speed"] if self.method == "soft-movement" else 1.0
+            mask.speed = self.options.speed if self.method == "soft-movement" else 1.0
         context.train_also(self, nn.ParameterList([mask.parameter for mask in self.scored]))
 
     def _complete(self, context: Context) -> None:
         """The last threshold; late when the step at the window's end was skipped."""
         if not self.complete:
-            self._prune(context, final_sparsity(self.given))
+            self._prune(context, final_sparsity(self.options))
             self.complete = True
 
     def _prune(self, context: Context, sparsity: float | None) -> None:
@@ -205,7 +206,7 @@ class PruneWeights(WeightsSpec, Pass):
     def _moved(self, context: Context, sparsity: float | None) -> list[Tensor]:
         scores = [mask.scores.detach() for mask in self.scored]
         if sparsity is None:
-            return [soft_movement_mask(each, self.given["threshold"]) for each in scores]
+            return [soft_movement_mask(each, self.options.threshold) for each in scores]
         return self._chosen(scores, sparsity, [_leaving(context, name) for name in self.parameters])
 
     def _masks(self, context: Context, sparsity: float | None) -> Iterator[tuple[str, Tensor]]:
@@ -216,8 +217,8 @@ class PruneWeights(WeightsSpec, Pass):
                 yield f"{name}.weight", keep
             return
         scores = [rows(context.model, name).detach().abs() for name in self.parameters]
-        if self.given["pattern"]:
-            keeps = [pattern_mask(each, *pattern_sizes(self.given["pattern"])) for each in scores]
+        if self.options.pattern:
+            keeps = [pattern_mask(each, *pattern_sizes(self.options.pattern)) for each in scores]
         else:
             keeps = self._chosen(scores, sparsity, [_leaving(context, name) for name in self.parameters])
         for name, keep in zip(self.parameters, keeps, strict=True):
@@ -231,7 +232,7 @@ class PruneWeights(WeightsSpec, Pass):
         Args:
             leaving: what leaves with heads or neurons, and is no zero in the end: the share is of the rest.
         """
-        scope, block = self.given["scope"], self.given["block"]
+        scope, block = self.options.scope, self.options.block
         if block is None and any(gone is not None for gone in leaving):
             return among(scores, sparsity, scope, leaving)
         if block is None:
@@ -241,9 +242,9 @@ class PruneWeights(WeightsSpec, Pass):
         return [over_blocks(keep, *sizes) for keep in threshold_masks(means, sparsity, scope)]
 
     def _looked_at(self, context: Context, sparsity: float) -> Iterator[tuple[str, Tensor]]:
-        pattern = pattern_sizes(self.given["pattern"]) if self.given["pattern"] else None
+        pattern = pattern_sizes(self.options.pattern) if self.options.pattern else None
         shot = oneshot.OneShot(self.method, sparsity, pattern)
-        examples = context.examples(self.given["rows"])
+        examples = context.examples(self.options.rows)
 
         def leaving(module: nn.Module) -> Tensor | None:
             return _leaving_of(context, module.weight, is_transposed(module))

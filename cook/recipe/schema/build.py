@@ -38,7 +38,7 @@ def schema(passes: Mapping[str, type[Spec]] | None = None, *, partial: bool = Fa
         name: {
             "type": ["object", "null"],
             "description": cls.summary,
-            "properties": dict(cls.options),
+            "properties": dict(cls.schema()),
             "required": list(cls.required),
             "additionalProperties": False,
         }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cook.passes import SCHEDULE_POINT
+from cook.options import SCHEDULE_POINT
 
 Schema = dict[str, Any]
 

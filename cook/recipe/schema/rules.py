@@ -59,7 +59,7 @@ def rules(
     yield from _readers(value, known, problem)
     for path, pass_name, cls in right:
         options = value["passes"][path[1]][pass_name]
-        yield from _schedule_points((*path, pass_name), cls.options, options, value.get("train"), problem)
+        yield from _schedule_points((*path, pass_name), cls.schema(), options, value.get("train"), problem)
 
 
 def uses(listed: list[Any]) -> Iterator[tuple[Path, str, str]]:
@@ -153,7 +153,7 @@ def _augment(value: dict[str, Any], problem: Problem) -> Found:
 
 
 def _made(cls: type[Spec], options: dict[str, Any], where: str | None = None) -> Spec:
-    return cls(fill({"properties": cls.options}, options), where=where)
+    return cls(fill({"properties": cls.schema()}, options), where=where)
 
 
 def _pass(path: Path, cls: type[Spec], options: dict[str, Any], marks: Marks, name: str) -> Found:

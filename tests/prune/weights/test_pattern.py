@@ -162,7 +162,7 @@ def test_options_that_do_not_fit_are_refused(options, place, words):
 
 def test_a_pattern_and_the_sparsity_that_it_is_may_stand_together():
     (made,) = bound.passes({"prune.weights": {"pattern": "1:4", "sparsity": 0.75}})
-    assert made.given["sparsity"] == 0.75
+    assert made.options.sparsity == 0.75
 
 
 def test_widths_that_are_no_multiple_are_refused_with_the_way_out():
