@@ -73,7 +73,7 @@ def main() -> None:
     with ThreadPoolExecutor(args.parallel) as pool:
         folders = list(pool.map(lambda seed: run(args.recipe, args.out, seed, args.overrides), args.seeds))
     source = load_recipe(args.recipe, args.overrides).model.path
-    before = correct(source, args.recipe, args.overrides)
+    before = correct(str(source), args.recipe, args.overrides)
     after = np.stack([correct(str(folder), args.recipe, args.overrides) for folder in folders])
     print("| seed | accuracy | difference | 95 % of rows | sparsity | bytes |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")

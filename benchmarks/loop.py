@@ -183,6 +183,7 @@ def compressed(
     if rows is None:
         rows = Dataset.from_dict({"row": range(BATCH * STEPS)})
     epoch = len(rows) // BATCH
+    assert recipe.train is not None
     with Session(used, student, total_steps=STEPS, steps_per_epoch=epoch, teacher=teacher) as session:
         if ready is not None:
             ready(session, accelerator)

@@ -37,8 +37,8 @@ from torch import Tensor
 
 from benchmarks.pairs import machine, measure, ratio, table
 from benchmarks.textbrewer_sides import (
-    Kitchen,
     Setting,
+    TaskRun,
     brewing,
     by_cook,
     by_textbrewer,
@@ -101,7 +101,7 @@ def agreement(setting: Setting) -> tuple[dict[str, float], dict[str, float], flo
     )
 
 
-def accuracy(run: Callable[..., Kitchen], setting: Setting) -> float:
+def accuracy(run: Callable[..., TaskRun], setting: Setting) -> float:
     """Of the student on the validation rows, after a whole run."""
     task_run = run(setting, lambda: None)
     device = task_run.student.device
@@ -111,7 +111,7 @@ def accuracy(run: Callable[..., Kitchen], setting: Setting) -> float:
     return found["accuracy"]
 
 
-SIDES: dict[str, Callable[..., Kitchen]] = {"cook": by_cook, "TextBrewer": by_textbrewer}
+SIDES: dict[str, Callable[..., TaskRun]] = {"cook": by_cook, "TextBrewer": by_textbrewer}
 
 
 def main() -> None:

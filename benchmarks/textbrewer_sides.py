@@ -23,6 +23,7 @@ from cook.pipeline import environment
 from cook.pipeline.inputs import load_model, load_student, make_passes, read_data
 from cook.recipe import Recipe, load_recipe
 from cook.say import silent
+from cook.sections import TrainSection
 from cook.session import Session
 from cook.train.loop import Loop, steps_of
 from cook.train.optimizer import adamw, share_of_rate
@@ -105,7 +106,7 @@ class Setting:
 
 
 @dataclass
-class Kitchen:
+class TaskRun:
     """What both sides begin with."""
 
     recipe: Recipe
@@ -115,9 +116,15 @@ class Kitchen:
     student: PreTrainedModel
 
     @property
+    def train(self) -> TrainSection:
+        """The recipe's section."""
+        assert self.recipe.train is not None
+        return self.recipe.train
+
+    @property
     def steps(self) -> tuple[int, int]:
         """Of the run, and of an epoch."""
-        return steps_of(self.recipe.train, len(self.rows["train"]))
+        return steps_of(self.train, len(self.rows["train"]))
 
 
 def textbrewer() -> Any:
@@ -130,7 +137,7 @@ def textbrewer() -> Any:
         raise SystemExit(f"{error}: pip install --no-deps textbrewer, and tensorboard") from None
 
 
-def prepared(setting: Setting) -> Kitchen:
+def prepared(setting: Setting) -> TaskRun:
     """Read the teacher and the tables, make the student."""
     recipe = setting.recipe()
     data = read_data(recipe, silent)
@@ -141,10 +148,10 @@ def prepared(setting: Setting) -> Kitchen:
     device = environment.accelerator(recipe).device
     for model in (teacher, student):
         model.to(device)
-    return Kitchen(recipe, data.task, rows, teacher, student)
+    return TaskRun(recipe, data.task, rows, teacher, student)
 
 
-def by_cook(setting: Setting, pause: Callable[[], None]) -> Kitchen:
+def by_cook(setting: Setting, pause: Callable[[], None]) -> TaskRun:
     """A run of cook's loop; `pause` is called once a batch."""
     task_run = prepared(setting)
     recipe, collate = task_run.recipe, task_run.task.collate
@@ -163,7 +170,7 @@ def by_cook(setting: Setting, pause: Callable[[], None]) -> Kitchen:
             session,
             task_run.task,
             task_run.rows["train"],
-            recipe.train,
+            task_run.train,
             accelerator=environment.accelerator(recipe),
             recorder=StateRecorder(task_run.student, passes, evaluate=dict, macs=lambda: None),
             folder=None,
@@ -175,10 +182,10 @@ def by_cook(setting: Setting, pause: Callable[[], None]) -> Kitchen:
     return task_run
 
 
-def by_textbrewer(setting: Setting, pause: Callable[[], None]) -> Kitchen:
+def by_textbrewer(setting: Setting, pause: Callable[[], None]) -> TaskRun:
     """A run of TextBrewer's loop; `pause` is called once a batch."""
     task_run = prepared(setting)
-    train, (total, _) = task_run.recipe.train, task_run.steps
+    train, (total, _) = task_run.train, task_run.steps
     seed_everything(setting.seed)
 
     def loader() -> Iterator[dict[str, Tensor]]:
@@ -202,18 +209,16 @@ def by_textbrewer(setting: Setting, pause: Callable[[], None]) -> Kitchen:
     return task_run
 
 
-def ordered(task_run: Kitchen) -> Iterator[dict[str, Tensor]]:
+def ordered(task_run: TaskRun) -> Iterator[dict[str, Tensor]]:
     """The batches that cook's loop makes, epoch after epoch."""
-    rows, seed = task_run.rows["train"], task_run.recipe.train.seed
+    rows, train = task_run.rows["train"], task_run.train
     for epoch in itertools.count():
-        updates = batches.plan_epoch(
-            batches.lengths(rows), len(rows), task_run.recipe.train.batch_size, seed, epoch
-        )
+        updates = batches.plan_epoch(batches.lengths(rows), len(rows), train.batch_size, train.seed, epoch)
         for [(batch, _)] in batches.epoch_loader(rows, task_run.task, updates):
             yield batch
 
 
-def brewing(setting: Setting, task_run: Kitchen, folder: str) -> Any:
+def brewing(setting: Setting, task_run: TaskRun, folder: str) -> Any:
     """TextBrewer's distiller; as a context it sets the modes of both models."""
 
     def adaptor(batch: Any, outputs: Any) -> dict[str, Any]:

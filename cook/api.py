@@ -30,6 +30,7 @@ from cook.pipeline.rows import data_counts, pass_rows, positive_class, state, st
 from cook.recipe import Recipe, load_recipe, thaw
 from cook.report import Model, Report
 from cook.say import silent
+from cook.sections import Cut, TrainSection
 from cook.session import Session
 from cook.teacher.teacher import Given
 from cook.train.seeds import seed_everything
@@ -219,7 +220,7 @@ def attach(
     )
 
 
-def _precision(model: PreTrainedModel, train: Any) -> str:
+def _precision(model: PreTrainedModel, train: TrainSection | None) -> str:
     """What was computed in: a model in memory trains in the type that it has."""
     own = str(model.dtype).removeprefix("torch.")
     half = model.dtype in (torch.float16, torch.bfloat16)
@@ -279,7 +280,7 @@ def _data(recipe: Recipe, model: PreTrainedModel, data: Any) -> Data | None:
         hint = "load the model with num_labels=, or leave model.head out"
         raise recipe.error("model.head", "a model in memory keeps the head that it has", hint)
     whole = load_recipe(value, partial=True)
-    cut = whole.data is not None and isinstance(whole.data.validation, Mapping)
+    cut = whole.data is not None and isinstance(whole.data.validation, Cut)
     splits = [split for split in SPLITS if data is None or split in data or cut]
     raw = None if data is None else {split: dataset(data[split], split) for split in SPLITS if split in data}
     if labels := named.get("labels"):

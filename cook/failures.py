@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from cook.errors import Interrupted, RunError
+from cook.sections import TrainSection
 
 
 def not_finite(term: str, value: float, step: int, total: int, teacher: str | None = None) -> RunError:
@@ -42,7 +42,7 @@ def interrupted(done: int, total: int, *, kept: bool) -> Interrupted:
 
 
 @contextmanager
-def memory_errors(train: Any) -> Iterator[None]:
+def memory_errors(train: TrainSection) -> Iterator[None]:
     """Turn running out of memory into a RunError that says which accumulation to try.
 
     Args:

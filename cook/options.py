@@ -43,13 +43,16 @@ _NAMES = {
 _TYPES: dict[Any, str] = {int: "integer", float: "number", bool: "boolean", str: "string"}
 
 
-def option(default: Any, help: str, *, schema: Schema | None = None, **limits: Any) -> Any:
+def option(
+    default: Any, help: str, *, schema: Schema | None = None, nested: type | None = None, **limits: Any
+) -> Any:
     """A field of an options dataclass.
 
     Args:
         default: REQUIRED for an option that must be given.
         help: one line: what the option sets, and what its values mean.
         schema: the JSON Schema of its values where the type says too little; otherwise made from the type.
+        nested: a dataclass that its values may be besides what `schema` says.
         limits: `minimum`, `maximum`, `above`, `below` (exclusive), `min_items`, `min_properties`,
             `unique`, `pattern`.
 
@@ -58,7 +61,8 @@ def option(default: Any, help: str, *, schema: Schema | None = None, **limits: A
     """
     if unknown := limits.keys() - _NAMES.keys():
         raise TypeError(f"there are no limits {sorted(unknown)}, only {', '.join(_NAMES)}")
-    metadata = {"help": help, "schema": schema, "limits": {_NAMES[name]: at for name, at in limits.items()}}
+    named = {_NAMES[name]: at for name, at in limits.items()}
+    metadata = {"help": help, "schema": schema, "nested": nested, "limits": named}
     if isinstance(default, (dict, list)):
         raise TypeError("a default is shared by all instances: give a tuple or None")
     return field(metadata=metadata) if default is REQUIRED else field(default=default, metadata=metadata)
@@ -110,6 +114,8 @@ def _ordered(cls: Any) -> list[Any]:
 def _schema(each: Any, hint: Any) -> Schema:
     given = each.metadata["schema"]
     found = {**(of_type(hint) if given is None else given), **each.metadata["limits"]}
+    if (nested := each.metadata["nested"]) is not None:
+        found = {**found, "anyOf": [*found["anyOf"], section(nested)]}
     if each.default is not MISSING:
         found["default"] = plain(each.default)
     return {**found, "description": each.metadata["help"]}
@@ -127,16 +133,26 @@ def of_type(hint: Any) -> Schema:
     if origin is not None and issubclass(origin, Mapping):
         return {"type": "object", "additionalProperties": of_type(args[1])}
     if is_dataclass(hint):
-        needed = required(typing.cast("type", hint))
-        return {
-            "type": "object",
-            "properties": schema_of(typing.cast("type", hint)),
-            "additionalProperties": False,
-            **({"required": list(needed)} if needed else {}),
-        }
+        return section(typing.cast("type", hint))
     if hint not in _TYPES:
         raise TypeError(f"an option cannot be a {hint}: give its schema")
     return {"type": _TYPES[hint]}
+
+
+def section(cls: type, **more: Any) -> Schema:
+    """The JSON Schema of a mapping whose keys are the fields of a dataclass; its docstring describes it.
+
+    Args:
+        more: further keywords.
+    """
+    return {
+        "type": "object",
+        "description": (cls.__doc__ or "").split("\n")[0].removesuffix("."),
+        "properties": schema_of(cls),
+        "required": list(required(cls)),
+        "additionalProperties": False,
+        **more,
+    }
 
 
 def _or_null(args: tuple[Any, ...]) -> Schema:

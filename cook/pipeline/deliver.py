@@ -130,7 +130,7 @@ def _latency(
 ) -> dict[str, Any]:
     """The source and the result in float32, timed in alternation on the device at hand."""
     auto = getattr(transformers, auto_class)
-    options = {"trust_remote_code": _trusted(recipe)}
+    options: dict[str, Any] = {"trust_remote_code": _trusted(recipe)}
     if recipe.model.attention is not None:
         options["attn_implementation"] = recipe.model.attention
     with quiet():

@@ -21,6 +21,7 @@ from cook.pipeline import tokenizer_check
 from cook.pipeline.inputs import load_model, read_data
 from cook.recipe import Recipe, load_recipe
 from cook.say import Say, silent
+from cook.sections import Cut
 from cook.train.evaluate import evaluate as measure
 
 
@@ -108,5 +109,5 @@ def _without_train(recipe: Any, overrides: Sequence[str]) -> Recipe:
     """The recipe without its training data, unless validation is cut out of them."""
     without = [*overrides, "data.train=null"]
     data = load_recipe(recipe, without, partial=True).data
-    cut = data is not None and isinstance(data.validation, Mapping)
+    cut = data is not None and isinstance(data.validation, Cut)
     return load_recipe(recipe, overrides if cut else without)

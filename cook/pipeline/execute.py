@@ -25,6 +25,7 @@ from cook.model.probe.equivalence import check_folded, outputs, outputs_to_be, r
 from cook.model.tokens.id_map import TokenIdMap
 from cook.passes import Pass
 from cook.say import Say, silent
+from cook.sections import EvalSection, TrainSection
 from cook.session import Session
 from cook.teacher.cached import fill
 from cook.teacher.teacher import Given, read_alike
@@ -57,8 +58,8 @@ class RunContext:
     passes: Sequence[Pass]
     task: Task | None
     rows: Mapping[str, Dataset]
-    train: Any
-    evaluation: Any
+    train: TrainSection | None
+    evaluation: EvalSection
     accelerator: Accelerator
     raw: Mapping[str, Dataset] = field(default_factory=dict)
     processor: Any | None = None
@@ -226,6 +227,7 @@ def _read_again(work: RunContext, tokenizer: Any) -> None:
 
 def _loop(work: RunContext, session: Session, recorder: StateRecorder) -> Loop:
     assert work.task is not None
+    assert work.train is not None
     loop = Loop(
         session,
         work.task,
@@ -300,6 +302,7 @@ def _check_metric(work: RunContext, metrics: Mapping[str, float]) -> None:
 def _told(work: RunContext, loop: Loop, epochs: float, metrics: Mapping[str, float]) -> dict[str, Any]:
     """What the report says of training; `metrics` are those of the finished model."""
     assert work.task is not None
+    assert work.train is not None
     best = loop.best if work.train.select == "best" else None
     return {
         "steps": loop.total,

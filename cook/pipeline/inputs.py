@@ -24,6 +24,7 @@ from cook.passes import Pass
 from cook.pipeline import tokenizer_check
 from cook.recipe import Recipe
 from cook.say import Say
+from cook.sections import StudentSection, TeacherSection
 from cook.teacher.cached import CachedTeacher
 from cook.teacher.teacher import Given, Named, folded
 
@@ -157,10 +158,9 @@ def load_student(
     section = recipe.student
     if section is None:
         return source
-    attention = recipe.model.attention if recipe.model is not None else None
     made = student.make(
         source,
-        {**section, "attention": attention},
+        {**vars(section), "attention": recipe.model.attention},
         _within(recipe, "student"),
         auto_class=data.task.auto_class if data else None,
     )
@@ -176,7 +176,7 @@ def load_student(
 
 def stored_dtype(recipe: Recipe, model: PreTrainedModel) -> torch.dtype:
     """What floating-point weights are written in: as the recipe says, else as the source has them."""
-    asked = recipe.output.dtype if recipe.output is not None else None
+    asked = recipe.output.dtype if recipe.has("output") else None
     origin: Any = model.cook_origin
     found: torch.dtype = getattr(torch, asked) if asked else origin.dtype or torch.float32
     return found
@@ -205,7 +205,7 @@ def planned_teachers(recipe: Recipe, source: PreTrainedModel, data: Data | None)
         source: what `self` means, on the meta device; passes may reshape it afterwards.
     """
     for place, section in _placed(recipe):
-        if section.path == "self":
+        if section.path == "self" and recipe.model.recipe is None:  # which trains the model
             _check_trained(recipe, place, source)
     return [
         copy.deepcopy(source)
@@ -221,14 +221,14 @@ def planned_teachers(recipe: Recipe, source: PreTrainedModel, data: Data | None)
     ]
 
 
-def _placed(recipe: Recipe) -> list[tuple[str, Any]]:
+def _placed(recipe: Recipe) -> list[tuple[str, TeacherSection]]:
     """The teachers' sections, each with its place in the recipe."""
     one = len(recipe.teachers) == 1
     return [("teacher" if one else f"teacher[{at}]", each) for at, each in enumerate(recipe.teachers)]
 
 
 def _teacher(
-    recipe: Recipe, place: str, section: Any, model: PreTrainedModel, data: Data, processor: Any
+    recipe: Recipe, place: str, section: TeacherSection, model: PreTrainedModel, data: Data, processor: Any
 ) -> PreTrainedModel | Literal["self"]:
     """One teacher, whose section is at `place` in the recipe."""
     if section.path == "self":
@@ -276,7 +276,7 @@ def _check_trained(recipe: Recipe, place: str, model: PreTrainedModel) -> None:
         raise recipe.error(place, message, hint)
 
 
-def own_teacher(section: Any, model: PreTrainedModel) -> PreTrainedModel | Literal["self"]:
+def own_teacher(section: TeacherSection, model: PreTrainedModel) -> PreTrainedModel | Literal["self"]:
     """`"self"`, or a copy of `model` as it is now: one that computes in the type that the section asks for,
     or that may let go of its weights when its answers are cached."""
     if section.dtype is None and section.cache is False:
@@ -285,9 +285,9 @@ def own_teacher(section: Any, model: PreTrainedModel) -> PreTrainedModel | Liter
     return copied if section.dtype is None else copied.to(getattr(torch, section.dtype))
 
 
-def taught_by(section: Any, model: PreTrainedModel | Literal["self"]) -> Named:
+def taught_by(section: TeacherSection, model: PreTrainedModel | Literal["self"]) -> Named:
     """A teacher with its weight, and how it answers if its section says that."""
-    if section.cache is False:
+    if isinstance(section.cache, bool):
         return Named(model, section.weight)
     kind = partial(CachedTeacher, top=section.cache.top, dtype=section.cache.dtype)
     return Named(model, section.weight, kind)
@@ -299,13 +299,19 @@ def _within(recipe: Recipe, section: str) -> Callable[[str, str, str | None], Co
 
 
 def _same_tokens(
-    recipe: Recipe, who: str, section: Any, mine: Any, source: Any, processor: Any, data: Data | None
+    recipe: Recipe,
+    who: str,
+    section: StudentSection | TeacherSection,
+    config: Any,
+    source: Any,
+    processor: Any,
+    data: Data | None,
 ) -> None:
     """The tokenizers decide; a folder without one has to know as many tokens as the source."""
     if not hasattr(processor, "get_vocab"):
         return
     theirs = load.load_processor(section, "tokenizer")
-    knows, known = (getattr(config, "vocab_size", None) for config in (mine, source))
+    knows, known = (getattr(each, "vocab_size", None) for each in (config, source))
     if theirs is None and knows != known:
         raise recipe.error(
             f"{who}.path",

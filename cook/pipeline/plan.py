@@ -66,7 +66,7 @@ def plan(recipe: Recipe) -> Plan:
     Raises:
         CookError: a target matches nothing, or passes conflict.
     """
-    if recipe.output is not None:
+    if recipe.has("output"):
         output.check(recipe)
     data = read_data(recipe, silent) if recipe.data is not None else None
     source = _without_weights(recipe, data)

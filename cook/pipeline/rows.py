@@ -11,7 +11,7 @@ from cook.options import plain
 from cook.passes import Pass
 from cook.pipeline.execute import RunResult
 from cook.pipeline.inputs import Data
-from cook.recipe import Recipe, thaw
+from cook.recipe import Recipe
 from cook.report import PassRow, State
 
 
@@ -24,8 +24,8 @@ def student(recipe: Recipe) -> dict[str, Any] | None:
     """How the recipe makes its student, for the report; None without one."""
     if recipe.student is None:
         return None
-    section = thaw(recipe.student)
-    return {key: section[key] for key in ("layers", "config", "path") if section.get(key) is not None}
+    section = plain(recipe.student)
+    return {key: section[key] for key in ("layers", "config", "path") if section[key] is not None}
 
 
 def positive_class(config: Any, metrics: Mapping[str, Any]) -> str | None:

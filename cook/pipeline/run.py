@@ -206,7 +206,7 @@ def _check_sections(recipe: Recipe) -> None:
     """What a run needs: a model and an output; to train, data; without training, one-shot passes."""
     trains = ("data",) if recipe.train is not None else ()
     for section in ("model", *trains, "output"):
-        if getattr(recipe, section) is None:
+        if not recipe.has(section):
             raise CookError(
                 f"the recipe has no {section} section",
                 where=recipe.name,

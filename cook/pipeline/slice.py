@@ -190,7 +190,7 @@ def _write(
         created=environment.now(),
         recipe={"name": "cook slice", "digest": recipe.digest},
         model=Model(
-            name=recipe.model.path,
+            name=str(recipe.model.path),
             before=before,
             after=after,
             source_bytes=load.origin_of(made).bytes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -58,7 +59,7 @@ def check(recipe: Recipe, config: Any, processor: Any, texts: Iterable[str], say
     if not hasattr(processor, "get_vocab"):
         return
     if named is not None and path is not None:
-        own = load.load_processor({**recipe.model, "tokenizer": None}, "tokenizer")
+        own = load.load_processor(replace(recipe.model, tokenizer=None), "tokenizer")
         if own is not None and (found := difference(processor, own, texts)):
             raise recipe.error(
                 "model.tokenizer",

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cook.model.nn.integer import limit, quantize_activation
+from cook.model.nn.integer import limit, quantize_activation, stored_width
 
 
 class RoundRows(torch.autograd.Function):
@@ -57,7 +57,7 @@ class FakeQuantWeight(nn.Module):
     @property
     def stored_bits(self) -> int | None:
         """The width that the weight is stored with when it is folded now."""
-        return self.bits if self.enabled else None
+        return stored_width(self.bits) if self.enabled else None
 
     def forward(self, weight: Tensor) -> Tensor:
         return RoundRows.apply(weight, self.bits) if self.enabled else weight

@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from cook.errors import CookError, nearest
+from cook.options import Schema
 from cook.passes import declared
 from cook.recipe.schema.build import schema
-from cook.recipe.schema.fragments import Schema
 from cook.recipe.schema.rules import names, uses
 from cook.recipe.schema.shape import at, normal, takes_null
 from cook.recipe.schema.wording import found

@@ -11,7 +11,7 @@ from typing import Any
 
 from cook.data.files.formats import DATA_SUFFIXES
 from cook.errors import CookError, nearest
-from cook.recipe.schema.fragments import Schema
+from cook.options import Schema
 from cook.recipe.schema.shape import walk
 from cook.recipe.text.parse import Problems
 from cook.recipe.text.place import Marks, Path, mark_of, where

@@ -17,6 +17,7 @@ from cook.recipe.paths import is_local
 from cook.recipe.recipe import Recipe
 from cook.recipe.tables import Table, look
 from cook.recipe.text.parse import raise_all
+from cook.sections import DataSection
 
 SPLITS = ("train", "validation")
 HEADS = {
@@ -37,8 +38,8 @@ def check(recipe: Recipe) -> list[str]:
     Raises:
         CookError: a run would refuse the data; RecipeErrors for several mistakes.
     """
-    if recipe.data is not None and recipe.train is not None and recipe.model is not None:
-        raise_all([((), error) for error in _mistakes(recipe)])
+    if recipe.data is not None and recipe.train is not None and recipe.has("model"):
+        raise_all([((), error) for error in _mistakes(recipe, recipe.data)])
     return [f"not checked: {', '.join(far)}, which must be fetched first"] if (far := _far(recipe)) else []
 
 
@@ -54,38 +55,35 @@ def _far(recipe: Recipe) -> list[str]:
         f"{key} {section.path!r}"
         for key, section in named
         if section is not None
-        and section.get("path") is not None
+        and section.path is not None
         and not is_local(section.path)
         and section.path not in ("self", DIGITS)
     ]
 
 
-def _mistakes(recipe: Recipe) -> Found:
+def _mistakes(recipe: Recipe, data: DataSection) -> Found:
     tables: dict[str, list[tuple[Path, Table]]] = {}
     for split in SPLITS:
-        paths, wrong = _files(recipe, split)
+        paths, wrong = _files(recipe, data, split)
         yield from wrong
-        data = recipe.data
-        tables[split] = [
-            (path, look(path, data.label, data.get("delimiter"), data.get("encoding"))) for path in paths
-        ]
+        tables[split] = [(path, look(path, data.label, data.delimiter, data.encoding)) for path in paths]
     for split, found in tables.items():
         if found and all(table.empty for _, table in found):
             yield recipe.error(
-                _place(recipe, split), f"{', '.join(str(path) for path, _ in found)} has no rows"
+                _place(data, split), f"{', '.join(str(path) for path, _ in found)} has no rows"
             )
             return
-    for key, column in _columns(recipe):
+    for key, column in _columns(data, recipe.model.task):
         lacking = [(path, table) for found in tables.values() for path, table in found if table.lacks(column)]
         for path, table in lacking[:1]:
             listed = f"the columns are {', '.join(table.columns or ())}"
             yield recipe.error(key, f"there is no column {column!r} in {path.name}", listed)
-    yield from _labels(recipe, tables)
+    yield from _labels(recipe, data, tables)
 
 
-def _place(recipe: Recipe, split: str) -> str:
-    value = recipe.data[split]
-    named = isinstance(value, str) and not _is_file(value) and recipe.data.path is not None
+def _place(data: DataSection, split: str) -> str:
+    value = getattr(data, split)
+    named = isinstance(value, str) and not _is_file(value) and data.path is not None
     return "data.path" if named else f"data.{split}"
 
 
@@ -93,11 +91,11 @@ def _is_file(value: str) -> bool:
     return is_local(value) or value.lower().endswith(DATA_SUFFIXES)
 
 
-def _files(recipe: Recipe, split: str) -> tuple[list[Path], list[CookError]]:
+def _files(recipe: Recipe, data: DataSection, split: str) -> tuple[list[Path], list[CookError]]:
     """The files of a split, as far as they are certain, and what is wrong with how it is named."""
-    key, wanted = f"data.{split}", recipe.data[split]
+    key, wanted = f"data.{split}", getattr(data, split)
     if isinstance(wanted, str) and not _is_file(wanted):
-        known = _splits(recipe)
+        known = _splits(data)
         match = SLICE.fullmatch(wanted)
         if known is None or match is None:
             return [], []
@@ -116,12 +114,11 @@ def _files(recipe: Recipe, split: str) -> tuple[list[Path], list[CookError]]:
     return [path for path in paths if path.is_file()], wrong
 
 
-def _splits(recipe: Recipe) -> dict[str, Path | None] | None:
+def _splits(data: DataSection) -> dict[str, Path | None] | None:
     """The splits of `data.path` by name, each with its file if it is one; None where they are not known."""
-    data = recipe.data
     if data.path == DIGITS:
         return dict.fromkeys(SPLITS)
-    if not is_local(data.path):
+    if data.path is None or not is_local(data.path):
         return None
     path = Path(data.path)
     if path.is_file():
@@ -129,27 +126,24 @@ def _splits(recipe: Recipe) -> dict[str, Path | None] | None:
     if not path.is_dir() or data.config is not None:
         return None
     stems = {file.stem: file for file in sorted(path.iterdir()) if file.name.lower().endswith(DATA_SUFFIXES)}
-    named = {
-        match["name"] for key in SPLITS if isinstance(data[key], str) and (match := SLICE.match(data[key]))
-    }
+    wanted = [value for value in (data.train, data.validation) if isinstance(value, str)]
+    named = {match["name"] for value in wanted if (match := SLICE.match(value))}
     return dict(stems) if named & set(stems) else None
 
 
-def _columns(recipe: Recipe) -> Iterator[tuple[str, str]]:
+def _columns(data: DataSection, task: str | None) -> Iterator[tuple[str, str]]:
     """The columns that a run needs, each with its key."""
-    data, task = recipe.data, recipe.model.task
     if task == "text-classification" and data.text is not None:
         for name in (data.text,) if isinstance(data.text, str) else data.text:
             yield "data.text", name
     if task == "image-classification" and data.image is not None:
         yield "data.image", data.image
-    if isinstance(data.label, str):
-        yield "data.label", data.label
+    yield "data.label", data.label
 
 
-def _labels(recipe: Recipe, tables: Mapping[str, list[tuple[Path, Table]]]) -> Found:
+def _labels(recipe: Recipe, data: DataSection, tables: Mapping[str, list[tuple[Path, Table]]]) -> Found:
     """Columns without any label, and more labels than the model's head has classes."""
-    column, read = recipe.data.label, [each for found in tables.values() for each in found]
+    column, read = data.label, [each for found in tables.values() for each in found]
     known: set[str] = set()
     for path, table in read:
         if table.labels is None:
@@ -160,14 +154,14 @@ def _labels(recipe: Recipe, tables: Mapping[str, list[tuple[Path, Table]]]) -> F
             return
         known |= values
     whole = all(tables.values()) and all(table.labels is not None for _, table in read)
-    cut = recipe.data.limit is not None or any("[" in str(recipe.data[split]) for split in SPLITS)
+    cut = data.limit is not None or any("[" in str(split) for split in (data.train, data.validation))
     labels = known - {"", "-1"}
     classes = _classes(recipe)
     if whole and not cut and classes is not None and len(labels) > len(classes):
         yield recipe.error(
             "data.label",
             f"the data has {len(labels)} labels ({_listed(sorted(labels))}), the model in "
-            f"{Path(recipe.model.path).name} tells {len(classes)} classes apart ({_listed(classes)})",
+            f"{Path(str(recipe.model.path)).name} tells {len(classes)} classes apart ({_listed(classes)})",
             "write model.head: new to put a new head of the data's labels in the place of the model's",
         )
 
@@ -188,7 +182,9 @@ def _name(value: Any) -> str:
 def _classes(recipe: Recipe) -> list[str] | None:
     """The classes of a local model's head; None where it gets a new one, or they are not certain."""
     model = recipe.model
-    if model.head != "keep" or model.labels is not None or not is_local(model.path):
+    if model.head != "keep" or model.labels is not None or model.path is None:
+        return None
+    if model.task is None or not is_local(model.path):
         return None
     try:
         config = json.loads((Path(model.path) / "config.json").read_text(encoding="utf-8"))

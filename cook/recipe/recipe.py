@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, TypeVar
 
 from cook.errors import CookError
+from cook.options import build
 from cook.passes import declared
 from cook.recipe import bmcook, override, paths
 from cook.recipe.schema.build import problems, schema
@@ -22,6 +23,17 @@ from cook.recipe.text.nodes import dump
 from cook.recipe.text.parse import Document, kind_of, raise_all, read_text, scan
 from cook.recipe.text.place import Marks, Path, spell, split, where
 from cook.recipe.text.values import plain
+from cook.sections import (
+    DataSection,
+    EvalSection,
+    ModelSection,
+    OutputSection,
+    StudentSection,
+    TeacherSection,
+    TrainSection,
+)
+
+T = TypeVar("T")
 
 EMPTY = "passes is empty: nothing is compressed"
 """What is said of a recipe that has the key and no pass under it; one without the key only trains."""
@@ -66,39 +78,55 @@ class Recipe:
     overrides: tuple[str, ...] = field(compare=False, default=())
     notes: tuple[str, ...] = field(compare=False, default=())
 
-    @property
-    def model(self) -> Any:
-        return self.value.get("model")
+    def has(self, section: str) -> bool:
+        """Whether the recipe has a section: one for a model in memory may leave out `model` and `output`."""
+        return self.value.get(section) is not None
+
+    @cached_property
+    def model(self) -> ModelSection:
+        """Names nothing where the recipe has no model."""
+        return self._section("model", ModelSection) or ModelSection()
+
+    @cached_property
+    def student(self) -> StudentSection | None:
+        return self._section("student", StudentSection)
+
+    @cached_property
+    def teachers(self) -> tuple[TeacherSection, ...]:
+        """The teachers, however many."""
+        given = self.value.get("teacher")
+        several = () if given is None else given if isinstance(given, tuple) else (given,)
+        return tuple(build(TeacherSection, each) for each in several)
 
     @property
-    def student(self) -> Any:
-        return self.value.get("student")
+    def teacher(self) -> TeacherSection | tuple[TeacherSection, ...] | None:
+        """The only teacher, or all of several."""
+        return self.teachers if len(self.teachers) > 1 else next(iter(self.teachers), None)
 
-    @property
-    def teacher(self) -> Any:
-        return self.value.get("teacher")
+    @cached_property
+    def data(self) -> DataSection | None:
+        return self._section("data", DataSection)
 
-    @property
-    def teachers(self) -> tuple[Any, ...]:
-        """The teachers, however many: `teacher` is the section itself when there is one."""
-        given = self.teacher
-        return () if given is None else given if isinstance(given, tuple) else (given,)
+    @cached_property
+    def train(self) -> TrainSection | None:
+        return self._section("train", TrainSection)
 
-    @property
-    def data(self) -> Any:
-        return self.value.get("data")
+    @cached_property
+    def eval(self) -> EvalSection:
+        return build(EvalSection, self.value["eval"])
 
-    @property
-    def train(self) -> Any:
-        return self.value.get("train")
+    @cached_property
+    def output(self) -> OutputSection:
+        """Raises CookError where the recipe has no output."""
+        found = self._section("output", OutputSection)
+        if found is None:
+            raise CookError(
+                "the recipe has no output section", where=self.name, hint="add output: {path: ...}"
+            )
+        return found
 
-    @property
-    def eval(self) -> Any:
-        return self.value["eval"]
-
-    @property
-    def output(self) -> Any:
-        return self.value.get("output")
+    def _section(self, name: str, kind: type[T]) -> T | None:
+        return None if self.value.get(name) is None else build(kind, self.value[name])
 
     @cached_property
     def passes(self) -> tuple[PassSpec, ...]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from typing import Any
+
+from cook.options import plain
 
 
 class Section(Mapping[str, Any]):
@@ -56,7 +59,9 @@ def freeze(value: Any) -> Any:
 
 
 def thaw(value: Any) -> Any:
-    """The opposite of `freeze`: plain dicts and lists, for JSON and YAML."""
+    """The opposite of `freeze`: plain dicts and lists, for JSON and YAML; of typed sections as well."""
+    if is_dataclass(value):
+        return plain(value)
     if isinstance(value, Mapping):
         return {key: thaw(item) for key, item in value.items()}
     return [thaw(item) for item in value] if isinstance(value, (list, tuple)) else value

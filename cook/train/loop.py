@@ -34,6 +34,7 @@ from cook.errors import CookError, RunError
 from cook.failures import interrupted, memory_errors, not_finite
 from cook.progress import bar
 from cook.recipe.text.schedule_point import SchedulePoint
+from cook.sections import TrainSection
 from cook.session import Session
 from cook.teacher.teacher import not_finite as not_finite_teacher
 from cook.train import checkpoint, processes
@@ -45,10 +46,10 @@ from cook.train.seeds import seed_everything
 from cook.train.signals import Signals
 
 
-def steps_of(train: Any, rows: int) -> tuple[int, int]:
+def steps_of(train: TrainSection, rows: int) -> tuple[int, int]:
     """(total steps, steps an epoch) of a train section over so many rows."""
     per_epoch = math.ceil(rows / train.batch_size)
-    return train.steps or max(1, round(train.epochs * per_epoch)), per_epoch
+    return train.steps or max(1, round((train.epochs or 1) * per_epoch)), per_epoch
 
 
 class Loop:
@@ -70,7 +71,7 @@ class Loop:
         session: Session,
         task: Task,
         data: Dataset,
-        train: Any,
+        train: TrainSection,
         *,
         accelerator: Accelerator,
         recorder: StateRecorder,
@@ -97,7 +98,7 @@ class Loop:
             session.module,
             learning_rate=train.learning_rate,
             weight_decay=train.weight_decay,
-            betas=tuple(train.betas),
+            betas=train.betas,
             epsilon=train.epsilon,
             fused=accelerator.scaler is None,
         )
@@ -293,13 +294,13 @@ class Loop:
     def _step_of(self, key: str) -> int:
         """The step that a schedule point of the train section stands for."""
         try:
-            return SchedulePoint.parse(self.train[key]).step(self.total, self.per_epoch)
+            return SchedulePoint.parse(getattr(self.train, key)).step(self.total, self.per_epoch)
         except CookError as error:
             raise self.task.error(f"train.{key}", error.message, error.hint) from error
 
     def _every(self, key: str) -> int:
         """How many steps apart; 0 for never."""
-        return 0 if self.train[key] is None else max(1, self._step_of(key))
+        return 0 if getattr(self.train, key) is None else max(1, self._step_of(key))
 
     def _due(self, every: int) -> bool:
         return bool(every) and self.done % every == 0

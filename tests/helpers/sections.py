@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -12,31 +11,17 @@ from transformers import BertConfig
 
 from cook.data import tasks
 from cook.errors import CookError
+from cook.options import build
+from cook.sections import DataSection
 from tests.helpers import tiny
 
 TEXTS = ["good film", "the plot was very bad", "dull", "a lovely story"]
 
-DEFAULTS: dict[str, Any] = {
-    "path": None,
-    "config": None,
-    "revision": None,
-    "train": "train",
-    "validation": "validation",
-    "text": None,
-    "image": None,
-    "label": "label",
-    "max_length": None,
-    "limit": None,
-    "missing": "error",
-    "delimiter": None,
-    "encoding": None,
-}
 
-
-def section(**given: Any) -> SimpleNamespace:
+def section(**given: Any) -> DataSection:
     """A data section; paths may be Path objects."""
     plain = {key: str(value) if hasattr(value, "joinpath") else value for key, value in given.items()}
-    return SimpleNamespace(**{**DEFAULTS, **plain})
+    return build(DataSection, plain)
 
 
 def error(key: str, message: str, hint: str | None = None) -> CookError:

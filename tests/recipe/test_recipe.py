@@ -33,7 +33,7 @@ def test_defaults_and_access(folder):
     assert recipe.name == "recipe.yaml"
     assert recipe.text == GOOD
     assert recipe.train.batch_size == 32
-    assert recipe.train["steps"] is None
+    assert recipe.train.steps is None
     assert recipe.data.train == "train"
     assert recipe.eval.latency is True
     assert recipe.teacher.path == "self"
@@ -50,7 +50,7 @@ def test_a_recipe_cannot_be_changed(folder):
     with pytest.raises(AttributeError):
         recipe.train.epochs = 4
     with pytest.raises(TypeError):
-        recipe.train["epochs"] = 4
+        recipe.value["train"]["epochs"] = 4
     with pytest.raises(AttributeError):
         recipe.name = "x"
     again = pickle.loads(pickle.dumps(recipe))
@@ -168,7 +168,7 @@ def test_a_recipe_is_loaded_again_as_it_is(folder):
     assert load_recipe(thaw(recipe.value)).digest == recipe.digest
     assert load_recipe(recipe.value).digest == recipe.digest
     part = load_recipe({"version": 1, "passes": ["test.listen"]}, partial=True)
-    assert (part.model, part.train, part.output) == (None, None, None)
+    assert (part.has("model"), part.train, part.has("output")) == (False, None, False)
     with pytest.raises(RecipeErrors):
         load_recipe(part)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from cook.data.tasks import Task
 from cook.data.tasks.text import attention, pad, positions
 from cook.errors import CookError
 from cook.model.hub import load
+from cook.sections import AugmentSection, ModelSection
 
 TOKENS = 2048
 """Of a batch, padding included."""
@@ -41,10 +41,10 @@ class MaskedWords:
             vocabulary than the rows are written in.
     """
 
-    def __init__(self, task: Task, processor: Any, words: Words, count: int, device: torch.device):
+    def __init__(self, task: Task, processor: Any, words: Words, asked: AugmentSection, device: torch.device):
         self.task, self.words, self.device = task, words, device
-        self.count = min(count, int(words.whole.sum()) - 1)
-        section = SimpleNamespace(path=task.data.augment.model)
+        self.count = min(asked.candidates, int(words.whole.sum()) - 1)
+        section = ModelSection(path=asked.model)
         self.model = self._load(section)
         self.mask, self.pad = self._tokens(section, processor)
         self.takes_types = "token_type_ids" in inspect.signature(self.model.forward).parameters
@@ -102,7 +102,7 @@ class MaskedWords:
         """Spare the projection to the vocabulary, half of the work, where nothing is masked."""
         return (inputs[0][self._asked],)
 
-    def _load(self, section: Any) -> PreTrainedModel:
+    def _load(self, section: ModelSection) -> PreTrainedModel:
         model = load.load(
             section,
             auto_class="AutoModelForMaskedLM",
@@ -116,7 +116,7 @@ class MaskedWords:
             )
         return model.to(self.device)  # type: ignore[arg-type]
 
-    def _tokens(self, section: Any, processor: Any) -> tuple[int, int]:
+    def _tokens(self, section: ModelSection, processor: Any) -> tuple[int, int]:
         """The ids that mask and pad, of a tokenizer that reads as the rows were read."""
         tokenizer = load.load_processor(section, "tokenizer")
         if tokenizer is None:

@@ -27,6 +27,7 @@ from cook.data.augment.words import Flags, Ids, Words, flat, words_of
 from cook.data.rows import cache
 from cook.data.tasks import Task
 from cook.model.hub import load
+from cook.sections import AugmentSection, TrainSection
 from cook.teacher.teacher import Given, named
 
 VERSION = 1
@@ -98,7 +99,7 @@ def replaced(ids: Ids, where: Flags, candidates: Ids, source: np.random.RandomSt
 def augmented(
     rows: Dataset,
     task: Task,
-    train: Any,
+    train: TrainSection,
     *,
     processor: Any,
     model: PreTrainedModel,
@@ -133,7 +134,7 @@ def augmented(
     if not total:
         hint = "replaced are words that are one token of the vocabulary, neither special nor pieces"
         raise task.error("data.augment", "no word of the training data can be replaced", hint)
-    identity, candidates = _source(rows, task, words, processor, model, teacher, accelerator.device)
+    identity, candidates = _source(rows, task, asked, words, processor, model, teacher, accelerator.device)
     seed = next(each for each in (asked.seed, train.data_seed, train.seed) if each is not None)
     key = cache.key(
         augment=VERSION,
@@ -141,7 +142,7 @@ def augmented(
         words=cache.of_tensors({name: torch.from_numpy(flags) for name, flags in vars(words).items()}),
         source=identity,
         seed=seed,
-        options={name: asked[name] for name in ("method", "copies", "share", "candidates")},
+        options={name: getattr(asked, name) for name in ("method", "copies", "share", "candidates")},
     )
     with accelerator.main_process_first():
         result = cache.stored(key, lambda: _tables(rows, words, candidates(), asked, seed))
@@ -200,6 +201,7 @@ def _differing(rows: Dataset, result: Dataset) -> int:
 def _source(
     rows: Dataset,
     task: Task,
+    asked: AugmentSection,
     words: Words,
     processor: Any,
     model: PreTrainedModel,
@@ -207,9 +209,8 @@ def _source(
     device: torch.device,
 ) -> tuple[str, Callable[[], Candidates]]:
     """What similar words come from: its hash, and what makes it ready when there is no entry yet."""
-    asked = task.data.augment
     if asked.method == "masked-lm":
-        predict = MaskedWords(task, processor, words, asked.candidates, device)
+        predict = MaskedWords(task, processor, words, asked, device)
 
         def masked() -> Candidates:
             count = f"{asked.copies * len(rows):,}"

@@ -12,6 +12,7 @@ from datasets import ClassLabel, Dataset
 
 from cook.data.files.cells import is_missing, label_names, stripped
 from cook.data.files.parts import Part, overlap
+from cook.sections import DataSection
 
 if TYPE_CHECKING:
     from cook.data.rows.sources import ErrorAt
@@ -79,7 +80,9 @@ def _missing(dataset: Dataset, columns: Sequence[str]) -> list[int]:
     return sorted(rows)
 
 
-def check_overlap(parts: Mapping[str, Part], data: Any, error: ErrorAt, say: Callable[[str], None]) -> bool:
+def check_overlap(
+    parts: Mapping[str, Part], data: DataSection, error: ErrorAt, say: Callable[[str], None]
+) -> bool:
     """Whether train and validation are the same rows, which is said.
 
     Raises:

@@ -4,39 +4,44 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cook.data.files.cells import label_names
 from cook.data.files.parts import Part
+from cook.sections import Cut
 
 if TYPE_CHECKING:
     from cook.data.rows.sources import ErrorAt
 
 
-def parts(train: Part, data: Any, error: ErrorAt, say: Callable[[str], None]) -> dict[str, Part]:
-    """Validation as the share `data.validation` of the rows of train, and train without them.
+def parts(train: Part, asked: Cut, label: str, error: ErrorAt, say: Callable[[str], None]) -> dict[str, Part]:
+    """Validation as a share of the rows of train, and train without them.
+
+    Args:
+        asked: `data.validation`.
+        label: column of the label.
 
     Raises:
         CookError: one of the two would have no rows.
     """
-    asked, total = data.validation, len(train.dataset)
-    split = asked["split"]
+    total = len(train.dataset)
+    split = asked.split
     size = split if isinstance(split, int) else round(float(split.rstrip("%")) * total / 100)
     if not 0 < size < total:
         message = f"{split} of the {total} rows of train are {size} rows, and both parts need some"
         raise error("data.validation", message, f"there can be 1 to {total - 1} rows")
     labels = None
-    if asked["stratify"]:
-        if data.label not in train.dataset.features:
+    if asked.stratify:
+        if label not in train.dataset.features:
             columns = ", ".join(train.dataset.column_names)
-            raise error("data.label", f"there is no column {data.label!r}", f"the columns are {columns}")
-        labels = label_names(train.dataset, data.label)
+            raise error("data.label", f"there is no column {label!r}", f"the columns are {columns}")
+        labels = label_names(train.dataset, label)
         if single := sorted(name for name, count in Counter(labels).items() if count == 1):
             listed = ", ".join(map(repr, single[:12])) + (", ..." if len(single) > 12 else "")
             say(f"validation has no row of {len(single)} classes that have a single row: {listed}")
-    rows = cut(total, size, asked["seed"], labels)
+    rows = cut(total, size, asked.seed, labels)
     if not 0 < len(rows) < total:
         message = f"no class has two rows, so that {total} rows cannot be cut by class"
         raise error("data.validation", message, "leave stratify out")

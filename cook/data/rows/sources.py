@@ -25,6 +25,7 @@ from cook.data.files.parts import Origin, Part
 from cook.data.rows import checks, cutting
 from cook.errors import CookError, nearest
 from cook.say import Say, silent
+from cook.sections import Cut, DataSection
 
 Source: TypeAlias = "Mapping[str, Callable[[], Part]]"
 """The splits of a data set by name, each read when it is called for."""
@@ -37,7 +38,7 @@ class ErrorAt(Protocol):
 
 
 def load(
-    data: Any,
+    data: DataSection,
     error: ErrorAt,
     *,
     splits: Sequence[str] = ("train", "validation"),
@@ -62,14 +63,14 @@ def load(
     Raises:
         CookError: something is missing, unreadable or empty, or the splits overlap.
     """
-    cut = isinstance(data.validation, Mapping)
+    cut = isinstance(data.validation, Cut)
     parts = _read(data, error, ("train",) if cut else splits)
     return settle(parts, data, error, splits=splits, columns=columns, classes=classes, say=say)
 
 
 def settle(
     parts: dict[str, Part],
-    data: Any,
+    data: DataSection,
     error: ErrorAt,
     *,
     splits: Sequence[str],
@@ -88,8 +89,8 @@ def settle(
             split: checks.without_missing(part, columns(part.dataset), split, error, drop=drop, say=say)
             for split, part in parts.items()
         }
-    if isinstance(data.validation, Mapping) and "validation" not in parts:
-        parts = cutting.parts(parts["train"], data, error, say)
+    if isinstance(data.validation, Cut) and "validation" not in parts:
+        parts = cutting.parts(parts["train"], data.validation, data.label, error, say)
     found = {split: parts[split].dataset for split in splits}
     needed = {split: columns(dataset) for split, dataset in found.items()} if columns is not None else {}
     if "train" in found:
@@ -101,7 +102,7 @@ def settle(
     return found
 
 
-def _read(data: Any, error: ErrorAt, splits: Sequence[str]) -> dict[str, Part]:
+def _read(data: DataSection, error: ErrorAt, splits: Sequence[str]) -> dict[str, Part]:
     """The splits as they are stored."""
     result: dict[str, Part] = {}
     source: Source | None = None
@@ -181,7 +182,7 @@ def _names_file(value: str) -> bool:
     return tables.is_file_name(value) or Path(value).is_absolute()
 
 
-def _files(paths: list[Path], data: Any, key: str, error: ErrorAt) -> Part:
+def _files(paths: list[Path], data: DataSection, key: str, error: ErrorAt) -> Part:
     for path in paths:
         if not path.is_file():
             raise error(key, f"there is no file {path}", _near(path))
@@ -200,7 +201,7 @@ def _near(path: Path) -> str | None:
     return nearest(path.name, (other.name for other in path.parent.iterdir()))
 
 
-def _source(data: Any, wanted: Sequence[Any], key: str, error: ErrorAt) -> Source:
+def _source(data: DataSection, wanted: Sequence[Any], key: str, error: ErrorAt) -> Source:
     """The splits of `data.path` by name, each read when it is called for."""
     if not data.path:
         name = getattr(data, key.removeprefix("data."))
@@ -229,7 +230,7 @@ def in_memory(name: str, dataset: Dataset) -> Part:
     return Part.whole(dataset, [Origin(name, range(len(dataset)))])
 
 
-def _stems(found: list[Path], data: Any, error: ErrorAt) -> dict[str, Callable[[], Part]]:
+def _stems(found: list[Path], data: DataSection, error: ErrorAt) -> dict[str, Callable[[], Part]]:
     """Files whose names say which split they are: `train.tsv`, `validation.tsv`."""
     splits: dict[str, Callable[[], Part]] = {}
     for file in found:
@@ -239,7 +240,8 @@ def _stems(found: list[Path], data: Any, error: ErrorAt) -> dict[str, Callable[[
     return splits
 
 
-def _hub(data: Any, error: ErrorAt) -> Mapping[str, Dataset]:
+def _hub(data: DataSection, error: ErrorAt) -> Mapping[str, Dataset]:
+    assert data.path is not None
     path = Path(data.path)
     try:
         with quiet():

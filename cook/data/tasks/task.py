@@ -31,6 +31,7 @@ from datasets import Dataset
 
 from cook.data.rows.sources import ErrorAt
 from cook.say import Say, silent
+from cook.sections import DataSection
 
 IGNORE = -100
 """The label that torch's losses leave out."""
@@ -55,7 +56,7 @@ class Task(ABC):
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss"})
     """The metrics of which less is better."""
 
-    def __init__(self, data: Any, error: ErrorAt, say: Say = silent):
+    def __init__(self, data: DataSection, error: ErrorAt, say: Say = silent):
         self.data, self.error, self.say = data, error, say
         self.config: Any = None
 

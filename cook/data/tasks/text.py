@@ -14,6 +14,7 @@ from datasets import Dataset
 from cook.data.rows.sources import ErrorAt
 from cook.model.hub.source import class_name
 from cook.model.tokens.tokenizer import PlainText
+from cook.sections import DataSection
 
 BEHIND_PADDING = frozenset(
     {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "xmod", "data2vec-text"}
@@ -26,7 +27,7 @@ ROWS = 1000
 """Rows tokenised at a time."""
 
 
-def columns(dataset: Dataset, data: Any, error: ErrorAt) -> list[str]:
+def columns(dataset: Dataset, data: DataSection, error: ErrorAt) -> list[str]:
     """The text columns: the ones that the recipe names, else the only one with text that is no label.
 
     Raises:
@@ -63,7 +64,7 @@ def positions(config: Any) -> int | None:
     return found
 
 
-def max_length(tokenizer: Any, config: Any, data: Any, error: ErrorAt) -> int:
+def max_length(tokenizer: Any, config: Any, data: DataSection, error: ErrorAt) -> int:
     """Tokens of an example at most: `data.max_length`, else what model and tokenizer can, up to 512.
 
     Raises:

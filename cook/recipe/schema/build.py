@@ -13,8 +13,8 @@ from typing import Any
 from jsonschema import ValidationError
 
 from cook.errors import CookError, nearest
+from cook.options import Schema
 from cook.passes import Spec, declared
-from cook.recipe.schema.fragments import Schema
 from cook.recipe.schema.rules import names, rules
 from cook.recipe.schema.sections import SECTIONS
 from cook.recipe.schema.shape import at, normal, properties

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from cook.errors import CookError
+from cook.options import Schema
 from cook.passes import Spec
-from cook.recipe.schema.fragments import Schema
 from cook.recipe.schema.shape import fill, walk
 from cook.recipe.text.place import Marks, Path, where
 from cook.recipe.text.schedule_point import SchedulePoint

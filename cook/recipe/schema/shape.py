@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-from cook.recipe.schema.fragments import Schema
+from cook.options import Schema
 from cook.recipe.schema.sections import SECTIONS
 from cook.recipe.text.place import Path
 

@@ -17,7 +17,7 @@ from jsonschema.validators import extend
 
 from cook.builtin import task_hint
 from cook.errors import CookError, nearest
-from cook.recipe.schema.fragments import Schema
+from cook.options import Schema
 from cook.recipe.text import numbers
 from cook.recipe.text.place import Path
 from cook.recipe.text.schedule_point import SchedulePoint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -204,7 +205,7 @@ def test_a_copy_is_a_function_of_the_seed_and_its_number():
 
 def test_nothing_is_asked_nothing_is_done():
     task, rows = prepared()
-    task.data.augment = None
+    task.data = replace(task.data, augment=None)
     assert made(task, rows) is rows
 
 

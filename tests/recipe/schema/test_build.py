@@ -109,7 +109,7 @@ def test_every_key_says_what_it_is():
         ("epochs: 3", "epochs: 3, learning_rate: 1e-4f", "\n  write 1e-4"),
         ("epochs: 3", "epochs: 3, learning_rate: 10^-4", "\n  write 1e-4"),
         ("epochs: 3", "epochs: 3, learning_rate: 1e\u22124", "\n  write 1e-4"),
-        ("epochs: 3", "epochs: 3, learning_rate: -1e-4f", "\n  learning_rate: of AdamW"),
+        ("epochs: 3", "epochs: 3, learning_rate: -1e-4f", "\n  learning_rate: Peak learning rate of AdamW"),
         ("epochs: 3", "steps: '1,000'", "\n  write 1000"),
         ("text-classification", "token-classification", "token-classification is not supported yet; the"),
         ("text-classification", "fill_mask", "fill_mask is not supported yet; the tasks are text-"),
