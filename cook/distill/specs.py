@@ -5,9 +5,10 @@ This module is read to check a recipe: it imports nothing heavy, and neither may
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from cook.passes import WINDOW, Spec
+from cook.passes import WINDOW, Conflict, Spec
 
 WEIGHT: dict[str, Any] = {"type": "number", "minimum": 0, "default": 1.0}
 COMMON_OPTIONS: dict[str, Any] = {
@@ -42,6 +43,7 @@ PARTS = ("embeddings", "hidden", "attention")
 TERMS = {"embeddings": "embeddings", "hidden": "hidden states", "attention": "attention scores"}
 """What the log calls each part of `distill.tinybert`, apart from what other passes learn."""
 RELATIONS = ("queries", "keys", "values")
+_NOTHING_TO_LEARN = "a layer that is left out has no relations to learn"
 
 
 def is_scores(name: str) -> bool:
@@ -183,6 +185,12 @@ class TinyBERTSpec(DistillationSpec):
         **INTERMEDIATE_OPTIONS,
     }
     examples = ({}, {"parts": ["hidden"], "projection": "none", "layers": "last"})
+    incompatible: ClassVar[Mapping[str, Conflict]] = {
+        "prune.layerdrop": Conflict(
+            "a layer that is left out has no attention scores to learn",
+            "`parts` has no attention, or prune.layerdrop has the student's layers in `keep`",
+        ),
+    }
 
 
 class MiniLMSpec(DistillationSpec):
@@ -216,6 +224,10 @@ class MiniLMSpec(DistillationSpec):
         **INTERMEDIATE_OPTIONS,
     }
     examples = ({}, {"version": 1, "weight": 0.5}, {"heads": 2, "relations": ["values"], "teacher_layer": 0})
+    incompatible: ClassVar[Mapping[str, Conflict]] = {
+        "prune.layerdrop": Conflict(_NOTHING_TO_LEARN, "prune.layerdrop has `student_layer` in `keep`"),
+        "prune.layers": Conflict(_NOTHING_TO_LEARN, "`student_layer` is one that stays"),
+    }
 
     def check(self) -> None:
         for option, default in (("relations", list(RELATIONS)), ("heads", None)):

@@ -5,10 +5,11 @@ This module is read to check a recipe: it imports nothing heavy, and neither may
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from cook.lowrank.options import OPTIONS, WAYS
-from cook.passes import CORPORA, Spec
+from cook.passes import CORPORA, Conflict, Spec
 
 
 class EmbeddingSpec(Spec):
@@ -66,6 +67,17 @@ class LinearSpec(Spec):
         {"method": "svd", "parameters": 0.6, "spread": True, "include": ["ffn"]},
         {"ranks": {"attention": 2, "layers[1]": 3}},
     )
+    incompatible: ClassVar[Mapping[str, Conflict]] = {
+        "lowrank.linear": Conflict(
+            "a matrix that is two factors already is not factorised again",
+            "`include` or `exclude` of the first leaves layers whole",
+        ),
+        "share.layers": Conflict(
+            "a matrix that layers share cannot become the factors of one of them",
+            "`exclude` names what is shared",
+            only_below=True,
+        ),
+    }
 
     @property
     def method(self) -> str:

@@ -5,9 +5,10 @@ This module is read to check a recipe: it imports nothing heavy, and neither may
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from cook.passes import SCHEDULE_POINT, SELECTION, WINDOW, Spec
+from cook.passes import SCHEDULE_POINT, SELECTION, WINDOW, Conflict, Spec
 
 WIDTHS = [f"int{bits}" for bits in range(8, 1, -1)]
 
@@ -50,3 +51,6 @@ class QatSpec(Spec):
         "start": WINDOW["start"],
     }
     examples = ({}, {"weights": "int4", "observer": "moving"})
+    incompatible: ClassVar[Mapping[str, Conflict]] = {
+        "quant.qat": Conflict("a layer is rounded only once", "`include` or `exclude` gives each its own"),
+    }

@@ -5,9 +5,10 @@ This module is read to check a recipe: it imports nothing heavy, and neither may
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from cook.passes import Spec
+from cook.passes import Conflict, Spec
 
 INITS = ("mean", "first", "best")
 
@@ -57,3 +58,16 @@ class LayersSpec(Spec):
         {"groups": [[0, 1]], "parts": "ffn", "init": "best", "residual": 2},
         {"groups": "all", "residual": 3},
     )
+    incompatible: ClassVar[Mapping[str, Conflict]] = {
+        "prune.layerdrop": Conflict(
+            "a layer that shares parameters cannot be left out",
+            "prune.layerdrop has all layers that share in `keep`",
+        ),
+        "prune.layers": Conflict(
+            "a layer that shares parameters cannot be left out",
+            "prune.layers is above and leaves enough layers, or those that leave share with none",
+        ),
+        "share.layers": Conflict(
+            "what is shared already cannot be shared anew", "`groups` or `parts` gives each its own"
+        ),
+    }
