@@ -1,4 +1,6 @@
-"""The shared test over all examples, all ordered pairs of passes and all families; `make test` takes fewer.
+"""The shared test over all examples, all ordered pairs of passes and all families.
+
+`make test` pairs each pass with a representative of every phase only (`tests/helpers/pass_cases.py`).
 
 python -m benchmarks.matrix            what follows goes to pytest: -k vit
 """

@@ -1,7 +1,7 @@
 """The contract of a pass, and the registry that finds passes by name.
 
-A pass is one method bound to its options. It knows its own method and nothing of other passes; they
-meet only in the `Context`, which calls them in this order:
+A pass is one method bound to its options. It knows its own method, and of other passes only the names of
+those that it is `incompatible` with; they meet only in the `Context`, which calls them in this order:
 
     plan                                    once, on a model without weights
     attach, open                            once, before the optimizer exists
@@ -107,6 +107,21 @@ class Term(NamedTuple):
     weight: float = 1.0
 
 
+class Conflict(NamedTuple):
+    """Why a recipe cannot combine a pass with another one.
+
+    Attributes:
+        reason: what stands in the way, a clause.
+        unless: the options or the order with which a recipe can have both, a clause. The plan, which knows
+            the model, then refuses them where they conflict. None: always, so that the recipe is refused.
+        only_below: whether the pass that declares this can still be listed above the other one.
+    """
+
+    reason: str
+    unless: str | None = None
+    only_below: bool = False
+
+
 class Spec:
     """What a pass declares in class attributes, and what can be said of its options without a model.
 
@@ -134,6 +149,11 @@ class Spec:
     """`text` for a pass that only models of text can have; any other model is refused in the plan."""
     once: ClassVar[bool] = False
     """Whether a recipe may name the pass only once."""
+    incompatible: ClassVar[Mapping[str, Conflict]] = {}
+    """Passes that a recipe cannot combine with this one, by name, itself included.
+
+    One of the two declares it, for both orders; `conflict` asks both.
+    """
 
     options: Any
     """The instance of Options; a subclass annotates its type."""
@@ -333,6 +353,16 @@ def spec(name: str, *, where: str | None = None) -> type[Spec]:
         hint = nearest(name, known) or f"the passes are {', '.join(known)}"
         raise CookError(f"there is no pass {name!r}", where=where, hint=hint)
     return known[name]
+
+
+def conflict(first: type[Spec], second: type[Spec]) -> Conflict | None:
+    """Why a recipe cannot list `first` above `second`, as either of them declares it; None if it can."""
+    if first.name == second.name and first.once:
+        return Conflict("a recipe can have it only once")
+    if found := second.incompatible.get(first.name):
+        return found
+    found = first.incompatible.get(second.name)
+    return None if found is None or found.only_below else found
 
 
 def find(name: str, *, where: str | None = None) -> type[Pass]:

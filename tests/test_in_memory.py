@@ -22,8 +22,8 @@ from cook.errors import CookError
 from cook.model.probe.equivalence import outputs
 from cook.passes import registered
 from cook.pipeline.plan import bare
-from tests.helpers import pass_matrix, tiny
-from tests.helpers.pass_matrix import Case, serves
+from tests.helpers import pass_cases, pass_matrix, tiny
+from tests.helpers.pass_cases import Case, applies_to
 from tests.helpers.traces import differences, hooks
 
 TRAINED = {("quant.qat", 1)}
@@ -33,7 +33,7 @@ EXAMPLES = [(name, number) for name, cls in registered().items() for number in r
 
 def present(case: Case) -> dict[str, Any]:
     """A teacher, calibration examples and a tokenizer, where the passes want them."""
-    wants = pass_matrix.wants(case)
+    wants = pass_cases.wants(case)
     found: dict[str, Any] = {"teacher": "self"} if "teacher" in wants else {}
     if "calibration" in wants:
         found["calibration"] = [tiny.batch(case.family, size=16, seed=seed) for seed in range(2)]
@@ -44,22 +44,25 @@ def present(case: Case) -> dict[str, Any]:
 
 def texts() -> dict[str, Any]:
     """Rows of all words, for passes that read the run's own texts."""
-    said = " ".join(pass_matrix.SPOKEN)
+    said = " ".join(pass_matrix.TABLE_WORDS)
     return {"train": [{"sentence": said, "label": label} for label in ("negative", "positive")]}
 
 
-SERVED = [
-    (name, number, family) for name, number in EXAMPLES for family in tiny.FAMILIES if serves(name, family)
+APPLICABLE = [
+    (name, number, family)
+    for name, number in EXAMPLES
+    for family in tiny.FAMILIES
+    if applies_to(name, family)
 ]
 
 
-@pytest.mark.parametrize(("name", "number", "family"), SERVED)
+@pytest.mark.parametrize(("name", "number", "family"), APPLICABLE)
 def test_apply_acts_at_once_or_says_what_it_needs(name: str, number: int, family: str) -> None:
     model = tiny.model(family).eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     case = Case(family, ((name, number),))
-    config = {"version": 1, "passes": pass_matrix.steps(case, trains=False)}
-    wants, given = pass_matrix.wants(case), present(case)
+    config = {"version": 1, "passes": pass_cases.listed(case, trains=False)}
+    wants, given = pass_cases.wants(case), present(case)
     if "calibration" in wants and "training" not in wants:
         with pytest.raises(CookError, match="needs examples to look at") as caught:
             cook.apply(model, config)
@@ -82,16 +85,16 @@ def test_apply_acts_at_once_or_says_what_it_needs(name: str, number: int, family
 
 @pytest.mark.parametrize(("name", "number"), EXAMPLES)
 def test_attach_serves_a_loop_of_ones_own(name: str, number: int, tmp_path: Path) -> None:
-    served = [family for family in tiny.FAMILIES if serves(name, family)]
-    family = served[EXAMPLES.index((name, number)) % len(served)]
+    families = [family for family in tiny.FAMILIES if applies_to(name, family)]
+    family = families[EXAMPLES.index((name, number)) % len(families)]
     model = tiny.model(family).train()
     case = Case(family, ((name, number),))
     given = present(case)
     if "teacher" in given:
         given["teacher"] = copy.deepcopy(model)
-    passes = pass_matrix.steps(case)
+    passes = pass_cases.listed(case)
     if "tokenizer" in given:
-        (tmp_path / "words.txt").write_text(" ".join(pass_matrix.SPOKEN), encoding="utf-8")
+        (tmp_path / "words.txt").write_text(" ".join(pass_matrix.TABLE_WORDS), encoding="utf-8")
         passes[0][name]["corpora"] = [str(tmp_path / "words.txt")]
     config = {"version": 1, "passes": passes}
     batch = tiny.batch(family)

@@ -1,4 +1,4 @@
-"""Every registered pass over every family, and in pairs: a pass joins by being registered."""
+"""Every registered pass over every model family, and in pairs; a pass that is registered is among them."""
 
 from __future__ import annotations
 
@@ -26,43 +26,16 @@ from cook.model.probe.measure import tally
 from cook.passes import registered
 from cook.pipeline.deliver import INTEGERS_MAY_DIFFER
 from cook.pipeline.rows import pass_rows
-from tests.helpers import pass_matrix, tiny
+from tests.helpers import pass_cases, pass_matrix, tiny
 from tests.helpers.clean_process import Strangers
-from tests.helpers.pass_matrix import Case, MatrixEntry, Resources, serves
+from tests.helpers.pass_cases import Case, applies_to
+from tests.helpers.pass_matrix import CaseResult, Resources, run_case
 from tests.helpers.traces import differences, hooks
 
-REFUSED = {
-    *(
-        (name, name)
-        for name in (
-            *("quant.qat", "prune.heads", "prune.neurons", "prune.units", "prune.structured"),
-            *("prune.layers", "prune.layerdrop", "prune.vocabulary"),
-            *("lowrank.embedding", "lowrank.linear", "share.layers"),
-        )
-    ),
-    *(
-        pair
-        for name in ("prune.heads", "prune.neurons")
-        for other in ("prune.structured", "prune.units")
-        for pair in ((name, other), (other, name))
-    ),
-    ("prune.units", "prune.structured"),
-    ("prune.structured", "prune.units"),
-    ("prune.layers", "distill.minilm"),
-    ("distill.minilm", "prune.layers"),
-    *((name, "prune.layerdrop") for name in ("distill.minilm", "distill.tinybert")),
-    *(("prune.layerdrop", name) for name in ("distill.minilm", "distill.tinybert")),
-    # Two factors are made of a layer before it shares them, or each would be given its own.
-    ("share.layers", "lowrank.linear"),
-    # Layers that share are left out only before they do; of two, one would be left to share with none.
-    *((name, "share.layers") for name in ("prune.layers", "prune.layerdrop")),
-    *(("share.layers", name) for name in ("prune.layers", "prune.layerdrop")),
-}
-"""Ordered pairs that are refused before anything runs: both act on the same, or one on a layer left out."""
 WHOLE = "COOK_WHOLE_MATRIX" in os.environ
-CASES = pass_matrix.cases(whole=WHOLE)
-CONFLICTS = [case for case in CASES if tuple(name for name, _ in case.passes) in REFUSED]
-COOKED = [case for case in CASES if case not in CONFLICTS and (WHOLE or pass_matrix.compressed(case))]
+CASES = pass_cases.cases(whole=WHOLE)
+CONFLICTS = [case for case in CASES if pass_cases.conflicts(case)]
+RUN = [case for case in CASES if not pass_cases.conflicts(case)]
 FIGURES = {"parameters", "zeros", "sparsity", "bytes", "macs", "metrics", "removed"}
 
 pytestmark = pytest.mark.usefixtures("clean_processes")
@@ -71,62 +44,66 @@ pytestmark = pytest.mark.usefixtures("clean_processes")
 @pytest.fixture(scope="module")
 def resources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resources]:
     with pytest.MonkeyPatch.context() as patch:
-        root = tmp_path_factory.mktemp("workspace")
+        root = tmp_path_factory.mktemp("matrix")
         patch.setenv("COOK_CACHE", str(root / "cache"))
         yield Resources(root)
 
 
 @pytest.fixture(scope="module")
-def entry(request: pytest.FixtureRequest, resources: Resources) -> MatrixEntry:
-    """What came of one case; pytest runs all tests of it before the next one is compressed."""
-    return pass_matrix.cook(request.param, resources, resources.root / str(request.param))
+def result(request: pytest.FixtureRequest, resources: Resources) -> CaseResult:
+    """The runs of one case; pytest makes all tests of it before the next case is run."""
+    return run_case(request.param, resources, resources.root / str(request.param))
 
 
 @pytest.fixture(scope="module")
-def reloaded(entry: MatrixEntry) -> dict[str, Any]:
+def reloaded(result: CaseResult) -> dict[str, Any]:
     """What the saved folder gives in a fresh process."""
-    return verify(entry.folder, entry.batch, entry.expected, auto_class=auto_class(entry.case))
+    return verify(result.folder, result.batch, result.expected, auto_class=auto_class(result.case))
 
 
 def auto_class(case: Case) -> str:
-    return find(pass_matrix.TASKS.get(case.family, "text-classification")).auto_class
+    return find(pass_cases.TASKS.get(case.family, "text-classification")).auto_class
 
 
-every_case = pytest.mark.parametrize("entry", COOKED, ids=str, indirect=True)
+every_case = pytest.mark.parametrize("result", RUN, ids=str, indirect=True)
 
 
 @every_case
-def test_the_plan_says_what_will_happen(entry: MatrixEntry) -> None:
-    assert {parameter.device.type for parameter in entry.meta.parameters()} == {"meta"}
-    planned, after = tally(entry.meta), entry.resumed.outcome.after
-    said = {effect.sizes for _, effect in entry.planned}
-    if "about" in said:
-        assert after["parameters"] < tally(tiny.model(entry.case.family)).parameters
-    elif "at most" in said:
+def test_the_plan_says_what_will_happen(result: CaseResult) -> None:
+    assert {parameter.device.type for parameter in result.meta.parameters()} == {"meta"}
+    planned, after = tally(result.meta), result.resumed.outcome.after
+    sizes = {effect.sizes for _, effect in result.planned}
+    if "about" in sizes:
+        assert after["parameters"] < tally(tiny.model(result.case.family)).parameters
+    elif "at most" in sizes:
         assert planned.parameters > after["parameters"]
         assert planned.bytes > after["bytes"]
     else:
         assert (planned.parameters, planned.bytes) == (after["parameters"], after["bytes"])
     # Of the model as loaded, or as a pass that changed its shapes at once left it.
     source = {
-        name for model in (tiny.model(entry.case.family), entry.meta) for name, _ in model.named_parameters()
+        name
+        for model in (tiny.model(result.case.family), result.meta)
+        for name, _ in model.named_parameters()
     }
     # Factors of a layer may be gone by the end.
-    factorised = [edit.module for _, effect in entry.planned for edit in effect.edits if edit.op == "lowrank"]
+    factorised = [
+        edit.module for _, effect in result.planned for edit in effect.edits if edit.op == "lowrank"
+    ]
     source |= {f"{name}.{factor}.weight" for name in factorised for factor in ("up", "down")}
-    for each, effect in entry.planned:
+    for each, effect in result.planned:
         assert set(effect.parameters) <= source, each.id
         # Of what leaves nobody knows the zeros before.
-        assert effect.zeros <= after["zeros"] or said & {"at most", "about"}
+        assert effect.zeros <= after["zeros"] or sizes & {"at most", "about"}
         assert effect.note
 
 
 @every_case
-def test_a_resumed_run_ends_in_the_same_bits(entry: MatrixEntry) -> None:
-    for state in entry.kept:
+def test_a_resumed_run_ends_in_the_same_bits(result: CaseResult) -> None:
+    for state in result.checkpoints:
         state["run"].pop("seconds")
-    assert list(differences(*entry.kept)) == []
-    whole, resumed = entry.whole, entry.resumed
+    assert list(differences(*result.checkpoints)) == []
+    whole, resumed = result.whole, result.resumed
     assert list(differences(whole.model.state_dict(), resumed.model.state_dict())) == []
     optimizers = whole.loop.optimizer.state_dict(), resumed.loop.optimizer.state_dict()
     assert list(differences(*optimizers)) == []
@@ -137,18 +114,18 @@ def test_a_resumed_run_ends_in_the_same_bits(entry: MatrixEntry) -> None:
 
 
 @every_case
-def test_training_moved_the_model(entry: MatrixEntry) -> None:
-    source = tiny.model(entry.case.family).state_dict()
-    trained = entry.kept[0]["session"]["module"]
+def test_training_moved_the_model(result: CaseResult) -> None:
+    source = tiny.model(result.case.family).state_dict()
+    trained = result.checkpoints[0]["session"]["module"]
     names = [name for name in source if f"model.{name}" in trained]  # without layers that were left out
     moved = [name for name in names if not torch.equal(trained[f"model.{name}"], source[name])]
     assert len(moved) > len(names) // 2
 
 
 @every_case
-def test_a_finished_model_is_plain(entry: MatrixEntry) -> None:
+def test_a_finished_model_is_plain(result: CaseResult) -> None:
     # That no hook is left, on modules or on the optimizer, is asserted at the end of each run.
-    model = entry.resumed.model
+    model = result.resumed.model
     ours = {type(module) for module in model.modules() if type(module).__module__.startswith("cook.")}
     made = {LowRank, Apart, Residual, FactorisedEmbedding, FactorisedHead, TransposedLinear}
     assert ours <= {IntLinear, *made}
@@ -156,10 +133,10 @@ def test_a_finished_model_is_plain(entry: MatrixEntry) -> None:
 
 
 @every_case
-def test_it_is_all_in_the_report(entry: MatrixEntry) -> None:
-    run = entry.resumed
+def test_it_is_all_in_the_report(result: CaseResult) -> None:
+    run = result.resumed
     rows = pass_rows(run.passes, run.outcome)
-    assert [row.name for row in rows] == [name for name, _ in entry.case.passes]
+    assert [row.name for row in rows] == [name for name, _ in result.case.passes]
     assert len({row.id for row in rows}) == len(rows)
     for row, each in zip(rows, run.passes, strict=True):
         value = json.loads(json.dumps(asdict(row)))
@@ -184,15 +161,15 @@ def test_it_is_all_in_the_report(entry: MatrixEntry) -> None:
         assert len(note) <= 125
         assert not re.search(r"\w_\w|\de[+-]?\d", note), note
         assert note[0].islower() or note[0].isdigit()
-    assert run.outcome.after["bytes"] == folder.weight_bytes(entry.folder)
-    told = run.outcome.train
-    assert told is not None
-    assert [entry["step"] for entry in told["history"] if "loss" in entry] == [2, 4, 6]
+    assert run.outcome.after["bytes"] == folder.weight_bytes(result.folder)
+    trained = run.outcome.train
+    assert trained is not None
+    assert [point["step"] for point in trained["history"] if "loss" in point] == [2, 4, 6]
 
 
 @every_case
-def test_it_reloads_in_a_fresh_process(entry: MatrixEntry, reloaded: dict[str, Any]) -> None:
-    if reloaded["plain"] or not _integers(entry.case):
+def test_it_reloads_in_a_fresh_process(result: CaseResult, reloaded: dict[str, Any]) -> None:
+    if reloaded["plain"] or not _integers(result.case):
         assert reloaded["exact"]
     assert reloaded["max_rel_difference"] <= INTEGERS_MAY_DIFFER
 
@@ -202,34 +179,38 @@ def _integers(case: Case) -> bool:
 
 
 @every_case
-def test_a_stranger_loads_plain_folders_and_is_refused_the_others(
-    entry: MatrixEntry, reloaded: dict[str, Any], clean_processes: Strangers
+def test_transformers_alone_loads_plain_folders_and_refuses_the_others(
+    result: CaseResult, reloaded: dict[str, Any], clean_processes: Strangers
 ) -> None:
-    refusal = clean_processes.refusal(auto_class(entry.case), entry.folder)
+    refusal = clean_processes.refusal(auto_class(result.case), result.folder)
     assert (refusal is None) == reloaded["plain"], refusal
 
 
 @pytest.mark.parametrize("case", CONFLICTS, ids=str)
-def test_a_conflict_is_refused_in_the_plan(case: Case, resources: Resources, tmp_path: Path) -> None:
+def test_a_declared_conflict_is_refused_before_anything_runs(
+    case: Case, resources: Resources, tmp_path: Path
+) -> None:
     with pytest.raises(CookError) as caught:
-        pass_matrix.cook(case, resources, tmp_path)
+        run_case(case, resources, tmp_path)
     assert caught.value.where is not None
     assert "passes[" in caught.value.where
     assert caught.value.hint
 
 
-UNSERVED = [(name, family) for name in registered() for family in tiny.FAMILIES if not serves(name, family)]
+NOT_APPLICABLE = [
+    (name, family) for name in registered() for family in tiny.FAMILIES if not applies_to(name, family)
+]
 
 
-@pytest.mark.parametrize(("name", "family"), UNSERVED)
+@pytest.mark.parametrize(("name", "family"), NOT_APPLICABLE)
 def test_a_pass_is_refused_on_models_that_it_is_not_for(
     name: str, family: str, resources: Resources, tmp_path: Path
 ) -> None:
     case = Case(family, ((name, 0),))
     with pytest.raises(CookError) as caught:
-        pass_matrix.cook(case, resources, tmp_path)
+        run_case(case, resources, tmp_path)
     assert "passes[0]" in (caught.value.where or "")
-    config = {"version": 1, "passes": pass_matrix.steps(case, trains=False)}
+    config = {"version": 1, "passes": pass_cases.listed(case, trains=False)}
     with pytest.raises(CookError) as caught:
         cook.apply(tiny.model(family), config, tokenizer=tiny.tokenizer())
     assert "passes[0]" in (caught.value.where or "")

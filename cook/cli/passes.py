@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cook.cli import arguments, screen
-from cook.passes import Spec, declared, spec
+from cook.passes import Spec, conflict, declared, spec
 from cook.report.draw import grid, wrap
 
 NAME = "passes"
@@ -43,6 +43,7 @@ def document(found: type[Spec]) -> str:
     lines.append(f"  supports  {', '.join(sorted(found.supports)) or '-'}")
     if found.reads is not None:
         lines.append(f"  reads     {found.reads}: other models are refused")
+    lines += conflicts(found)
     names = sorted(found.schema(), key=lambda name: name not in found.required)
     lines += ["", "options" if names else "no options"]
     for name in names:
@@ -51,6 +52,18 @@ def document(found: type[Spec]) -> str:
         lines.append(f"  {name}: {kind(option)}, {ending}")
         lines += wrap(option.get("description", ""), indent="      ")
     return "\n".join(lines)
+
+
+def conflicts(found: type[Spec]) -> list[str]:
+    """What a pass cannot be combined with in a recipe, whichever of the two declares it, and when it can."""
+    lines = []
+    for name, other in {**declared(), found.name: found}.items():
+        above, below = conflict(other, found), conflict(found, other)
+        if reason := above or below:
+            where = "" if above and below else " above it" if above else " below it"
+            unless = f", unless {reason.unless}" if reason.unless else ""
+            lines += [f"  {name}{where}", *wrap(f"{reason.reason}{unless}", indent="      ")]
+    return ["", "cannot be combined with", *lines] if lines else []
 
 
 def needs(found: type[Spec]) -> list[str]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from cook.options import REQUIRED, Window, option
-from cook.passes import Spec
+from cook.passes import Conflict, Spec
 
 TERMS = {"embeddings": "embeddings", "hidden": "hidden states", "attention": "attention scores"}
 """The names of the loss terms of `distill.tinybert`, distinct from those of other passes."""
 PARTS = tuple(TERMS)
 RELATIONS = ("queries", "keys", "values")
+_NOTHING_TO_LEARN = "a layer that is left out has no relations to learn"
 
 Projection = Literal["none", "shared", "each"]
 PROJECTION = (
@@ -206,6 +207,12 @@ class TinyBERTSpec(DistillationSpec):
     Options = TinyBERTOptions
     options: TinyBERTOptions
     examples = ({}, {"parts": ["hidden"], "projection": "none", "layers": "last"})
+    incompatible: ClassVar[Mapping[str, Conflict]] = {
+        "prune.layerdrop": Conflict(
+            "a layer that is left out has no attention scores to learn",
+            "`parts` has no attention, or prune.layerdrop has the student's layers in `keep`",
+        ),
+    }
 
 
 class MiniLMSpec(DistillationSpec):
@@ -216,6 +223,10 @@ class MiniLMSpec(DistillationSpec):
     Options = MiniLMOptions
     options: MiniLMOptions
     examples = ({}, {"version": 1, "weight": 0.5}, {"heads": 2, "relations": ["values"], "teacher_layer": 0})
+    incompatible: ClassVar[Mapping[str, Conflict]] = {
+        "prune.layerdrop": Conflict(_NOTHING_TO_LEARN, "prune.layerdrop has `student_layer` in `keep`"),
+        "prune.layers": Conflict(_NOTHING_TO_LEARN, "`student_layer` is one that stays"),
+    }
 
     def check(self) -> None:
         for name, default in (("relations", RELATIONS), ("heads", None)):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from cook.lowrank.options import WAYS, EmbeddingOptions, LinearOptions
-from cook.passes import Spec
+from cook.passes import Conflict, Spec
 
 
 class EmbeddingSpec(Spec):
@@ -46,6 +49,17 @@ class LinearSpec(Spec):
         {"method": "svd", "parameters": 0.6, "spread": True, "include": ["ffn"]},
         {"ranks": {"attention": 2, "layers[1]": 3}},
     )
+    incompatible: ClassVar[Mapping[str, Conflict]] = {
+        "lowrank.linear": Conflict(
+            "a matrix that is two factors already is not factorised again",
+            "`include` or `exclude` of the first leaves layers whole",
+        ),
+        "share.layers": Conflict(
+            "a matrix that layers share cannot become the factors of one of them",
+            "`exclude` names what is shared",
+            only_below=True,
+        ),
+    }
 
     @property
     def method(self) -> str:

@@ -115,7 +115,7 @@ class QuantAwareTraining(QatSpec, Pass):
                 raise self.error(
                     f"{name} never ran in training mode in the window: the range of its inputs is unknown",
                     option="observer",
-                    hint="call context.module.train() before the loop and context.after_step() after each"
+                    hint="call session.module.train() before the loop and session.after_step() after each"
                     " optimizer step; exclude what does not run; or observer: token",
                 )
             integer = IntLinear.from_linear(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from cook.options import POINT_HELP, Selection, Start, option, schedule_point
-from cook.passes import Spec
+from cook.passes import Conflict, Spec
 
 Width = Literal["int8", "int7", "int6", "int5", "int4", "int3", "int2"]
 
@@ -37,3 +38,6 @@ class QatSpec(Spec):
     Options = QatOptions
     options: QatOptions
     examples = ({}, {"weights": "int4", "observer": "moving"})
+    incompatible: ClassVar[Mapping[str, Conflict]] = {
+        "quant.qat": Conflict("a layer is rounded only once", "`include` or `exclude` gives each its own"),
+    }

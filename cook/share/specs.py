@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from cook.options import REQUIRED, option
-from cook.passes import Spec
+from cook.passes import Conflict, Spec
 
 INITS = ("mean", "first", "best")
 _GROUPS = {
@@ -59,3 +60,16 @@ class LayersSpec(Spec):
         {"groups": [[0, 1]], "parts": "ffn", "init": "best", "residual": 2},
         {"groups": "all", "residual": 3},
     )
+    incompatible: ClassVar[Mapping[str, Conflict]] = {
+        "prune.layerdrop": Conflict(
+            "a layer that shares parameters cannot be left out",
+            "prune.layerdrop has all layers that share in `keep`",
+        ),
+        "prune.layers": Conflict(
+            "a layer that shares parameters cannot be left out",
+            "prune.layers is above and leaves enough layers, or those that leave share with none",
+        ),
+        "share.layers": Conflict(
+            "what is shared already cannot be shared anew", "`groups` or `parts` gives each its own"
+        ),
+    }

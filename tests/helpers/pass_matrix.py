@@ -1,7 +1,7 @@
-"""Passes taken through whole runs in small: what the shared test checks for every one of them.
+"""Runs of small models with the passes of a case: what the shared test checks for every pass.
 
-A case is a family of tiny models and a few passes with one of their examples. It is run once without a
-break, and once stopped twice and continued each time in a new session and loop.
+A case (`pass_cases.py`) is run once without a break, and once stopped twice and continued each time in a new
+session and loop.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from cook.errors import Interrupted
 from cook.model.hub import folder
 from cook.model.probe.equivalence import outputs
-from cook.passes import Effect, Pass, registered
+from cook.passes import Effect, Pass
 from cook.pipeline import output
 from cook.pipeline.execute import RunContext, RunResult, execute
 from cook.pipeline.inputs import load_model, load_teacher, make_passes, read_data
@@ -33,96 +33,24 @@ from cook.recipe import Recipe, load_recipe
 from cook.train import checkpoint
 from cook.train.loop import Loop
 from tests.helpers import tiny
+from tests.helpers.pass_cases import TASKS, Case, listed, wants
 from tests.helpers.traces import hooks, hooks_of
 
 ROWS, BATCH, STEPS = 32, 8, 6
 """An epoch and a half."""
 STOPS = (3, 5)
 """Steps after which a run is interrupted: in mid-epoch, inside the windows and behind the ends of some."""
-SPOKEN = tiny.WORDS[9:-1]
+TABLE_WORDS = tiny.WORDS[9:-1]
 """Words of the tables besides those that say the label: two of the vocabulary are never used."""
-KEPT = 5
+CHECKPOINT_STEP = 5
 """The step whose checkpoints are compared: masks and states of passes are gone when a run has finished."""
-TASKS = {"vit": "image-classification"}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A family, and passes by name, each with the number of one of its examples."""
-
-    family: str
-    passes: tuple[tuple[str, int], ...]
-
-    def __str__(self) -> str:
-        names = [f"{name}.{number}" if number else name for name, number in self.passes]
-        return "-".join([self.family, *names])
-
-
-def serves(name: str, family: str) -> bool:
-    """Whether the pass is for models of this family."""
-    return registered()[name].reads is None or family not in TASKS
-
-
-def cases(*, whole: bool = False) -> list[Case]:
-    """The cases. A family *in rotation* is the next one for each case, of those that its passes serve.
-
-    Alone: the first example of every pass over every family, its others in rotation. In pairs: every
-    ordered pair, in rotation, of which one at least changes the model. Passes that only add losses meet in
-    their terms: each twice, in rotation, and all of them in one run over every family.
-
-    Args:
-        whole: every example and every ordered pair over every family.
-    """
-    known = registered()
-    rotation, others = itertools.cycle(tiny.FAMILIES), itertools.cycle(tiny.FAMILIES)
-    observers = [name for name, cls in known.items() if cls.phase == "observe"]
-
-    def over(everywhere: bool, *passes: tuple[str, int]) -> list[Case]:
-        served = [family for family in tiny.FAMILIES if all(serves(name, family) for name, _ in passes)]
-        turns = rotation if len(passes) > 1 or passes[0][0] in observers else others
-        chosen = served if everywhere else [next(family for family in turns if family in served)]
-        return [Case(family, passes) for family in chosen]
-
-    found = over(True, *((name, 0) for name in observers))
-    for name, cls in known.items():
-        for number in range(len(cls.examples)):
-            found += over(whole or number == 0, (name, number))
-    for first, second in itertools.product(known, repeat=2):
-        if whole or first == second or not {first, second} <= set(observers):
-            found += over(whole, (first, 0), (second, 0))
-    return found
-
-
-def compressed(case: Case) -> bool:
-    """Whether a case is compressed where not all are: passes that both change shapes meet in either order, of
-    others one of the two orders, by turns.
-    """
-    known = list(registered())
-    phases = [registered()[name].phase for name, _ in case.passes]
-    first, last = (known.index(case.passes[end][0]) for end in (0, -1))
-    if len(phases) != 2 or first == last or set(phases) <= {"shape", "structure"}:
-        return True
-    return (first < last) == ((first + last) % 2 == 0)
-
-
-def steps(case: Case, *, trains: bool = True) -> list[dict[str, Any]]:
-    """The passes as a recipe writes them; in a run they begin late, so that the start is seen too."""
-    known = registered()
-    late = {name: {"start": 1} if trains and "start" in cls.schema() else {} for name, cls in known.items()}
-    return [{name: {**late[name], **known[name].examples[number]}} for name, number in case.passes]
-
-
-def wants(case: Case) -> set[str]:
-    """All that the passes of a case need besides the model, with the options that they have."""
-    made = make_passes(load_recipe({"version": 1, "passes": steps(case)}, partial=True))
-    return set().union(*(each.wants() for each in made))
 
 
 class Resources:
-    """Model folders and data files, made once each.
+    """Model folders and data files, each made when it is first asked for.
 
     Args:
-        root: an empty folder.
+        root: an empty folder for them.
     """
 
     def __init__(self, root: Path):
@@ -133,8 +61,8 @@ class Resources:
     def texts(self) -> tuple[Path, Path]:
         """Tables to train and to validate on."""
         return (
-            tiny.table(self.root / "train.tsv", ROWS, rest=SPOKEN),
-            tiny.table(self.root / "validation.tsv", BATCH, seed=1, rest=SPOKEN),
+            tiny.table(self.root / "train.tsv", ROWS, rest=TABLE_WORDS),
+            tiny.table(self.root / "validation.tsv", BATCH, seed=1, rest=TABLE_WORDS),
         )
 
     @cached_property
@@ -157,7 +85,7 @@ class Resources:
         return self._models[family]
 
     def recipe(self, case: Case) -> Recipe:
-        """A recipe for the case; checkpoints are written at KEPT, whatever else happens."""
+        """A recipe for the case; checkpoints are written at CHECKPOINT_STEP, whatever else happens."""
         train, validation = self.images if case.family == "vit" else self.texts
         task = TASKS.get(case.family, "text-classification")
         teacher = "teacher" in wants(case)
@@ -172,11 +100,11 @@ class Resources:
                     "batch_size": BATCH,
                     "accumulate": 2,
                     "learning_rate": 0.01,
-                    "save_every": KEPT,
+                    "save_every": CHECKPOINT_STEP,
                     "log_every": 2,
                     "device": "cpu",
                 },
-                "passes": steps(case),
+                "passes": listed(case),
                 "output": {"path": str(self.root / "out")},
             }
         )
@@ -255,15 +183,18 @@ def _signal_in(optimizer: Optimizer, step: int) -> None:
 
 
 @dataclass
-class MatrixEntry:
-    """What came of a case.
+class CaseResult:
+    """The runs of a case, and what they left.
 
     Attributes:
-        planned: what each pass said that it would do, and the model that the edits made, on meta.
-        whole, resumed: the run without a break, and the last part of the one that was stopped.
-        kept: of both, the checkpoint at KEPT.
-        folder: the resumed model, saved.
-        batch, expected: inputs, and what the model in memory gives for them.
+        planned: the passes, each with what it planned.
+        meta: the model on the meta device, with the planned edits.
+        whole: the run without a break.
+        resumed: the last part of the run that was stopped.
+        checkpoints: those of both runs at CHECKPOINT_STEP.
+        folder: where the resumed model is saved.
+        batch: inputs of the resumed model.
+        expected: its outputs for them, before it was saved.
     """
 
     case: Case
@@ -271,14 +202,14 @@ class MatrixEntry:
     meta: PreTrainedModel
     whole: Run
     resumed: Run
-    kept: tuple[dict[str, Any], dict[str, Any]]
+    checkpoints: tuple[dict[str, Any], dict[str, Any]]
     folder: Path
     batch: dict[str, Tensor]
     expected: dict[str, Tensor]
 
 
-def cook(case: Case, resources: Resources, scratch: Path) -> MatrixEntry:
-    """Take a case through everything.
+def run_case(case: Case, resources: Resources, scratch: Path) -> CaseResult:
+    """Plan a case, run it without a break and with two, and save the resumed model.
 
     Raises:
         CookError: the plan refuses it.
@@ -298,13 +229,15 @@ def cook(case: Case, resources: Resources, scratch: Path) -> MatrixEntry:
         else:
             raise AssertionError("the signal did not stop the run")
     resumed = run(recipe, scratch / "stopped")
-    first, second = (checkpoint.load(scratch / name / f"step-{KEPT}") for name in ("whole", "stopped"))
+    first, second = (
+        checkpoint.load(scratch / name / f"step-{CHECKPOINT_STEP}") for name in ("whole", "stopped")
+    )
     batch = {name: value for name, value in tiny.batch(case.family).items() if name != "labels"}
     if (numbers := resumed.outcome.token_id_map) is not None:
         batch = numbers(batch)
     folder.save(resumed.model, scratch / "model")
     expected = outputs(resumed.model, batch)
-    return MatrixEntry(
+    return CaseResult(
         case, planned, meta, whole, resumed, (first, second), scratch / "model", batch, expected
     )
 

@@ -105,6 +105,7 @@ class LayersSpec(Spec):
 
     name = "prune.layers"
     summary = "leave whole layers out from the start; what is left is smaller and faster, and a plain model"
+    once = True
     phase = "shape"
     Options = LayersOptions
     options: LayersOptions

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from cook.passes import Spec
+from collections.abc import Mapping
+from typing import ClassVar
+
+from cook.passes import Conflict, Spec
 from cook.prune.specs import goals
 from cook.prune.specs.unit_options import HeadsOptions, NeuronsOptions, StructuredOptions, UnitsOptions
 
 KINDS = ("layers", "heads", "neurons", "hidden")
 """What `prune.structured` may take away."""
+_EXCLUDED = "`include` or `exclude` gives each layers of its own"
+_SAME_HEADS = Conflict("both remove heads of the same layers", _EXCLUDED)
+_SAME_NEURONS = Conflict("both remove neurons of the same layers", _EXCLUDED)
 
 
 class StructureSpec(Spec):
@@ -51,6 +57,7 @@ class HeadsSpec(StructureSpec):
         {"sparsity": 0.25, "importance": "random", "schedule": "constant"},
         {"budget": {"macs": 0.9}, "normalize": True},
     )
+    incompatible: ClassVar[Mapping[str, Conflict]] = {"prune.heads": _SAME_HEADS, "prune.units": _SAME_HEADS}
 
 
 class NeuronsSpec(StructureSpec):
@@ -66,6 +73,10 @@ class NeuronsSpec(StructureSpec):
         {"sparsity": 0.25, "importance": "random", "scope": "layer", "multiple": 8},
         {"budget": {"parameters": 0.8}, "importance": "fisher"},
     )
+    incompatible: ClassVar[Mapping[str, Conflict]] = {
+        "prune.neurons": _SAME_NEURONS,
+        "prune.units": _SAME_NEURONS,
+    }
 
 
 class UnitsSpec(StructureSpec):
@@ -79,6 +90,9 @@ class UnitsSpec(StructureSpec):
         {"budget": {"macs": 0.6}},
         {"budget": {"parameters": 0.7}, "importance": "magnitude", "schedule": "constant"},
     )
+    incompatible: ClassVar[Mapping[str, Conflict]] = {
+        "prune.units": Conflict("both remove heads and neurons of the same layers", _EXCLUDED),
+    }
 
 
 class StructuredSpec(Spec):
@@ -96,6 +110,12 @@ class StructuredSpec(Spec):
         {"budget": {"parameters": 0.7}, "gates": ["layers"], "speed": 100},
         {"budget": {"macs": 0.4}, "gates": ["heads", "neurons", "hidden"], "end": "50%"},
     )
+    incompatible: ClassVar[Mapping[str, Conflict]] = {
+        "prune.heads": Conflict("both decide which heads stay", "`gates` has no heads or layers"),
+        "prune.neurons": Conflict("both decide which neurons stay", "`gates` has no neurons or layers"),
+        "prune.structured": Conflict("each decides on what its gates are for", "their `gates` are different"),
+        "prune.units": Conflict("both decide which heads and neurons stay", "`gates` is [hidden] alone"),
+    }
 
     @property
     def goal(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from cook.errors import CookError
 from cook.options import Schema
-from cook.passes import Spec
+from cook.passes import Spec, conflict
 from cook.recipe.schema.shape import fill, walk
 from cook.recipe.text.place import Marks, Path, where
 from cook.recipe.text.schedule_point import SchedulePoint
@@ -55,7 +55,7 @@ def rules(
     if named or not partial:  # else the model is in memory
         yield from _task(value, problem)
     yield from _augment(value, problem)
-    yield from _once(known, problem)
+    yield from _incompatible(known, problem)
     yield from _readers(value, known, problem)
     for path, pass_name, cls in right:
         options = value["passes"][path[1]][pass_name]
@@ -117,17 +117,23 @@ def _task(value: dict[str, Any], problem: Problem) -> Found:
         yield problem(("model", "task"), "missing; a model that meets data needs a task", hint)
 
 
-def _once(known: list[tuple[Path, str, type[Spec]]], problem: Problem) -> Found:
-    seen: set[str] = set()
-    for path, name, cls in known:
-        if cls.once and name in seen:
-            yield problem(
-                path, f"{name} stands here a second time", "give one of them all that both should do"
-            )
-        seen.add(name)
+def _incompatible(known: list[Known], problem: Problem) -> Found:
+    """Passes that no options let a recipe combine; where options decide, the plan finds what they say."""
+    for position, (path, name, cls) in enumerate(known):
+        for above, other, upper in known[:position]:
+            found = conflict(upper, cls)
+            if found is None or found.unless is not None:
+                continue
+            message = f"{name} cannot be combined with {other} in passes[{above[1]}]: {found.reason}"
+            hint = f"list {name} above {other}" if found.only_below else "leave out one of the two"
+            if name == other and cls.once:
+                message = f"{name} stands here a second time"
+                hint = "give one of them all that both should do"
+            yield problem(path, message, hint)
+            break  # one mistake a pass
 
 
-def _readers(value: dict[str, Any], known: list[tuple[Path, str, type[Spec]]], problem: Problem) -> Found:
+def _readers(value: dict[str, Any], known: list[Known], problem: Problem) -> Found:
     model = value.get("model")
     images = isinstance(model, dict) and model.get("task") == "image-classification"
     for path, name, cls in known:
