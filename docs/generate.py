@@ -129,8 +129,8 @@ def kind(option: Mapping[str, Any]) -> str:
         names["array"] = f"list of {kind(option['items'])}"
     if isinstance(values, Mapping):
         names["object"] = f"mapping to {kind(values)}"
-    bounds = [f"{sign} {option[word]:g}" for word, sign in BOUNDS.items() if word in option]
-    return " ".join([" or ".join(names.get(word, word) for word in words), *bounds])
+    bounds = [f"{sign} {option[word]}" for word, sign in BOUNDS.items() if word in option]
+    return ", ".join([" or ".join(names.get(word, word) for word in words), *bounds])
 
 
 def shown(default: object) -> str:
