@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 # Train a small ViT on scanned digits, compress it with three passes in one run, print the report.
 demo: $(READY)
@@ -18,6 +18,10 @@ lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# Write the generated parts of the documentation anew: option tables and pass headers.
+docs: $(READY)
+	$(VENV)/bin/python docs/generate.py
 
 # The stamp is newer than what decides the environment, or the environment is brought up to date.
 $(READY): setup.cfg pyproject.toml constraints.txt

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @register
 class FactoriseEmbedding(EmbeddingSpec, Pass):
-    """Acts when attached: the optimizer and all other passes see the factors."""
+    """Factorises the embedding when attached: the optimizer and all other passes see the factors."""
 
     def settled(self, done: int) -> bool:
         """The factors are there from the start."""

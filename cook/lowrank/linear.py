@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @register
 class LowRankLinear(LinearSpec, Pass):
-    """Factorises linear layers before the optimizer exists, so that the run trains the factors."""
+    """Factorises linear layers before the optimizer is created, so that the run trains the factors."""
 
     _recalled: list[int | None] | None = None
     """The ranks of a run that goes on."""

@@ -35,11 +35,10 @@ def dropped(layers: int, rate: float, *key: int) -> list[int]:
 
 @register
 class PruneLayerDrop(LayerDropSpec, Pass):
-    """Names the layers that a forward does without; the model itself stays as it is.
+    """Selects the layers that a training forward skips; the model itself is not changed.
 
-    The session skips them in its own forwards, while the model is in train mode: evaluations, calibration
-    and teachers are whole. A layer that is left out is not computed, and its parameters get gradients of
-    zero, so that weight decay and momentum go on alike with any number of processes.
+    Layers are skipped only in forwards of the session while the model is in train mode. A skipped layer is
+    not computed, and its parameters get zero gradients.
     """
 
     def settled(self, done: int) -> bool:

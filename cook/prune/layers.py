@@ -98,7 +98,7 @@ SHOWN = 12
 
 @register
 class PruneLayers(LayersSpec, Pass):
-    """Leaves layers out; the numbers of layers in a recipe stay those of the model as it was loaded."""
+    """Removes layers; layer numbers in a recipe refer to the model as it was loaded."""
 
     def settled(self, done: int) -> bool:
         """The layers are left out from the start."""

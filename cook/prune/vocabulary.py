@@ -45,9 +45,9 @@ def kept_tokens(counts: Tensor, minimum: int, always: Iterable[int], lexicon: Le
 
 @register
 class PruneVocabulary(VocabularySpec, Pass):
-    """Counts tokens when attached; trains with all of them, and takes the others away at the end.
+    """Counts tokens when attached, trains with all of them, and removes the unused ones at the end.
 
-    Until then student, teacher, caches and rows share the numbers of the tokens.
+    Until then student, teacher, caches and rows share the old token ids.
     """
 
     def plan(self, anatomy: Anatomy) -> Effect:

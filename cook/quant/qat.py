@@ -36,7 +36,7 @@ def bits_of(width: str) -> int:
 
 @register
 class QuantAwareTraining(QatSpec, Pass):
-    """Gives linear layers fake-quantised weights and inputs, and folds them into integers."""
+    """Trains linear layers with fake-quantised weights and inputs; converts them to integers at the end."""
 
     def plan(self, anatomy: Anatomy) -> Effect:
         layers = self._layers(anatomy)

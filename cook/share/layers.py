@@ -30,10 +30,9 @@ if TYPE_CHECKING:
 
 @register
 class ShareLayers(LayersSpec, Pass):
-    """Ties the parameters of layers at once, before the optimizer exists; gradients then add up.
+    """Ties the parameters of layers before the optimizer is created; their gradients add up.
 
-    Each layer keeps modules of its own: a decoder's cache, hooks and a layer's number stay apart. Numbers of
-    layers are those of the model as it was loaded.
+    Each layer keeps its own modules, so that a decoder's cache, hooks and layer numbers remain separate.
     """
 
     @property

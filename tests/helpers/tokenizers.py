@@ -1,4 +1,4 @@
-"""Tokenizers of every kind, trained on the spot on the text of this repository."""
+"""Tokenizers of every kind, trained on the spot on a fixed English text."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ NAMES = {f"{name.strip('[]').lower()}_token": name for name in SPECIAL}
 @cache
 def lines() -> tuple[str, ...]:
     """Plain English to train on."""
-    root = Path(__file__).parents[2]
-    texts = [(root / name).read_text(encoding="utf-8") for name in ("CONTRIBUTING.md", "ARCHITECTURE.md")]
-    return tuple(line for text in texts for line in text.splitlines() if line.strip())
+    text = (Path(__file__).parents[1] / "fixtures" / "text.md").read_text(encoding="utf-8")
+    return tuple(line for line in text.splitlines() if line.strip())
 
 
 @cache

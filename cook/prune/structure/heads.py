@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @register
 class PruneHeads(HeadsSpec, Structure):
-    """Removes attention heads; under grouped queries a key-value head with all the queries that share it."""
+    """Removes attention heads; with grouped queries, a key-value head with all query heads that share it."""
 
     def units(self, anatomy: Anatomy) -> list[UnitGroup]:
         return heads(anatomy)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @register
 class PruneNeurons(NeuronsSpec, Structure):
-    """Removes neurons of FFNs: rows of what leads to them, columns of what leads away, gates included."""
+    """Removes FFN neurons: rows of the up and gate projections, columns of the down projection."""
 
     def units(self, anatomy: Anatomy) -> list[UnitGroup]:
         return neurons(anatomy)

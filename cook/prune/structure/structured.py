@@ -44,10 +44,10 @@ TRAVEL = 20.0
 
 @register
 class PruneStructured(StructuredSpec, Pass):
-    """Learns gates over layers, heads, neurons and dimensions by the losses and a goal for what is left.
+    """Trains gates over layers, heads, neurons and hidden dimensions with the losses and a budget.
 
-    When gates become final, units that stay are multiplied with theirs, in the weights that read them, as
-    evaluations had it before; a layer or a dimension of the residual stream that stays is whole.
+    When gates become final, those of remaining units are multiplied into the weights that read the units;
+    remaining layers and hidden dimensions are not scaled.
     """
 
     def plan(self, anatomy: Anatomy) -> Effect:

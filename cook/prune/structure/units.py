@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class PruneUnits(UnitsSpec, Structure):
     """Removes heads and neurons by importance per cost.
 
-    W. Kwon et al., "A Fast Post-Training Pruning Framework for Transformers", NeurIPS 2022: the loss grows
-    by the Fisher information of the units that close, which is comparable over heads, neurons and layers.
+    W. Kwon et al., "A Fast Post-Training Pruning Framework for Transformers", NeurIPS 2022: the Fisher
+    information of a unit approximates the increase of the loss and is comparable across heads and neurons.
     """
 
     def units(self, anatomy: Anatomy) -> list[UnitGroup]:

@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
 @register
 class PruneWeights(WeightsSpec, Pass):
-    """Moves a threshold over its window and holds what falls below it at zero.
+    """Raises a threshold over the window and keeps the weights below it at zero.
 
-    Magnitude and the one-shot methods lay hard masks, which stay where they are. Movement lays soft ones,
-    whose weights may come back until the window ends.
+    Magnitude and the one-shot methods use hard masks: pruned weights stay zero. Movement uses soft masks:
+    weights may return until the window ends.
     """
 
     @property
