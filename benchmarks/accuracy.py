@@ -32,7 +32,10 @@ DRAWS = 10_000
 def correct(folder: str, recipe: str, overrides: Sequence[str]) -> np.ndarray:
     """Whether each validation row is predicted right: bool [rows]."""
     opened = open_folder(folder, recipe, overrides)
-    found, _ = predict(opened.model, opened.rows, opened.task, batch_size=64, device=opened.device)
+    assert opened.task is not None
+    device = opened.accelerator.device
+    rows = opened.rows["validation"]
+    found, _ = predict(opened.model.to(device), rows, opened.task, batch_size=64, device=device)
     return (found["predicted"] == found["labels"]).numpy()
 
 

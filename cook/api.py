@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cook.data import calibration as examples
-from cook.data.augment.texts import augmented
 from cook.data.corpus import corpus
 from cook.data.rows.in_memory import dataset
 from cook.data.tasks import TASKS
@@ -23,10 +22,11 @@ from cook.model.hub.adapters import refuse_adapters
 from cook.model.hub.load import name_labels
 from cook.model.hub.quantizer import blueprint_of
 from cook.pipeline import environment, tokenizer_check
-from cook.pipeline.execute import RunContext, execute
-from cook.pipeline.inputs import Data, load_student, make_passes, own_teacher, prepared, read_data, taught_by
+from cook.pipeline.execute import execute
+from cook.pipeline.inputs import Data, load_student, make_passes, own_teacher, read_data, taught_by
 from cook.pipeline.plan import plan_in_memory
-from cook.pipeline.rows import data_counts, pass_rows, positive_class, state, student
+from cook.pipeline.prepare import prepare
+from cook.pipeline.report_parts import data_counts, pass_rows, positive_class, state, student
 from cook.recipe import Recipe, load_recipe, thaw
 from cook.report import Model, Report
 from cook.say import silent
@@ -95,7 +95,6 @@ def apply(
         RunError: training failed.
     """
     recipe = load_recipe(config, partial=True)
-    passes = make_passes(recipe)
     _check(model)
     read = _data(recipe, model, data)
     train = recipe.train
@@ -107,44 +106,18 @@ def apply(
         read.task.bind(source.config, read.labels)
     if train is not None and recipe.student is not None:
         seed_everything(train.seed)  # a student that starts from random weights
-    model = load_student(recipe, source, read, silent, tokenizer)
-    accelerator = environment.accelerator(recipe, device=model.device)
-    teacher = teacher if teacher is not None else _named_teacher(recipe, source, cached=train is not None)
-    rows: dict[str, Dataset] = {}
+    accelerator = environment.accelerator(recipe, device=source.device)
+    given = teacher if teacher is not None else _named_teacher(recipe, source, cached=train is not None)
     processor = tokenizer
     if read is not None:
         processor = tokenizer if tokenizer is not None else read.task.plain_processor()
-        for note in tokenizer_check.notes(processor, model.config) if hasattr(processor, "get_vocab") else ():
-            _warn(note)
-        rows = prepared(read, processor, silent)
-        if train is not None:
-            rows["train"] = augmented(
-                rows["train"],
-                read.task,
-                train,
-                processor=processor,
-                model=source,
-                teacher=teacher,
-                accelerator=accelerator,
-            )
-    plan_in_memory(model, passes, teacher, source)
-    outcome = execute(
-        RunContext(
-            model=model,
-            passes=passes,
-            task=read.task if read else None,
-            rows=rows,
-            train=train,
-            evaluation=recipe.eval,
-            accelerator=accelerator,
-            raw=read.raw if read else {},
-            processor=processor,
-            source=source if recipe.student else None,
-            teacher=teacher,
-            calibration=None if calibration is None else examples.given(calibration),
-            progress=False,
-        )
-    )
+        if hasattr(processor, "get_vocab"):
+            for note in tokenizer_check.notes(processor, source.config):
+                _warn(note)
+    context = prepare(recipe, source, read, processor, accelerator, teacher=lambda: given)
+    plan_in_memory(context.model, context.passes, given, source)
+    found = None if calibration is None else examples.given(calibration)
+    outcome = execute(replace(context, calibration=found, progress=False))
     report = Report(
         cook=__version__,
         created=environment.now(),
@@ -158,16 +131,16 @@ def apply(
             float32_bytes=4 * outcome.before["parameters"],
             positive_class=positive_class(source.config, outcome.after["metrics"]),
         ),
-        passes=pass_rows(passes, outcome),
+        passes=pass_rows(context.passes, outcome),
         train=outcome.train,
         environment=environment.describe(
-            model.device,
+            context.model.device,
             seed=train.seed if train else None,
-            precision=_precision(model, train),
+            precision=_precision(context.model, train),
         ),
-        data=data_counts(read, rows, recipe.eval.limit),
+        data=data_counts(read, context.rows, recipe.eval.limit),
     )
-    return Result(model.eval(), report, outcome.processor)
+    return Result(context.model.eval(), report, outcome.processor)
 
 
 def attach(

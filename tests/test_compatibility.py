@@ -12,7 +12,7 @@ from transformers import AutoModelForImageClassification, AutoModelForSequenceCl
 
 import cook  # registers the quantizer that rebuilds the folders
 from cook.errors import CookError
-from cook.pipeline import output
+from cook.pipeline.folders import output
 from cook.recipe import load_recipe
 from cook.train import checkpoint
 from tests.helpers import tiny

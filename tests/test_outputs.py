@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from cook.errors import CookError, Interrupted
-from cook.pipeline import output, plan, run
-from cook.pipeline.output import work_folder
+from cook.pipeline import plan, run
+from cook.pipeline.folders import output
+from cook.pipeline.folders.output import work_folder
 from cook.recipe import load_recipe
 from tests.helpers import tiny
 from tests.test_pipeline import silent, workspace, write

@@ -24,8 +24,8 @@ from cook.model.nn.lowrank import Apart, LowRank
 from cook.model.nn.residual import Residual
 from cook.model.probe.measure import tally
 from cook.passes import registered
-from cook.pipeline.deliver import INTEGERS_MAY_DIFFER
-from cook.pipeline.rows import pass_rows
+from cook.pipeline.folders.deliver import INTEGERS_MAY_DIFFER
+from cook.pipeline.report_parts import pass_rows
 from tests.helpers import pass_cases, pass_matrix, tiny
 from tests.helpers.clean_process import Strangers
 from tests.helpers.pass_cases import Case, applies_to

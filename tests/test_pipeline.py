@@ -16,8 +16,9 @@ from cook.cli import main
 from cook.errors import CookError
 from cook.model.hub.folder import weight_bytes
 from cook.model.nn.integer import IntLinear
-from cook.pipeline import ablate, depend, evaluate, plan, run
-from cook.pipeline.output import work_folder
+from cook.pipeline import ablate, evaluate, plan, run
+from cook.pipeline.folders import depend
+from cook.pipeline.folders.output import work_folder
 from cook.recipe import load_recipe
 from cook.report import Report
 from tests.helpers import tiny

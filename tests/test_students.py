@@ -18,7 +18,8 @@ from transformers import AutoModelForSequenceClassification, BertForSequenceClas
 import cook
 from cook.errors import CookError, Interrupted
 from cook.model.hub.folder import weight_bytes
-from cook.pipeline import depend, evaluate, plan, run
+from cook.pipeline import evaluate, plan, run
+from cook.pipeline.folders import depend
 from cook.recipe import load_recipe
 from cook.report import Report
 from tests.helpers import tiny
@@ -75,7 +76,7 @@ def shallow(workspace: Path) -> tuple[Path, Report]:
         }
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cook.pipeline.deliver.measure.latency", layers)
+        patch.setattr("cook.pipeline.folders.deliver.measure.latency", layers)
         return path, run(path, say=silent, progress=False)
 
 

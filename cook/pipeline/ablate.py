@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cook.errors import CookError
-from cook.pipeline.output import finished, waits
+from cook.pipeline.folders.output import finished, waits
 from cook.pipeline.run import run
 from cook.recipe import Recipe, load_recipe
 

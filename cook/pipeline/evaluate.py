@@ -4,43 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from datasets import Dataset
-from transformers import PreTrainedModel
 
-from cook.data.tasks import Task
 from cook.failures import evaluation_memory_errors
 from cook.model.hub import load
 from cook.pipeline import tokenizer_check
 from cook.pipeline.inputs import load_model, read_data
+from cook.pipeline.prepare import RunContext, prepare
 from cook.recipe import Recipe, load_recipe
 from cook.say import Say, silent
 from cook.sections import Cut
 from cook.train.evaluate import evaluate as measure
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A folder and the validation data that a recipe evaluates it on.
-
-    Attributes:
-        rows: of the validation split, prepared.
-        processor: that prepared them.
-        recipe: with the folder as its model.
-    """
-
-    model: PreTrainedModel
-    rows: Dataset
-    task: Task
-    processor: Any | None
-    recipe: Recipe
-    device: torch.device
 
 
 def evaluate(
@@ -67,15 +45,17 @@ def evaluate(
         CookError: the folder is no model, the data are not there, or `model.tokenizer` is not the folder's.
     """
     opened = open_folder(folder, recipe, overrides, say=say)
-    size, limit = opened.recipe.eval.batch_size, opened.recipe.eval.limit
+    assert opened.task is not None
+    size, limit = opened.evaluation.batch_size, opened.evaluation.limit
+    opened.model.to(opened.accelerator.device)
     with evaluation_memory_errors(size):
         return measure(
             opened.model,
-            opened.rows,
+            opened.rows["validation"],
             opened.task,
             batch_size=size,
             limit=limit,
-            device=opened.device,
+            device=opened.accelerator.device,
             progress=progress,
         )
 
@@ -86,7 +66,7 @@ def open_folder(
     overrides: Iterable[str] = (),
     *,
     say: Say = silent,
-) -> Opened:
+) -> RunContext:
     """The model in `folder` and the recipe's validation data, ready for evaluation; as for `evaluate`."""
     place = json.dumps(str(Path(folder).absolute()), ensure_ascii=False)
     unused = (
@@ -99,10 +79,7 @@ def open_folder(
     model = load_model(recipe, data, silent, integers=True)
     processor = load.load_processor(recipe.model, data.task.processor) or data.task.plain_processor()
     tokenizer_check.check(recipe, model.config, processor, data.texts(), say)
-    rows = data.task.prepare(data.raw["validation"], processor)
-    device = Accelerator().device
-    model.to(device)
-    return Opened(model, rows, data.task, processor, recipe, device)
+    return prepare(recipe, model, data, processor, Accelerator())
 
 
 def _without_train(recipe: Any, overrides: Sequence[str]) -> Recipe:

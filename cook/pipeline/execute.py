@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from cook.data import calibration
 from cook.data.batches import fetch
 from cook.data.corpus import corpus
-from cook.data.tasks import Task
 from cook.errors import nearest
 from cook.failures import evaluation_memory_errors
 from cook.model.nn.masks import Masks
@@ -24,55 +19,16 @@ from cook.model.probe import measure
 from cook.model.probe.equivalence import check_folded, outputs, outputs_to_be, round_to
 from cook.model.tokens.id_map import TokenIdMap
 from cook.passes import Pass
-from cook.say import Say, silent
-from cook.sections import EvalSection, TrainSection
+from cook.pipeline.prepare import RunContext
 from cook.session import Session
 from cook.teacher.cached import fill
-from cook.teacher.teacher import Given, read_alike
+from cook.teacher.teacher import read_alike
 from cook.train.evaluate import evaluate, metric_named
 from cook.train.loop import Loop, steps_of
 from cook.train.recorder import State, StateRecorder
 
 SAMPLED = 64
 """Rows among which the longest is the example that multiply-accumulates and latency are told for."""
-
-
-@dataclass
-class RunContext:
-    """Everything that one run works on.
-
-    Attributes:
-        source: what the model was made from, if it is a student: what `before` is told of.
-        rows: prepared splits; `train` may be missing when nothing trains.
-        raw: the same splits as they are stored, for passes that ask for texts.
-        processor: the tokenizer or image processor that prepared them.
-        calibration: what passes look at; None takes a sample of the training rows, if there are any.
-        folder: for checkpoints; None keeps none.
-        dtype: what floating-point weights are stored in.
-        state: the checkpoint from which a run goes on; forgotten once it is taken back.
-        begun: called with the loop before it runs.
-        say: takes a line for people before each part that may take long.
-    """
-
-    model: PreTrainedModel
-    passes: Sequence[Pass]
-    task: Task | None
-    rows: Mapping[str, Dataset]
-    train: TrainSection | None
-    evaluation: EvalSection
-    accelerator: Accelerator
-    raw: Mapping[str, Dataset] = field(default_factory=dict)
-    processor: Any | None = None
-    source: PreTrainedModel | None = None
-    teacher: Given = None
-    calibration: calibration.Examples | None = None
-    folder: Path | None = None
-    dtype: torch.dtype | None = None
-    identity: Mapping[str, Any] = field(default_factory=dict)
-    state: Mapping[str, Any] | None = None
-    begun: Callable[[Loop], None] | None = None
-    progress: bool = True
-    say: Say = silent
 
 
 @dataclass

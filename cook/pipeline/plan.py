@@ -26,7 +26,8 @@ from cook.model.probe.bare import bare
 from cook.model.probe.example import Unmeasured, examples, first_through, planned_tokens
 from cook.model.probe.measure import macs, tally
 from cook.passes import PHASES, Effect, Pass
-from cook.pipeline import depend, output, tokenizer_check
+from cook.pipeline import tokenizer_check
+from cook.pipeline.folders import depend, output
 from cook.pipeline.inputs import (
     Data,
     load_model,

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from transformers import PreTrainedModel
 
-from cook.data.augment.texts import augmented
 from cook.data.rows import cache
 from cook.errors import CookError
 from cook.model.hub import load
 from cook.model.probe.example import small_example
-from cook.pipeline import depend, environment, output, tokenizer_check
-from cook.pipeline.deliver import deliver
-from cook.pipeline.execute import RunContext, RunResult, execute
+from cook.pipeline import environment, tokenizer_check
+from cook.pipeline.execute import RunResult, execute
+from cook.pipeline.folders import depend, output
+from cook.pipeline.folders.deliver import deliver
 from cook.pipeline.inputs import (
     Data,
     auto_class_without_data,
@@ -28,15 +28,16 @@ from cook.pipeline.inputs import (
     load_teacher,
     make_passes,
     planned_teachers,
-    prepared,
     read_data,
     stored_dtype,
 )
 from cook.pipeline.plan import plan_passes
-from cook.pipeline.rows import data_counts, pass_rows, positive_class, state, student
+from cook.pipeline.prepare import prepare
+from cook.pipeline.report_parts import data_counts, pass_rows, positive_class, state, student
 from cook.recipe import Recipe, load_recipe
 from cook.report import Model, Report
 from cook.say import Say, silent
+from cook.teacher.teacher import Given
 from cook.train.seeds import seed_everything
 from cook.version import __version__
 
@@ -111,25 +112,18 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
         hint = "compress a model that was trained for the task, or add 'train: {epochs: 1}'"
         raise recipe.error("model", "it has no trained head, and there is no train section", hint)
     processor = _processor(recipe, data, source)
-    model = load_student(recipe, source, data, say, processor)
-    dtype = stored_dtype(recipe, source)
     if data is not None:
         tokenizer_check.check(recipe, source.config, processor, data.texts(), say)
-    rows = _prepared(data, processor, say)
-    teacher = None
+        say(f"preparing {sum(data.counts.values()):,} rows")
+
+    def teacher() -> Given:
+        if recipe.train is None or data is None:
+            return None
+        return load_teacher(recipe, source, data, processor, say)
+
+    context = prepare(recipe, source, data, processor, accelerator, teacher=teacher, say=say)
     inputs = {}
-    if recipe.train is not None:
-        assert data is not None
-        teacher = load_teacher(recipe, source, data, processor, say)
-        rows["train"] = augmented(
-            rows["train"],
-            data.task,
-            recipe.train,
-            processor=processor,
-            model=source,
-            teacher=teacher,
-            accelerator=accelerator,
-        )
+    if recipe.train is not None and data is not None:
         inputs = {
             "the training rows": cache.of_rows(data.raw["train"], data.raw["train"].column_names),
             "the model's weights": cache.of_tensors(
@@ -143,34 +137,22 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
         with accelerator.main_process_first():  # it moves damaged checkpoints aside
             return output.restore(folder, asked, processes, say, inputs)
 
-    outcome = execute(
-        RunContext(
-            model=model,
-            passes=passes,
-            task=None if data is None else data.task,
-            rows=rows,
-            train=recipe.train,
-            evaluation=recipe.eval,
-            accelerator=accelerator,
-            raw={} if data is None else data.raw,
-            processor=processor,
-            source=source if recipe.student else None,
-            teacher=teacher,
-            folder=folder,
-            dtype=dtype,
-            identity=output.identity(asked, processes, inputs),
-            state=state(),
-            progress=progress,
-            say=say,
-        )
+    context = replace(
+        context,
+        folder=folder,
+        dtype=stored_dtype(recipe, source),
+        identity=output.identity(asked, processes, inputs),
+        state=state(),
+        progress=progress,
     )
+    outcome = execute(context)
     auto_class = auto_class_without_data(recipe) if data is None else data.task.auto_class
     report = Report(
         cook=__version__,
         created=environment.now(),
         recipe={"name": asked.name, "digest": asked.digest},
         model=_model(recipe, auto_class, source, outcome),
-        passes=pass_rows(passes, outcome),
+        passes=pass_rows(context.passes, outcome),
         train=outcome.train,
         environment=environment.describe(
             accelerator.device,
@@ -178,7 +160,7 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
             precision="fp32" if recipe.train is None else recipe.train.precision,
             processes=processes,
         ),
-        data=data_counts(data, rows, recipe.eval.limit),
+        data=data_counts(data, context.rows, recipe.eval.limit),
     )
     for tracker in accelerator.trackers:
         tracker.finish()
@@ -189,10 +171,10 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
             auto_class,
             partial(load_model, recipe, data, silent),
             report,
-            model,
+            context.model,
             outcome.processor,
-            outcome.sample or small_example(model),
-            dtype=dtype,
+            outcome.sample or small_example(context.model),
+            dtype=context.dtype,
             force=force,
             say=say,
         )
@@ -223,14 +205,6 @@ def _processor(recipe: Recipe, data: Data | None, model: PreTrainedModel) -> Any
         return load.load_processor(recipe.model, data.task.processor) or data.task.plain_processor()
     kind = "image" if model.main_input_name == "pixel_values" else "tokenizer"
     return load.load_processor(recipe.model, kind)
-
-
-def _prepared(data: Data | None, processor: Any, say: Say) -> dict[str, Dataset]:
-    """The splits as the model reads them."""
-    if data is None:
-        return {}
-    say(f"preparing {sum(map(len, data.raw.values())):,} rows")
-    return prepared(data, processor, say)
 
 
 def _model(recipe: Recipe, auto_class: str, source: PreTrainedModel, outcome: RunResult) -> Model:

@@ -19,12 +19,13 @@ from cook.model.hub.folder import check_free, read_blueprint
 from cook.model.hub.source import check
 from cook.model.probe.example import small_example
 from cook.passes import Pass
-from cook.pipeline import environment, output
-from cook.pipeline.deliver import deliver
+from cook.pipeline import environment
 from cook.pipeline.execute import example, state_recorder
+from cook.pipeline.folders import output
+from cook.pipeline.folders.deliver import deliver
 from cook.pipeline.inputs import make_passes
 from cook.pipeline.plan import plan_passes
-from cook.pipeline.rows import state
+from cook.pipeline.report_parts import state
 from cook.pipeline.source_model import SourceModel, open_source_model
 from cook.recipe import Recipe, load_recipe, thaw
 from cook.report import Model, PassRow, Report, State
@@ -104,14 +105,14 @@ def slice_folder(
             plan_passes(copy.deepcopy(meta), [_pruning(options)])
         except CookError as error:
             raise CookError(error.message, where=f"{folder}, {name}", hint=error.hint) from error
-    model = source.work.model
-    before = state(state_recorder(source.work, model).state(0))
+    model = source.context.model
+    before = state(state_recorder(source.context, model).state(0))
     slices = [Slice(list(range(len(Anatomy(model).layers))), before)]
     for name, options in asked.items():
         pruning, made = _pruning(options), copy.deepcopy(model)
         with Session([pruning], made, total_steps=0) as session:
             session.finish()
-        recorder = state_recorder(source.work, made)
+        recorder = state_recorder(source.context, made)
         recorder.whole = before.parameters
         part = Slice(session.facts[pruning.id]["kept"], state(recorder.state(0)), targets.get(name))
         if part.path is not None:
@@ -227,9 +228,9 @@ def _write(
             source.load,
             report,
             made,
-            source.work.processor,
-            example(source.work) or small_example(made),
-            dtype=source.work.dtype,
+            source.context.processor,
+            example(source.context) or small_example(made),
+            dtype=source.context.dtype,
             force=force,
         )
     say(f"written to {part.path}")

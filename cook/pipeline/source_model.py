@@ -14,8 +14,8 @@ from cook.model.hub import load
 from cook.model.hub.source import auto_class_of
 from cook.pipeline import environment
 from cook.pipeline.evaluate import open_folder
-from cook.pipeline.execute import RunContext
 from cook.pipeline.inputs import stored_dtype
+from cook.pipeline.prepare import RunContext, prepare
 from cook.recipe import Recipe, load_recipe
 from cook.say import Say
 
@@ -26,12 +26,12 @@ class SourceModel:
 
     Attributes:
         recipe: with nothing in it but the model and its data.
-        work: the model, and what it is measured by.
+        context: the model, and what it is measured by.
         auto_class: the class of transformers that loads it.
     """
 
     recipe: Recipe
-    work: RunContext
+    context: RunContext
     auto_class: str
 
     def load(self, meta: bool = False) -> PreTrainedModel:
@@ -64,18 +64,11 @@ def open_source_model(place: Path, recipe: Any, overrides: list[str], say: Say) 
                 f" another one\n  {error}"
             )
         else:
-            work = RunContext(
-                model=opened.model,
-                passes=(),
-                task=opened.task,
-                rows={"validation": opened.rows},
-                train=None,
-                evaluation=opened.recipe.eval,
-                accelerator=environment.accelerator(opened.recipe),
-                processor=opened.processor,
-                dtype=stored_dtype(opened.recipe, opened.model),
-            )
-            return _trained(SourceModel(opened.recipe, work, opened.task.auto_class))
+            assert opened.task is not None
+            accelerator = environment.accelerator(opened.recipe)
+            dtype = stored_dtype(opened.recipe, opened.model)
+            context = replace(opened, accelerator=accelerator, dtype=dtype)
+            return _trained(SourceModel(opened.recipe, context, opened.task.auto_class))
     elif overrides:
         raise CookError(
             "there is no recipe.yaml in the folder to change", where=str(place), hint="name a --recipe"
@@ -90,12 +83,12 @@ def open_source_model(place: Path, recipe: Any, overrides: list[str], say: Say) 
     images = model.main_input_name == "pixel_values"
     processor = load.load_processor(bare.model, "image" if images else "tokenizer")
     accelerator = environment.accelerator(bare, device=torch.device("cpu"))
-    work = RunContext(model, (), None, {}, None, bare.eval, accelerator, processor=processor)
-    return _trained(SourceModel(bare, replace(work, dtype=stored_dtype(bare, model)), auto_class))
+    context = prepare(bare, model, None, processor, accelerator)
+    return _trained(SourceModel(bare, replace(context, dtype=stored_dtype(bare, model)), auto_class))
 
 
 def _trained(source: SourceModel) -> SourceModel:
-    if load.origin_of(source.work.model).new_head:
+    if load.origin_of(source.context.model).new_head:
         hint = "name a --recipe with the task that it was trained for"
         raise CookError(
             f"the model has no head for {source.auto_class}", where=source.recipe.model.path, hint=hint

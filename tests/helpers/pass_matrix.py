@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from cook.errors import Interrupted
 from cook.model.hub import folder
 from cook.model.probe.equivalence import outputs
 from cook.passes import Effect, Pass
-from cook.pipeline import output
-from cook.pipeline.execute import RunContext, RunResult, execute
+from cook.pipeline.execute import RunResult, execute
+from cook.pipeline.folders import output
 from cook.pipeline.inputs import load_model, load_teacher, make_passes, read_data
 from cook.pipeline.plan import plan_passes
+from cook.pipeline.prepare import prepare
 from cook.recipe import Recipe, load_recipe
 from cook.train import checkpoint
 from cook.train.loop import Loop
@@ -132,7 +133,6 @@ def run(recipe: Recipe, checkpoints: Path, *, stop: int | None = None) -> Run:
     data = read_data(recipe, _silent)
     model = load_model(recipe, data, _silent)
     processor = data.task.plain_processor() if data.task.processor == "image" else tiny.tokenizer()
-    passes = make_passes(recipe)
     loops: list[Loop] = []
     before = hooks(model)
 
@@ -142,18 +142,17 @@ def run(recipe: Recipe, checkpoints: Path, *, stop: int | None = None) -> Run:
             _signal_in(loop.optimizer, stop)
 
     try:
+        context = prepare(
+            recipe,
+            model,
+            data,
+            processor,
+            Accelerator(cpu=True),
+            teacher=lambda: load_teacher(recipe, model, data, processor, _silent),
+        )
         outcome = execute(
-            RunContext(
-                model=model,
-                passes=passes,
-                task=data.task,
-                rows={split: data.task.prepare(raw, processor) for split, raw in data.raw.items()},
-                train=recipe.train,
-                evaluation=recipe.eval,
-                accelerator=Accelerator(cpu=True),
-                raw=data.raw,
-                processor=processor,
-                teacher=load_teacher(recipe, model, data, processor, _silent),
+            replace(
+                context,
                 folder=checkpoints,
                 identity=output.identity(recipe, 1),
                 state=output.restore(checkpoints, recipe, 1, _silent),
@@ -167,7 +166,7 @@ def run(recipe: Recipe, checkpoints: Path, *, stop: int | None = None) -> Run:
             assert hooks(loops[0].session.module) == before
             assert not hooks_of(loops[0].optimizer)
             assert not len(loops[0].session.hooks)
-    return Run(model, passes, outcome, loops[0])
+    return Run(model, list(context.passes), outcome, loops[0])
 
 
 def _signal_in(optimizer: Optimizer, step: int) -> None:

@@ -18,7 +18,7 @@ from cook.model.hub.verify import verify
 from cook.model.nn.integer import IntLinear
 from cook.model.probe import measure
 from cook.model.probe.equivalence import outputs
-from cook.pipeline.output import LOGS, work_folder
+from cook.pipeline.folders.output import LOGS, work_folder
 from cook.recipe import Recipe
 from cook.report import Reload, Report, card
 from cook.say import Say, silent

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cook.model.probe import measure
-from cook.pipeline import deliver
+from cook.pipeline.folders import deliver
 from cook.pipeline.inputs import load_model, read_data
 from cook.recipe import load_recipe
 from cook.say import silent

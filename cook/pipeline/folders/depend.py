@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cook.pipeline.output import finished
+from cook.pipeline.folders.output import finished
 from cook.recipe import Recipe, load_recipe
 from cook.report import Report
 
