@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from cook.errors import CookError
 from cook.pipeline.folders.output import finished, waits
 from cook.pipeline.run import run
-from cook.recipe import Recipe, load_recipe
+from cook.recipe import Recipe
 
 
 def ablate(
@@ -46,6 +45,5 @@ def ablate(
 def _without(recipe: Recipe, left_out: int | None) -> Recipe:
     folder = Path(recipe.output.path)
     name = "all" if left_out is None else f"without-{recipe.passes[left_out].id}"
-    place = json.dumps(str(folder.with_name(f"{folder.name}-ablation") / name), ensure_ascii=False)
-    fewer = [] if left_out is None else [f"passes[{left_out}]=null"]
-    return load_recipe(recipe, [*fewer, f"output.path={place}"])
+    place = folder.with_name(f"{folder.name}-ablation") / name
+    return recipe.replace(without=left_out, output={"path": str(place)})

@@ -178,11 +178,10 @@ def _write(
     source: SourceModel, made: PreTrainedModel, whole: Slice, part: Slice, *, force: bool, say: Say
 ) -> None:
     """Write a slice, with a recipe that would cut it again and a report of how it was measured."""
-    value = thaw(source.recipe.value)
-    value["passes"] = [{"prune.layers": {"keep": part.layers}}]
-    value["output"] = {**(value.get("output") or {}), "path": str(part.path)}
-    recipe = load_recipe(value, partial=True)
-    recipe = replace(recipe, text=recipe.to_yaml(part.path))  # no path of this machine
+    recipe = source.recipe.replace(
+        passes=[{"prune.layers": {"keep": part.layers}}], output={"path": str(part.path)}
+    )
+    recipe = replace(recipe, text=recipe.to_yaml(part.path), overrides=())  # no path of this machine
     (step,) = recipe.passes
     device = made.device
     before, after = whole.state, part.state

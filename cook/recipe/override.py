@@ -46,7 +46,7 @@ def apply(value: Any, marks: Marks, overrides: Iterable[str]) -> tuple[Any, Mark
         except CookError as error:
             problems.append(((), error))
     raise_all(problems)
-    return _without(result, places, removed)
+    return without_passes(result, places, removed)
 
 
 def _one(
@@ -141,7 +141,7 @@ def _enter(around: Any, part: str | int, path: Path, origin: str) -> Any:
     return inner
 
 
-def _without(result: dict[str, Any], places: Marks, removed: list[int]) -> tuple[dict[str, Any], Marks]:
+def without_passes(result: dict[str, Any], places: Marks, removed: list[int]) -> tuple[dict[str, Any], Marks]:
     """The recipe without some of its passes, the marks of the others moved up."""
     if not removed:
         return result, places

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path as FilePath
@@ -171,6 +171,34 @@ class Recipe:
             value = paths.relative(value, whole, FilePath(folder).absolute())
         return dump(value)
 
+    def replace(self, *, without: int | None = None, **sections: object) -> Recipe:
+        """This recipe with some sections changed, checked as one that is read; the others keep their places.
+
+        Args:
+            without: the position of a pass to leave out.
+            sections: by name, None to leave a section out, a mapping of the keys to change in it, or for
+                `passes` the whole list.
+
+        Raises:
+            CookError: the result is not valid; RecipeErrors for several mistakes.
+        """
+        value = thaw(self.value)
+        places: Marks = self.marks
+        for name, changes in sections.items():
+            if changes is None:
+                value.pop(name, None)
+            elif isinstance(changes, Mapping):
+                value[name] = {**(value.get(name) or {}), **thaw(changes)}
+            else:
+                value[name] = thaw(changes)
+            keys = [(name, key) for key in changes] if isinstance(changes, Mapping) else [(name,)]
+            places = {path: mark for path, mark in places.items() if not _under(path, keys)}
+        if without is not None:
+            value, places = override.without_passes(value, places, [without])
+        partial = not ("model" in value and "output" in value)
+        document = Document(value, places, self.name, self.text)
+        return load_document(document, self.folder, partial=partial, before=self)
+
     def difference(self, other: Recipe) -> list[str]:
         """What the other recipe asks for instead: `train.epochs: 3 -> 4`; `output` left out."""
         before, after = dict(_flat(_asked(self.value))), dict(_flat(_asked(other.value)))
@@ -179,6 +207,11 @@ class Recipe:
             for path in [*before, *(path for path in after if path not in before)]
             if _said(before, path) != _said(after, path)
         ]
+
+
+def _under(path: Path, keys: Sequence[Path]) -> bool:
+    """Whether a path is one of these, or lies in one."""
+    return any(path[: len(key)] == key for key in keys)
 
 
 def _asked(value: Section) -> dict[str, Any]:

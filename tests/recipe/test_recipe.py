@@ -263,3 +263,18 @@ def test_any_value_anywhere_is_a_recipe_or_an_error(scratch, data):
         spot = spot[key]
     spot[key] = data.draw(VALUES)
     outcome(scratch, (json.dumps(value) if scratch.suffix == ".json" else dump(value)).encode())
+
+
+def test_a_recipe_with_sections_replaced(folder):
+    recipe = load_recipe(folder / "recipe.yaml")
+    other = recipe.replace(train={"epochs": 7}, output={"path": "elsewhere"})
+    assert (other.train.epochs, other.train.batch_size) == (7, recipe.train.batch_size)
+    assert other.output.path.endswith("elsewhere")
+    assert other.where("data", "path") == recipe.where("data", "path") != recipe.where("train", "epochs")
+    assert recipe.replace().digest == recipe.digest
+    fewer = recipe.replace(without=0)
+    assert [each.name for each in fewer.passes] == [each.name for each in recipe.passes[1:]]
+    assert fewer.passes[0].where.partition(": ")[0] == recipe.passes[1].where.partition(": ")[0]
+    assert recipe.replace(teacher=None, passes=[]).teacher is None
+    with pytest.raises(CookError, match=r"train\.epochs"):
+        recipe.replace(train={"epochs": -1})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -50,8 +49,7 @@ def chain(recipe: Recipe) -> list[Recipe]:
 
 def using(recipe: Recipe, needed: Recipe) -> Recipe:
     """The recipe with the output of `needed` as its model."""
-    place = json.dumps(needed.output.path, ensure_ascii=False)
-    return load_recipe(recipe, ["model.recipe=null", f"model.path={place}"])
+    return recipe.replace(model={"recipe": None, "path": needed.output.path})
 
 
 def stale(recipe: Recipe) -> str | None:
