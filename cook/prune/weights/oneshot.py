@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from cook.errors import CookError
 from cook.model.arch.anatomy import Anatomy
 from cook.model.arch.targets import within
+from cook.model.calibration.hessian import DAMPING, inverse_factor
 from cook.model.calibration.layerwise import Layerwise
 from cook.model.calibration.statistics import Gram, SquaredNorms
 from cook.model.nn.linear import is_transposed, matrix
 from cook.prune.weights.pattern import pattern_mask
-from cook.prune.weights.sparsegpt import DAMPING, inverse_factor, sparsegpt
+from cook.prune.weights.sparsegpt import sparsegpt
 from cook.prune.weights.wanda import row_masks, wanda_scores
 
 

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cook.prune.weights.sparsegpt import DAMPING, inverse_factor, sparsegpt
+from cook.model.calibration.hessian import DAMPING, inverse_factor
+from cook.prune.weights.sparsegpt import sparsegpt
 
 
 def slow_sparsegpt(weight, gram, *, sparsity=0.5, pattern=None, block=128, damping=DAMPING):
