@@ -10,7 +10,7 @@ from torch import nn
 
 from cook.errors import CookError
 from cook.model.arch.anatomy import Anatomy, head_width
-from cook.model.arch.families import Stack
+from cook.model.arch.parts import Stack
 from cook.model.arch.targets import left_out, matching, select, within
 from cook.model.edits.edit import Edit
 from cook.model.nn import surgery

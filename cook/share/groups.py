@@ -9,7 +9,7 @@ from torch import nn
 
 from cook.errors import CookError
 from cook.model.arch.anatomy import Anatomy
-from cook.model.arch.families import Stack
+from cook.model.arch.parts import Stack
 from cook.model.arch.targets import within
 from cook.model.edits.depth import beyond
 from cook.model.edits.edit import Edit

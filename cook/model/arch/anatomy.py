@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from cook.errors import CookError
-from cook.model.arch.families import COUNTS, FAMILIES, HEAD_WIDTHS, Family, Stack
+from cook.model.arch.families import COUNTS, FAMILIES, HEAD_WIDTHS
+from cook.model.arch.parts import Family, Stack
 from cook.model.nn import surgery
 from cook.model.nn.linear import linears
 from cook.model.nn.skipped import Skipped

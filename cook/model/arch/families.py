@@ -6,83 +6,7 @@ by an entry here and one of tiny settings in `tests/helpers/families.py`; the sh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
-
-@dataclass(frozen=True)
-class Attention:
-    """One attention of a layer.
-
-    Attributes:
-        projections: the modules that give queries, keys and values; where one gives all three it stands
-            there three times, and `layout` says how its rows lie: `stacked` (all queries, then all keys, then
-            all values) or `interleaved` (queries, keys and values of one head after the other).
-        output: the module that joins what the heads give.
-        also: further modules with rows for each head, if the model has them.
-        bias: an embedding with one column for each head, if the layer has it.
-        counts: attributes of the attention module that say how many `heads` or key-value `groups` there are,
-            or their common `width`. Those of its config begin with `config.`.
-        alike: whether all layers of the stack must keep the same heads.
-        scores: whether they are the scaled products of what the projections give, and nothing else, and
-            queries, keys and values are told apart in it: for tensors by name.
-    """
-
-    projections: tuple[str, str, str]
-    output: str
-    layout: str = "apart"
-    also: tuple[str, ...] = ()
-    bias: str | None = None
-    counts: Mapping[str, str] = field(default_factory=dict)
-    alike: bool = False
-    scores: bool = True
-
-    @property
-    def module(self) -> str:
-        """The module that holds the projections."""
-        return self.projections[0].rpartition(".")[0]
-
-
-@dataclass(frozen=True)
-class FeedForward:
-    """The FFN of a layer: `up` are those modules whose rows are neurons, as far as the model has them."""
-
-    up: tuple[str, ...]
-    down: str
-
-
-_CONFIG = {"heads": "num_attention_heads", "groups": "num_key_value_heads", "neurons": "intermediate_size"}
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Layers of one kind.
-
-    Attributes:
-        layers: the list that holds them; `*` in it stands for every number.
-        attention, ffn: the modules that these words mean, in one layer.
-        attentions: the one of the tokens among themselves first.
-        config: what the config calls the number of `heads`, of key-value `groups`, of `neurons`, of `layers`.
-        gives: what a layer gives the next one: its `states`, those in a `pair`, or in words what else.
-        norms: what norms outside of both parts are called, those of the attention and those of the FFN.
-    """
-
-    layers: str
-    attention: tuple[str, ...]
-    ffn: tuple[str, ...]
-    attentions: tuple[Attention, ...]
-    feed_forward: FeedForward
-    config: Mapping[str, str] = field(default_factory=lambda: dict(_CONFIG))
-    gives: str = "states"
-    norms: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
-
-
-@dataclass(frozen=True)
-class Family:
-    """All stacks of a model, in the order in which they run, and its embeddings."""
-
-    stacks: tuple[Stack, ...]
-    embeddings: tuple[str, ...]
+from cook.model.arch.parts import CONFIG, Attention, Family, FeedForward, Stack, Stream
 
 
 def _named(prefix: str, *names: str) -> tuple[str, str, str]:
@@ -90,11 +14,18 @@ def _named(prefix: str, *names: str) -> tuple[str, str, str]:
     return query, key, value
 
 
+_WORDS = tuple(f"embeddings.{name}_embeddings" for name in ("word", "position", "token_type"))
+_BERT = Stream(
+    (*_WORDS, "embeddings_project"),
+    ("embeddings.LayerNorm",),
+    ("attention.output.LayerNorm", "output.LayerNorm"),
+)
+_LLAMA = Stream(("embed_tokens",), ("norm",))
 _HEADS = {"num_attention_heads": "heads", "all_head_size": "width"}
 _BEFORE_EACH = (("input_layernorm",), ("post_attention_layernorm",))
 
 
-def _bert(*names: str, gives: str = "states", **attention: object) -> Family:
+def _bert(*names: str, gives: str = "states", stream: Stream | None = None, **attention: object) -> Family:
     """BERT and its kin, which call queries, keys and values by these names."""
     found = Attention(
         _named("attention.self", *names),
@@ -105,10 +36,10 @@ def _bert(*names: str, gives: str = "states", **attention: object) -> Family:
     ffn = FeedForward(("intermediate.dense",), "output.dense")
     parts = ("attention",), ("intermediate", "output")
     stack = Stack("encoder.layer", *parts, (found,), ffn, gives=gives)
-    return Family((stack,), ("embeddings",))
+    return Family((stack,), ("embeddings",), stream)
 
 
-def _llama(**attention: object) -> Family:
+def _llama(stream: Stream | None = None, **attention: object) -> Family:
     """Llama and its kin: grouped keys and values, a gated FFN."""
     found = Attention(
         _named("self_attn", "q_proj", "k_proj", "v_proj"),
@@ -117,7 +48,7 @@ def _llama(**attention: object) -> Family:
     )
     ffn = FeedForward(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
     stack = Stack("layers", ("self_attn",), ("mlp",), (found,), ffn, norms=_BEFORE_EACH)
-    return Family((stack,), ("embed_tokens",))
+    return Family((stack,), ("embed_tokens",), stream)
 
 
 def _single(
@@ -127,11 +58,13 @@ def _single(
     *embeddings: str,
     norms: tuple[tuple[str, ...], tuple[str, ...]],
     neurons: str = "intermediate_size",
+    stream: Stream | None = None,
 ) -> Family:
     """A family whose attention and FFN are each one module."""
     parts = (attention.module,), (ffn.down.rpartition(".")[0],)
-    config = {**_CONFIG, "neurons": neurons}
-    return Family((Stack(layers, *parts, (attention,), ffn, config, norms=norms),), embeddings)
+    config = {**CONFIG, "neurons": neurons}
+    stack = Stack(layers, *parts, (attention,), ffn, config, norms=norms)
+    return Family((stack,), embeddings, stream)
 
 
 def _bart_stack(name: str, *attentions: str) -> Stack:
@@ -170,7 +103,7 @@ def _t5_stack(name: str, *attentions: Attention) -> Stack:
     at = f"layer.{len(attentions)}.DenseReluDense"
     ffn = FeedForward((f"{at}.wi", f"{at}.wi_0", f"{at}.wi_1"), f"{at}.wo")
     parts = tuple(each.module for each in attentions), (at,)
-    config = {**_CONFIG, "neurons": "d_ff"}
+    config = {**CONFIG, "neurons": "d_ff"}
     norms = tuple(f"layer.{number}.layer_norm" for number in range(len(attentions) + 1))
     return Stack(
         f"{name}.block",
@@ -184,9 +117,9 @@ def _t5_stack(name: str, *attentions: Attention) -> Stack:
 
 
 FAMILIES: dict[str, Family] = {
-    "bert": _bert("query", "key", "value"),
-    "roberta": _bert("query", "key", "value"),
-    "electra": _bert("query", "key", "value"),
+    "bert": _bert("query", "key", "value", stream=_BERT),
+    "roberta": _bert("query", "key", "value", stream=_BERT),
+    "electra": _bert("query", "key", "value", stream=_BERT),
     "deberta-v2": _bert(
         "query_proj",
         "key_proj",
@@ -206,6 +139,7 @@ FAMILIES: dict[str, Family] = {
         "embeddings",
         norms=(("sa_layer_norm",), ("output_layer_norm",)),
         neurons="hidden_dim",
+        stream=Stream(_WORDS, ("embeddings.LayerNorm",)),
     ),
     # Its layers are those that it has, and not how often each runs.
     "albert": Family(
@@ -238,6 +172,7 @@ FAMILIES: dict[str, Family] = {
         FeedForward(("mlp.fc1",), "mlp.fc2"),
         "embeddings",
         norms=(("layernorm_before",), ("layernorm_after",)),
+        stream=Stream(("embeddings", "embeddings.patch_embeddings.projection"), ("layernorm",)),
     ),
     "gpt2": _single(
         "h",
@@ -252,6 +187,7 @@ FAMILIES: dict[str, Family] = {
         "wpe",
         norms=(("ln_1",), ("ln_2",)),
         neurons="n_inner",
+        stream=Stream(("wte", "wpe"), ("ln_f",)),
     ),
     "gpt_neox": _single(
         "layers",
@@ -279,16 +215,17 @@ FAMILIES: dict[str, Family] = {
                     ),
                 ),
                 FeedForward(("fc1",), "fc2"),
-                {**_CONFIG, "neurons": "ffn_dim"},
+                {**CONFIG, "neurons": "ffn_dim"},
                 norms=(("self_attn_layer_norm",), ("final_layer_norm",)),
             ),
         ),
         ("decoder.embed_tokens", "decoder.embed_positions"),
+        Stream(("decoder.embed_tokens", "decoder.embed_positions"), ("decoder.final_layer_norm",)),
     ),
-    "llama": _llama(),
-    "mistral": _llama(),
-    "qwen2": _llama(),
-    "qwen3": _llama(scores=False),  # queries and keys pass through norms
+    "llama": _llama(_LLAMA),
+    "mistral": _llama(_LLAMA),
+    "qwen2": _llama(_LLAMA),
+    "qwen3": _llama(_LLAMA, scores=False),  # queries and keys pass through norms
     "gemma": _llama(),
     "phi3": _single(
         "layers",
@@ -315,6 +252,9 @@ FAMILIES: dict[str, Family] = {
         ("shared", "encoder.embed_positions", "decoder.embed_positions"),
     ),
 }
+
+STREAMS: dict[str, Stream] = {name: each.stream for name, each in FAMILIES.items() if each.stream is not None}
+"""The families whose residual stream is known."""
 
 HEAD_WIDTHS = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim")
 """What attention modules call the width of one head."""

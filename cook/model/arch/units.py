@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cook.errors import CookError
 from cook.model.arch.anatomy import Anatomy, head_width
-from cook.model.arch.families import Attention, FeedForward
+from cook.model.arch.parts import Attention, FeedForward
 from cook.model.nn import linear, surgery
 from cook.model.nn.composite import places
 

@@ -7,7 +7,6 @@ shape is refused by name. An output head whose matrix is tied to the embeddings 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,57 +14,12 @@ from torch import Tensor, nn
 
 from cook.errors import CookError
 from cook.model.arch.anatomy import Anatomy
+from cook.model.arch.families import STREAMS
 from cook.model.arch.units import Part, UnitGroup, placed, size
 from cook.model.nn import linear, surgery
 from cook.model.nn.composite import whole
 from cook.model.nn.embedding import widening
 from cook.model.nn.hooks import Hooks
-
-
-@dataclass(frozen=True)
-class Stream:
-    """What touches a family's stream beside its attentions and FFNs.
-
-    Attributes:
-        writes: what makes the states that go into the first layer; names relative to the base model.
-        norms: those of a layer, relative to it.
-        outer: those outside of layers, relative to the base model.
-    """
-
-    writes: tuple[str, ...]
-    norms: tuple[str, ...]
-    outer: tuple[str, ...]
-
-
-_WORDS = tuple(f"embeddings.{name}_embeddings" for name in ("word", "position", "token_type"))
-_BERT = Stream(
-    (*_WORDS, "embeddings_project"),
-    ("attention.output.LayerNorm", "output.LayerNorm"),
-    ("embeddings.LayerNorm",),
-)
-_LLAMA = Stream(("embed_tokens",), ("input_layernorm", "post_attention_layernorm"), ("norm",))
-STREAMS: dict[str, Stream] = {
-    "bert": _BERT,
-    "roberta": _BERT,
-    "electra": _BERT,
-    "distilbert": Stream(_WORDS, ("sa_layer_norm", "output_layer_norm"), ("embeddings.LayerNorm",)),
-    "vit": Stream(
-        ("embeddings", "embeddings.patch_embeddings.projection"),
-        ("layernorm_before", "layernorm_after"),
-        ("layernorm",),
-    ),
-    "gpt2": Stream(("wte", "wpe"), ("ln_1", "ln_2"), ("ln_f",)),
-    "opt": Stream(
-        ("decoder.embed_tokens", "decoder.embed_positions"),
-        ("self_attn_layer_norm", "final_layer_norm"),
-        ("decoder.final_layer_norm",),
-    ),
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-}
-"""The families whose stream is known."""
 
 _TOKENS = {
     "cls.predictions.transform.dense": "cls.predictions.transform.LayerNorm",
@@ -109,7 +63,7 @@ def stream(anatomy: Anatomy) -> UnitGroup:
         ]
         inner = [name for each in kind.attentions for name in dict.fromkeys(each.projections)]
         reads += [f"{layer}.{name}" for name in (*inner, *kind.feed_forward.up)]
-        norms += [f"{layer}.{name}" for name in known.norms]
+        norms += [f"{layer}.{name}" for name in known.norms or (*kind.norms[0], *kind.norms[1])]
     width = size(model, anatomy.projections(anatomy.live[0])[0], "in")
     every = ((0, 1),)
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig
 from cook.errors import CookError
 from cook.model.arch import units, width
 from cook.model.arch.anatomy import Anatomy
+from cook.model.arch.families import STREAMS
 from cook.model.edits import plain, removal
 from cook.model.edits.blueprint import Blueprint
 from cook.model.hub.quantizer import attach_quantizer, blueprint_of
@@ -79,7 +80,7 @@ def narrowed(model: nn.Module, left: int = 12) -> tuple[nn.Module, nn.Module, Ho
     return held, cut, hooks, edits
 
 
-@pytest.mark.parametrize("family", sorted(width.STREAMS))
+@pytest.mark.parametrize("family", sorted(STREAMS))
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_taking_dimensions_out_is_holding_them_at_zero(family, attention):
     model = stirred(families.made(family, attention))
@@ -141,7 +142,7 @@ def test_weighted_statistics_against_loops(centred):
 
 @pytest.mark.usefixtures("clean_processes")
 def test_narrower_models_reload_in_a_fresh_process(tmp_path):
-    made = {family: (families.made(family), 12) for family in sorted(width.STREAMS)}
+    made = {family: (families.made(family), 12) for family in sorted(STREAMS)}
     # A config may not say a width that is no multiple of the number of heads.
     made |= {"odd": (families.made("llama"), 11), "tied": (headed("BertForMaskedLM"), 12)}
     cases, plains = [], set()

@@ -14,8 +14,8 @@ from transformers.pytorch_utils import Conv1D
 from cook.errors import CookError
 from cook.model.arch import units
 from cook.model.arch.anatomy import Anatomy, inferred
-from cook.model.arch.families import FAMILIES
-from cook.model.arch.width import STREAMS, stream
+from cook.model.arch.families import FAMILIES, STREAMS
+from cook.model.arch.width import stream
 from cook.model.edits import removal
 from cook.model.edits.blueprint import Blueprint
 from cook.model.edits.edit import Edit

@@ -12,7 +12,8 @@ from cook.data.calibration import given
 from cook.errors import CookError
 from cook.model.arch import units
 from cook.model.arch.anatomy import Anatomy
-from cook.model.arch.width import STREAMS, stream
+from cook.model.arch.families import STREAMS
+from cook.model.arch.width import stream
 from cook.model.edits import removal
 from cook.model.edits.depth import droppable
 from cook.model.probe.measure import macs, tally
