@@ -53,9 +53,9 @@ def test_a_run_and_its_evaluation_cut_the_same_rows(
     data = read_data(load_recipe(path), silent)
     assert data.counts == {"train": 30, "validation": 10}
     opened = open_folder(resources / "out" / "dropped", path)
-    assert len(opened.rows) == 10
+    assert len(opened.rows["validation"]) == 10
     again = open_folder(resources / "out" / "dropped", resources / "out" / "dropped" / "recipe.yaml")
-    assert again.rows["input_ids"][:] == opened.rows["input_ids"][:]
+    assert again.rows["validation"]["input_ids"][:] == opened.rows["validation"]["input_ids"][:]
 
 
 def test_a_run_refuses_an_empty_label(resources: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +73,7 @@ def test_evaluation_needs_no_training_file_where_validation_is_one(resources: Pa
     assert main(["run", str(path), "--quiet"]) == 0
     text = path.read_text().replace("plain.tsv", "gone.tsv")
     path.write_text(text)
-    assert len(open_folder(resources / "out" / "apart", path).rows) == 8
+    assert len(open_folder(resources / "out" / "apart", path).rows["validation"]) == 8
 
 
 def test_the_rows_that_are_evaluated_are_counted(resources: Path) -> None:

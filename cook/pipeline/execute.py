@@ -72,21 +72,7 @@ def execute(work: RunContext) -> RunResult:
     loop = None
     if any("calibration" in each.wants() for each in work.passes):
         work.say("calibrating")
-    with Session(
-        work.passes,
-        work.model,
-        total_steps=total,
-        steps_per_epoch=per_epoch,
-        teacher=work.teacher,
-        source=work.source,
-        before_attach=recorder.attaching,
-        around=recorder.acting,
-        calibration=_calibration(work),
-        masks=masks,
-        tokenizer=work.processor if hasattr(work.processor, "get_vocab") else None,
-        corpus=corpus(work.task, work.raw),
-        recalled=None if work.state is None else work.state["session"]["passes"],
-    ) as session:
+    with _session(work, recorder, masks, total, per_epoch) as session:
         if total:
             _fill(work, session)
             loop = _loop(work, session, recorder)
@@ -115,6 +101,25 @@ def execute(work: RunContext) -> RunResult:
         sample=example(work),
         processor=work.processor,
         token_id_map=numbers,
+    )
+
+
+def _session(work: RunContext, recorder: StateRecorder, masks: Masks, total: int, per_epoch: int) -> Session:
+    """The passes, attached to the model."""
+    return Session(
+        work.passes,
+        work.model,
+        total_steps=total,
+        steps_per_epoch=per_epoch,
+        teacher=work.teacher,
+        source=work.source,
+        before_attach=recorder.attaching,
+        around=recorder.acting,
+        calibration=_calibration(work),
+        masks=masks,
+        tokenizer=work.processor if hasattr(work.processor, "get_vocab") else None,
+        corpus=corpus(work.task, work.raw),
+        recalled=None if work.state is None else work.state["session"]["passes"],
     )
 
 

@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from cook.data.rows import cache
@@ -32,7 +33,7 @@ from cook.pipeline.inputs import (
     stored_dtype,
 )
 from cook.pipeline.plan import plan_passes
-from cook.pipeline.prepare import prepare
+from cook.pipeline.prepare import RunContext, prepare
 from cook.pipeline.report_parts import data_counts, pass_rows, positive_class, state, student
 from cook.recipe import Recipe, load_recipe
 from cook.report import Model, Report
@@ -97,20 +98,76 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
     asked = recipe
     recipe = depend.built(asked, build, say)
     data = read_data(recipe, say) if recipe.data is not None else None
-    passes = make_passes(recipe)
-    planned = load_model(recipe, data, silent, meta=True)
-    teachers = planned_teachers(recipe, planned, data)
-    plan_passes(load_student(recipe, planned, data, silent), passes, teachers)
-
+    _plan(recipe, data)
     accelerator = environment.accelerator(recipe, folder.parent)
     environment.start_tracker(accelerator, recipe, output.LOGS)
-    processes = accelerator.num_processes
-    seed = 0 if recipe.train is None else recipe.train.seed
-    seed_everything(seed)  # a head, or a whole model, that starts from random weights
+    seed_everything(_seed(recipe))  # a head, or a whole model, that starts from random weights
+    source = _source(recipe, data, say)
+    context = _context(recipe, data, source, accelerator, say)
+    inputs = _inputs(data, source) if recipe.train is not None and data is not None else {}
+    processes, state = accelerator.num_processes, None
+    if resume and recipe.train is not None:
+        with accelerator.main_process_first():  # it moves damaged checkpoints aside
+            state = output.restore(folder, asked, processes, say, inputs)
+    context = replace(
+        context,
+        folder=folder,
+        identity=output.identity(asked, processes, inputs),
+        state=state,
+        progress=progress,
+    )
+    result = execute(context)
+    report = _report(asked, context, source, data, result)
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    if accelerator.is_main_process:
+        deliver(
+            recipe,
+            asked,
+            _auto_class(recipe, data),
+            partial(load_model, recipe, data, silent),
+            report,
+            context.model,
+            result.processor,
+            result.sample or small_example(context.model),
+            dtype=context.dtype,
+            force=force,
+            say=say,
+        )
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        say(f"written to {recipe.output.path}")
+    accelerator.wait_for_everyone()
+    return report
+
+
+def _plan(recipe: Recipe, data: Data | None) -> None:
+    """Plan every pass before any weight is loaded, so that what does not fit is refused early."""
+    source = load_model(recipe, data, silent, meta=True)
+    teachers = planned_teachers(recipe, source, data)
+    plan_passes(load_student(recipe, source, data, silent), make_passes(recipe), teachers)
+
+
+def _seed(recipe: Recipe) -> int:
+    return 0 if recipe.train is None else recipe.train.seed
+
+
+def _source(recipe: Recipe, data: Data | None, say: Say) -> PreTrainedModel:
+    """The recipe's model with its weights.
+
+    Raises:
+        CookError: its head was never trained, and nothing trains it.
+    """
     source = load_model(recipe, data, say)
     if recipe.train is None and load.origin_of(source).new_head:
         hint = "compress a model that was trained for the task, or add 'train: {epochs: 1}'"
         raise recipe.error("model", "it has no trained head, and there is no train section", hint)
+    return source
+
+
+def _context(
+    recipe: Recipe, data: Data | None, source: PreTrainedModel, accelerator: Accelerator, say: Say
+) -> RunContext:
+    """The context of the run, with the recipe's tokenizer and teachers."""
     processor = _processor(recipe, data, source)
     if data is not None:
         tokenizer_check.check(recipe, source.config, processor, data.texts(), say)
@@ -122,66 +179,46 @@ def _cook(recipe: Recipe, folder: Path, *, resume: bool, force: bool, say: Say, 
         return load_teacher(recipe, source, data, processor, say)
 
     context = prepare(recipe, source, data, processor, accelerator, teacher=teacher, say=say)
-    inputs = {}
-    if recipe.train is not None and data is not None:
-        inputs = {
-            "the training rows": cache.of_rows(data.raw["train"], data.raw["train"].column_names),
-            "the model's weights": cache.of_tensors(
-                {name: value.flatten()[:SOME] for name, value in source.state_dict().items()}
-            ),
-        }
+    return replace(context, dtype=stored_dtype(recipe, source))
 
-    def state() -> dict[str, Any] | None:
-        if not resume or recipe.train is None:
-            return None
-        with accelerator.main_process_first():  # it moves damaged checkpoints aside
-            return output.restore(folder, asked, processes, say, inputs)
 
-    context = replace(
-        context,
-        folder=folder,
-        dtype=stored_dtype(recipe, source),
-        identity=output.identity(asked, processes, inputs),
-        state=state(),
-        progress=progress,
-    )
-    outcome = execute(context)
-    auto_class = auto_class_without_data(recipe) if data is None else data.task.auto_class
-    report = Report(
+def _inputs(data: Data, source: PreTrainedModel) -> dict[str, str]:
+    """Hashes of the training rows and of the model, by which a resumed run knows them."""
+    weights = {name: value.flatten()[:SOME] for name, value in source.state_dict().items()}
+    return {
+        "the training rows": cache.of_rows(data.raw["train"], data.raw["train"].column_names),
+        "the model's weights": cache.of_tensors(weights),
+    }
+
+
+def _auto_class(recipe: Recipe, data: Data | None) -> str:
+    return auto_class_without_data(recipe) if data is None else data.task.auto_class
+
+
+def _report(
+    asked: Recipe, context: RunContext, source: PreTrainedModel, data: Data | None, result: RunResult
+) -> Report:
+    """The report of a run.
+
+    Args:
+        asked: the recipe as it was written.
+    """
+    recipe = context.recipe
+    return Report(
         cook=__version__,
         created=environment.now(),
         recipe={"name": asked.name, "digest": asked.digest},
-        model=_model(recipe, auto_class, source, outcome),
-        passes=pass_rows(context.passes, outcome),
-        train=outcome.train,
+        model=_model(recipe, _auto_class(recipe, data), source, result),
+        passes=pass_rows(context.passes, result),
+        train=result.train,
         environment=environment.describe(
-            accelerator.device,
-            seed=seed,
+            context.accelerator.device,
+            seed=_seed(recipe),
             precision="fp32" if recipe.train is None else recipe.train.precision,
-            processes=processes,
+            processes=context.accelerator.num_processes,
         ),
         data=data_counts(data, context.rows, recipe.eval.limit),
     )
-    for tracker in accelerator.trackers:
-        tracker.finish()
-    if accelerator.is_main_process:
-        deliver(
-            recipe,
-            asked,
-            auto_class,
-            partial(load_model, recipe, data, silent),
-            report,
-            context.model,
-            outcome.processor,
-            outcome.sample or small_example(context.model),
-            dtype=context.dtype,
-            force=force,
-            say=say,
-        )
-        shutil.rmtree(folder.parent, ignore_errors=True)
-        say(f"written to {recipe.output.path}")
-    accelerator.wait_for_everyone()
-    return report
 
 
 def _check_sections(recipe: Recipe) -> None:

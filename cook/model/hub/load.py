@@ -180,14 +180,7 @@ def _load(
     if replaced:
         origin.new_head = fresh = True
         config.problem_type = None  # it was that of the head that goes
-    if fresh:
-        name_labels(config, named or labels)
-    elif named:
-        if len(named) != config.num_labels:
-            message = f"{len(named)} labels are given, the model in {path} has {config.num_labels}"
-            known = f"its labels are {', '.join(map(str, config.id2label.values()))}"
-            raise error("labels", message, f"{known}; head: new makes a new head for others")
-        name_labels(config, named)
+    _set_labels(config, path, named, labels, fresh=fresh, error=error)
     if replaced:
         head.check(_from_config(auto, config, options, meta=True), blueprint, error)
     if meta:
@@ -210,6 +203,32 @@ def _load(
     origin.bytes = _stored_bytes(name, hub)
     _own_memory(model)
     return _described(model, origin)
+
+
+def _set_labels(
+    config: Any,
+    path: str,
+    named: Sequence[str] | None,
+    labels: Sequence[str] | None,
+    *,
+    fresh: bool,
+    error: Refuse,
+) -> None:
+    """Name the classes of a head that starts afresh, or rename those of the head that the model brings.
+
+    Args:
+        named: by the section.
+        labels: of the data.
+
+    Raises:
+        CookError: the section names another number of labels than the model's head has.
+    """
+    if not fresh and named and len(named) != config.num_labels:
+        message = f"{len(named)} labels are given, the model in {path} has {config.num_labels}"
+        known = f"its labels are {', '.join(map(str, config.id2label.values()))}"
+        raise error("labels", message, f"{known}; head: new makes a new head for others")
+    if fresh or named:
+        name_labels(config, named or labels)
 
 
 def _option(section: Any, name: str) -> Any:
