@@ -149,7 +149,7 @@ class LogitsSpec(DistillationSpec):
     """The declaration of `DistillLogits`."""
 
     name = "distill.logits"
-    summary = "learn the teacher's output distribution (cross-entropy with temperature, or squared error)"
+    summary = "distill the output distribution: cross-entropy with temperature, or squared error"
     Options = LogitsOptions
     options: LogitsOptions
     examples = ({"temperature": 2}, {"loss": "mse", "weight": 0.5})
@@ -159,7 +159,7 @@ class HiddenSpec(DistillationSpec):
     """The declaration of `DistillHidden`."""
 
     name = "distill.hidden"
-    summary = "learn any tensor inside of the teacher, by module path or by anatomy word"
+    summary = "distill any tensors inside the models, by module path or anatomy name"
     Options = HiddenOptions
     options: HiddenOptions
     examples = (
@@ -193,7 +193,7 @@ class PatientSpec(DistillationSpec):
     """The declaration of `DistillPatient`."""
 
     name = "distill.patient"
-    summary = "learn the direction of the teacher's hidden states, layer by layer (PKD)"
+    summary = "distill the direction of hidden states, layer by layer (PKD)"
     Options = PatientOptions
     options: PatientOptions
     examples = ({"weight": 10, "layers": [0]}, {"tokens": "all"})
@@ -203,7 +203,7 @@ class TinyBERTSpec(DistillationSpec):
     """The declaration of `DistillTinyBERT`."""
 
     name = "distill.tinybert"
-    summary = "learn the teacher's embeddings, hidden states and attention scores (TinyBERT)"
+    summary = "distill embeddings, hidden states and attention scores (TinyBERT)"
     Options = TinyBERTOptions
     options: TinyBERTOptions
     examples = ({}, {"parts": ["hidden"], "projection": "none", "layers": "last"})
@@ -219,7 +219,7 @@ class MiniLMSpec(DistillationSpec):
     """The declaration of `DistillMiniLM`."""
 
     name = "distill.minilm"
-    summary = "learn how the tokens of one teacher layer relate to each other (MiniLM, v1 and v2)"
+    summary = "distill the relations between the tokens of one layer (MiniLM, v1 and v2)"
     Options = MiniLMOptions
     options: MiniLMOptions
     examples = ({}, {"version": 1, "weight": 0.5}, {"heads": 2, "relations": ["values"], "teacher_layer": 0})

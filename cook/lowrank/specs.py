@@ -13,7 +13,7 @@ class EmbeddingSpec(Spec):
     """The declaration of `FactoriseEmbedding`."""
 
     name = "lowrank.embedding"
-    summary = "make the word embedding, and a head tied to it, a product of two factors (ALBERT)"
+    summary = "factorize the word embedding, and heads tied to it, into two matrices (ALBERT)"
     phase = "shape"
     reads = "text"
     once = True
@@ -34,7 +34,7 @@ class LinearSpec(Spec):
     """The declaration of `LowRankLinear`."""
 
     name = "lowrank.linear"
-    summary = "make two smaller layers of each linear one, which keep best what it gives on examples"
+    summary = "factorize linear layers into two smaller ones, fitted to examples or to the weights"
     phase = "shape"
     Options = LinearOptions
     options: LinearOptions

@@ -33,7 +33,7 @@ class QatSpec(Spec):
     """The declaration of `QuantAwareTraining`."""
 
     name = "quant.qat"
-    summary = "train with rounded weights and activations, store the weights as integers"
+    summary = "train with rounded weights and activations; the weights are stored as integers"
     phase = "precision"
     Options = QatOptions
     options: QatOptions

@@ -50,7 +50,7 @@ class LayersSpec(Spec):
     """The declaration of `ShareLayers`."""
 
     name = "share.layers"
-    summary = "let groups of layers have the same parameters: fewer to store and to train, as many to compute"
+    summary = "share parameters between layers: fewer to store and train, the same computation"
     phase = "shape"
     Options = LayersOptions
     options: LayersOptions

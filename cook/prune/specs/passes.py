@@ -71,7 +71,7 @@ class WeightsSpec(Spec):
     """The declaration of `PruneWeights`."""
 
     name = "prune.weights"
-    summary = "set the least important weights to zero, under a schedule or in one shot, and keep them there"
+    summary = "set the least important weights to zero, on a schedule or in one shot"
     phase = "weights"
     Options = WeightsOptions
     options: WeightsOptions
@@ -104,7 +104,7 @@ class LayersSpec(Spec):
     """The declaration of `PruneLayers`."""
 
     name = "prune.layers"
-    summary = "leave whole layers out from the start; what is left is smaller and faster, and a plain model"
+    summary = "remove whole layers before training; the result is a plain, smaller model"
     once = True
     phase = "shape"
     Options = LayersOptions
@@ -125,7 +125,7 @@ class LayerDropSpec(Spec):
     """The declaration of `PruneLayerDrop`."""
 
     name = "prune.layerdrop"
-    summary = "train with layers left out at random, for a model that any number of layers can be cut from"
+    summary = "skip layers at random in training, so that any number of them can be removed later"
     phase = "structure"
     needs = frozenset({"training"})
     once = True
@@ -138,7 +138,7 @@ class VocabularySpec(Spec):
     """The declaration of `PruneVocabulary`."""
 
     name = "prune.vocabulary"
-    summary = "take tokens that given texts never produce out of embedding, output head and tokenizer"
+    summary = "remove tokens that given texts never use from embedding, output head and tokenizer"
     phase = "structure"
     needs = frozenset({"tokenizer"})
     reads = "text"

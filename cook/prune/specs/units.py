@@ -48,7 +48,7 @@ class HeadsSpec(StructureSpec):
     """The declaration of `PruneHeads`."""
 
     name = "prune.heads"
-    summary = "remove the least important attention heads; what is left is smaller and faster"
+    summary = "remove the least important attention heads, which makes the model smaller and faster"
     Options = HeadsOptions
     options: HeadsOptions
     examples = (
@@ -64,7 +64,7 @@ class NeuronsSpec(StructureSpec):
     """The declaration of `PruneNeurons`."""
 
     name = "prune.neurons"
-    summary = "remove the least important neurons of FFNs; what is left is smaller and faster"
+    summary = "remove the least important FFN neurons, which makes the model smaller and faster"
     Options = NeuronsOptions
     options: NeuronsOptions
     examples = (
@@ -83,7 +83,7 @@ class UnitsSpec(StructureSpec):
     """The declaration of `PruneUnits`."""
 
     name = "prune.units"
-    summary = "remove heads and neurons together until a share of parameters, MACs or time is left"
+    summary = "remove heads and neurons together for a budget of parameters, MACs or latency"
     Options = UnitsOptions
     options: UnitsOptions
     examples = (
@@ -99,7 +99,7 @@ class StructuredSpec(Spec):
     """The declaration of `PruneStructured`."""
 
     name = "prune.structured"
-    summary = "learn which layers, heads, neurons and dimensions go, to a goal for what is left (L0, CoFi)"
+    summary = "learn which layers, heads, neurons and dimensions to remove for a budget (L0, CoFi)"
     phase = "structure"
     needs = frozenset({"training"})
     Options = StructuredOptions
