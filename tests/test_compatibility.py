@@ -70,3 +70,13 @@ def test_an_output_is_finished_when_only_its_digest_is_another_versions(workspac
     assert output.finished(load_recipe(recipe, ["train.steps=2"])) is None
     (place / "recipe.yaml").unlink()
     assert output.finished(recipe) is None
+
+
+def test_modules_that_moved_are_found_by_their_old_names() -> None:
+    import cook.train
+    from cook.data.files import tables
+
+    with pytest.warns(DeprecationWarning, match=r"cook\.train\.files is cook\.data\.files\.tables now"):
+        assert cook.train.files is tables
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = cook.train.nothing
