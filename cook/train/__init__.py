@@ -1,1 +1,1 @@
-"""The one training loop and what it needs: data, batches, tasks, evaluation, checkpoints."""
+"""The training loop and its components: optimizer, evaluation, checkpoints."""
