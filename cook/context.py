@@ -205,8 +205,8 @@ class Context:
         valid = self.valid_tokens(like, name)
         allowed = self.anatomy.attends(name, valid.shape[-1])
         if other is not None:
-            anatomy, theirs = other
-            allowed &= anatomy.attends(theirs, valid.shape[-1])
+            anatomy, other_name = other
+            allowed &= anatomy.attends(other_name, valid.shape[-1])
         return valid[:, :, None] & valid[:, None, :] & allowed.to(valid.device)
 
     def edit(self, edit: Edit) -> None:

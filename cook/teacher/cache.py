@@ -104,8 +104,8 @@ def write(
     header = _header(key, parts)
     starts, size = _starts(len(header), order, parts)
     if (free := shutil.disk_usage(path.parent).free) < size:
-        told = f"{size / 1e9:,.3f} GB are needed, {free / 1e9:,.3f} GB are free"
-        raise OSError(errno.ENOSPC, told)
+        message = f"{size / 1e9:,.3f} GB are needed, {free / 1e9:,.3f} GB are free"
+        raise OSError(errno.ENOSPC, message)
     with path.open("wb") as file:
         file.write(header)
         file.truncate(size)
@@ -118,9 +118,9 @@ def write(
 
 
 def _header(key: str, parts: Mapping[str, Part]) -> bytes:
-    told = json.dumps({"key": key, "parts": parts}, sort_keys=True).encode()
-    told += b" " * (-(8 + len(told)) % ALIGNED)
-    return len(told).to_bytes(8, "little") + told
+    header = json.dumps({"key": key, "parts": parts}, sort_keys=True).encode()
+    header += b" " * (-(8 + len(header)) % ALIGNED)
+    return len(header).to_bytes(8, "little") + header
 
 
 def _starts(first: int, order: Order, parts: Mapping[str, Part]) -> tuple[dict[str, int], int]:
@@ -150,10 +150,10 @@ class AnswerCache:
             header = 8 + int.from_bytes(file.read(8), "little")
             if header > path.stat().st_size:
                 raise ValueError("it has no header")
-            told = json.loads(file.read(header - 8))
-        if told["key"] != key:
+            content = json.loads(file.read(header - 8))
+        if content["key"] != key:
             raise ValueError("it is of another teacher or other data")
-        self.parts = {name: Part(dtype, tuple(shape)) for name, (dtype, shape) in told["parts"].items()}
+        self.parts = {name: Part(dtype, tuple(shape)) for name, (dtype, shape) in content["parts"].items()}
         starts, size = _starts(header, order, self.parts)
         if size != path.stat().st_size:
             raise ValueError("it is of another size")

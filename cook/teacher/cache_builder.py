@@ -86,7 +86,9 @@ class CacheBuilder:
                 hint = "leave out teacher.cache, or what learns from that tensor"
                 raise CookError(message, where="teacher", hint=hint)
             kept = (dtype if tensor.is_floating_point() else None) or str(tensor.dtype).removeprefix("torch.")
-            found[name] = Part(kept, tuple(mine if mine == theirs else None for mine, theirs in sizes))
+            found[name] = Part(
+                kept, tuple(size if size == other_size else None for size, other_size in sizes)
+            )
         if lengths[0] != lengths[1]:
             tokens = self.order.tokens[[self._short]]
             for name in sorted({"logits", "logits.values"} & found.keys()):
@@ -104,8 +106,8 @@ class CacheBuilder:
         with bar(len(self.rows), shown=shown, unit="rows") as drawn:
             for start in range(0, len(self.rows), self.batch_size):
                 numbers = self.order.rows[start : start + self.batch_size]
-                said, tokens = self._asked(ask, self._batch(numbers)), self.order.tokens[numbers]
-                block = {name: part.trimmed(said[name], tokens, self.left) for name, part in parts.items()}
+                outputs, tokens = self._asked(ask, self._batch(numbers)), self.order.tokens[numbers]
+                block = {name: part.trimmed(outputs[name], tokens, self.left) for name, part in parts.items()}
                 for name, flat in block.items():
                     _check_finite(name, flat, numbers, parts[name].sizes(tokens))
                 yield block

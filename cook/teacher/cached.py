@@ -177,15 +177,15 @@ class CachedTeacher(Teacher):
         """All outputs to be stored for a batch, by name."""
         self.set_batch(batch)
         logits = self.outputs.logits
-        said = {name: self.tensor(name) for name in sorted(self._watched)}
+        outputs = {name: self.tensor(name) for name in sorted(self._watched)}
         if logits.dim() == 2 or logits.shape[-1] <= 2 * self._top:
-            said["logits"] = logits
-        elif "logits" not in said:
+            outputs["logits"] = logits
+        elif "logits" not in outputs:
             for temperature in sorted(self._temperatures):
                 kept = truncated.top(logits, self._top, temperature)
-                said |= zip(_top_names(temperature), kept, strict=True)
+                outputs |= zip(_top_names(temperature), kept, strict=True)
         self.set_batch({})
-        return said
+        return outputs
 
     def _read(self, name: str) -> Tensor:
         if name not in self._told:

@@ -187,10 +187,12 @@ def _resolved(model: PreTrainedModel, teacher: Any, source: PreTrainedModel | No
         hint = "load the teacher and give the model itself, or 'self' for a copy of the student"
         what = repr(teacher) if isinstance(teacher, str) else f"a {type(teacher).__name__}"
         raise CookError(f"found {what} for a teacher, expected a model or 'self'", hint=hint)
-    theirs, ours = (folded(getattr(each.config, "label2id", None)) for each in (made, model))
-    if theirs.keys() == ours.keys() and theirs != ours:
+    teacher_labels, student_labels = (
+        folded(getattr(each.config, "label2id", None)) for each in (made, model)
+    )
+    if teacher_labels.keys() == student_labels.keys() and teacher_labels != student_labels:
         # Other names may be synonyms; the same names in another order are an error.
-        message = f"the teacher's labels are {theirs}, the student's are {ours}"
+        message = f"the teacher's labels are {teacher_labels}, the student's are {student_labels}"
         raise CookError(message, where="teacher", hint="both need the same labels in the same order")
     read_alike(made, model)
     return made

@@ -74,16 +74,16 @@ class Part:
             origin = self.origins[index]
             inside = int(row) - (int(ends[index - 1]) if index else 0)
             texts.setdefault((origin.name, origin.unit, origin.first), []).append(origin.numbers[inside])
-        told = [
+        locations = [
             f"{unit}{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))} "
             f"of {Path(name).name} (counted from {first})"
             for (name, unit, first), numbers in texts.items()
         ]
         rest = len(places) - SHOWN
-        return " and ".join(told) + (f", and {rest} more" if rest > 0 else "")
+        return " and ".join(locations) + (f", and {rest} more" if rest > 0 else "")
 
 
 def overlap(one: Part, other: Part) -> int:
     """The number of rows that both parts take from the same sources."""
-    ours, theirs = one.sources(), other.sources()
-    return sum(len(rows & theirs.get(name, set())) for name, rows in ours.items())
+    own_rows, other_rows = one.sources(), other.sources()
+    return sum(len(rows & other_rows.get(name, set())) for name, rows in own_rows.items())

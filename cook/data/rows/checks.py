@@ -36,27 +36,27 @@ def without_missing(
         CookError: some rows have none and `drop` is false, or all rows have none.
     """
     found = {key: _missing(part.dataset, names) for key, names in columns.items()}
-    gone = sorted(set().union(*found.values()))
-    if not gone:
+    missing = sorted(set().union(*found.values()))
+    if not missing:
         return part
     key = next(key for key, rows in found.items() if rows)
     if not drop:
-        told = [
+        messages = [
             f"{_columns(columns[key])} empty in {len(rows)} of {len(part.dataset)} rows of {split}: "
             f"{part.describe(rows)}"
             for key, rows in found.items()
             if rows
         ]
         hint = "fill them in, or leave these rows out with data.missing: drop"
-        raise error(key, "; ".join(told), hint)
-    if len(gone) == len(part.dataset):
+        raise error(key, "; ".join(messages), hint)
+    if len(missing) == len(part.dataset):
         raise error(key, f"{split} has no rows left: {_columns(columns[key])} empty in all rows")
     say(
-        f"{split}: {len(gone)} of {len(part.dataset)} rows are left out, which have no "
+        f"{split}: {len(missing)} of {len(part.dataset)} rows are left out, which have no "
         f"{' or no '.join(key.removeprefix('data.') for key, rows in found.items() if rows)}: "
-        f"{part.describe(gone)}"
+        f"{part.describe(missing)}"
     )
-    kept = set(range(len(part.dataset))) - set(gone)
+    kept = set(range(len(part.dataset))) - set(missing)
     return part.select(sorted(kept))
 
 
@@ -150,12 +150,12 @@ def compare(
         if len(known) == 1:
             say(f"all {len(train)} rows of train have the label {next(iter(known))!r}")
         if validation is not None:
-            asked = Counter(label_names(validation, column))
+            counts = Counter(label_names(validation, column))
             if new := [
-                f"{name!r} ({count} rows)" for name, count in sorted(asked.items()) if not known[name]
+                f"{name!r} ({count} rows)" for name, count in sorted(counts.items()) if not known[name]
             ]:
                 say(
-                    f"train has no rows of {len(new)} of the {len(asked)} classes of validation: "
+                    f"train has no rows of {len(new)} of the {len(counts)} classes of validation: "
                     f"{', '.join(new[:12])}{', ...' if len(new) > 12 else ''}; if the rows are sorted by "
                     "label, write validation: {split: 10%, stratify: true}"
                 )

@@ -301,8 +301,8 @@ def _elsewhere(stack: Stack, path: str, layer: nn.Module) -> Stack:
     # entries use as a count is updated if the module has it.
     attentions = tuple(replace(each, counts=COUNTS, scores=False) for each in stack.attentions)
     # What it returns besides its states is known only from its code.
-    says = inspect.signature(type(layer).forward).return_annotation
-    gives = "states" if says in (Tensor, "torch.Tensor", "Tensor") else "perhaps more than their states"
+    annotation = inspect.signature(type(layer).forward).return_annotation
+    gives = "states" if annotation in (Tensor, "torch.Tensor", "Tensor") else "perhaps more than their states"
     return replace(stack, layers=path, attentions=attentions, gives=gives)
 
 

@@ -50,8 +50,8 @@ def shapes(anatomy: Anatomy, names: Iterable[str], tokens: int = 3) -> dict[str,
                 found = {name: tensors[name] for name in names}
                 break
             except CookError as error:
-                told = Unmeasured(error.message, hint=error.hint)
-                last = told if device_of(model).type == "meta" else error
+                unmeasured = Unmeasured(error.message, hint=error.hint)
+                last = unmeasured if device_of(model).type == "meta" else error
         else:
             raise last
     finally:

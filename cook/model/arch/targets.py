@@ -116,13 +116,13 @@ def left_out(
     """
     model = anatomy.model
     roots = [name for pattern in include or default(anatomy) for name in matching(anatomy, pattern)]
-    gone = [name for pattern in exclude or () for name in matching(anatomy, pattern)]
+    excluded = [name for pattern in exclude or () for name in matching(anatomy, pattern)]
     holders = [
         name
         for name, module in model.named_modules()
         if name and any(each.ndim > 1 for each in module.parameters(recurse=False))
     ]
-    inside = set(within(holders, roots)) - set(within(holders, [*gone, *chosen]))
+    inside = set(within(holders, roots)) - set(within(holders, [*excluded, *chosen]))
     if include is None:
         inside -= _outside(anatomy)
     inside -= {
@@ -134,8 +134,8 @@ def left_out(
     count = sum(
         each.numel() for name in inside for each in model.get_submodule(name).parameters(recurse=False)
     )
-    whole = sum(each.numel() for each in model.parameters())
-    return f"left out: {', '.join(kinds)} with {count / whole:.0%} of all parameters"
+    total = sum(each.numel() for each in model.parameters())
+    return f"left out: {', '.join(kinds)} with {count / total:.0%} of all parameters"
 
 
 def default(anatomy: Anatomy) -> list[str]:

@@ -172,15 +172,15 @@ def _joined(model: nn.Module, several: Sequence[UnitGroup]) -> list[UnitGroup]:
     """Join groups that own parts of the same parameters, at the position of the first of them."""
     groups: list[tuple[set[int], list[UnitGroup]]] = []
     for each in several:
-        whose = {id(parameter) for part in each.parts for _, parameter, _ in owned(model, part)}
-        met = [group for group in groups if group[0] & whose]
-        if not met:
-            groups.append((whose, [each]))
+        parameters = {id(parameter) for part in each.parts for _, parameter, _ in owned(model, part)}
+        overlapping = [group for group in groups if group[0] & parameters]
+        if not overlapping:
+            groups.append((parameters, [each]))
             continue
-        for group in met[1:]:
+        for group in overlapping[1:]:
             groups.remove(group)
-        met[0][0].update(whose, *(group[0] for group in met[1:]))
-        met[0][1].extend([*(one for group in met[1:] for one in group[1]), each])
+        overlapping[0][0].update(parameters, *(group[0] for group in overlapping[1:]))
+        overlapping[0][1].extend([*(one for group in overlapping[1:] for one in group[1]), each])
     return [group[0] if len(group) == 1 else _together(group) for _, group in groups]
 
 
@@ -212,12 +212,12 @@ def masks(model: nn.Module, units: UnitGroup, keep: Tensor) -> Iterator[tuple[st
     Args:
         keep: bool [units.count].
     """
-    gone = ~keep.cpu()
+    removed = ~keep.cpu()
     found: dict[str, Tensor] = {}
     for part in units.parts:
         for name, parameter, axis in owned(model, part):
             mask = found.setdefault(name, torch.ones(parameter.shape, dtype=torch.bool))
-            mask.index_fill_(axis, part.numbers(gone), False)
+            mask.index_fill_(axis, part.numbers(removed), False)
     for name, mask in found.items():
         yield name, mask.to(model.get_parameter(name).device)
 
@@ -236,14 +236,14 @@ def owned(model: nn.Module, part: Part) -> Iterator[tuple[str, nn.Parameter, int
 def weights(model: nn.Module, units: UnitGroup) -> int:
     """The number of parameters that one unit owns; a shared parameter counts once."""
     seen: set[tuple[int, int]] = set()
-    whole = 0
+    count = 0
     for part in units.parts:
         numbers = sum(size for _, size in part.spans)
         for _, parameter, axis in owned(model, part):
             if (id(parameter), axis) not in seen:
-                whole += numbers * (parameter.numel() // parameter.shape[axis])
+                count += numbers * (parameter.numel() // parameter.shape[axis])
             seen.add((id(parameter), axis))
-    return whole
+    return count
 
 
 def axis_of(module: nn.Module, axis: str) -> int:

@@ -151,7 +151,7 @@ def compact(model: nn.Module, blueprint: Blueprint) -> Blueprint:
         if len(kept) < len(layers):
             shorten(model.config, kept, len(layers), stack.config.get("layers", "num_hidden_layers"))
 
-    gone = tuple(f"{name}." for name, _ in skipped)
+    removed = tuple(f"{name}." for name, _ in skipped)
 
     def renamed(name: str) -> str:
         for old, new in places.items():
@@ -163,6 +163,6 @@ def compact(model: nn.Module, blueprint: Blueprint) -> Blueprint:
     left = [
         edit
         for edit in blueprint.edits
-        if edit.op != "skip" and not any(name.startswith(gone) for name in edit.modules)
+        if edit.op != "skip" and not any(name.startswith(removed) for name in edit.modules)
     ]
     return Blueprint(edits=[edit.renamed([renamed(name) for name in edit.modules]) for edit in left])

@@ -156,10 +156,10 @@ class Proof:
         return f"a family needs an entry for that; there are {', '.join(FAMILIES)}"
 
     def _fails(self, what: str, failure: Exception) -> str:
-        told = str(failure).strip().partition("\n")[0]
+        reason = str(failure).strip().partition("\n")[0]
         return (
             f"a {self.anatomy.kind!r} model does not run without some of its {what}"
-            f" ({type(failure).__name__}: {told}): cook knows it by the names of its modules alone"
+            f" ({type(failure).__name__}: {reason}): cook knows it by the names of its modules alone"
         )
 
     def _moves(self, what: str, where: str, far: float) -> str:

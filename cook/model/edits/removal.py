@@ -76,8 +76,8 @@ class Removal:
     def hold_layer(self, owner: str, layer: str) -> None:
         """Mask all parameters of a layer to zero until it is removed; `owner` ensures that it is skipped."""
         for name, parameter in self.model.get_submodule(layer).named_parameters():
-            gone = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
-            self.masks.set(owner, f"{layer}.{name}", gone, leaves=True)
+            nothing = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
+            self.masks.set(owner, f"{layer}.{name}", nothing, leaves=True)
 
     def remove(self, units: UnitGroup, keep: Tensor) -> None:
         """Remove units masked by `hold` from the model, and adapt the masks of other passes."""

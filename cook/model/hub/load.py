@@ -287,12 +287,12 @@ def _check_keys(
         more = f"{len(mismatched) - 1} more do not fit either" if len(mismatched) > 1 else None
         raise error("path", message, more)
     prefix = f"{model.base_model_prefix}."
-    whole = model.base_model is model
+    is_base = model.base_model is model
     # A pooler is part of the base model, but only some heads use it and many checkpoints lack it.
     new = [
         key
         for key in sorted(info["missing_keys"])
-        if "pooler" in key or not (whole or key.startswith(prefix))
+        if "pooler" in key or not (is_base or key.startswith(prefix))
     ]
     lost = sorted(set(info["missing_keys"]) - set(new if fresh else []))
     if lost:

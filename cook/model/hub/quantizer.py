@@ -219,12 +219,12 @@ def _check_head(model: Any) -> None:
         width = stream(Anatomy(base)).count
     except CookError:
         return  # a family whose width no pass changes
-    said = getattr(model.config, "hidden_size", width)
+    size = getattr(model.config, "hidden_size", width)
     inside = {id(parameter) for parameter in base.parameters()}
     for name, parameter in model.named_parameters():
-        if said != width and id(parameter) not in inside and said in parameter.shape:
+        if size != width and id(parameter) not in inside and size in parameter.shape:
             raise CookError(
-                f"the model in this folder is {width} wide, and {name} of a {type(model).__name__} {said}",
+                f"the model in this folder is {width} wide, and {name} of a {type(model).__name__} {size}",
                 hint=f"load it as the {' or '.join(saved_as)} that it is, or by AutoModel and give it a head",
             )
 

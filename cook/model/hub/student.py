@@ -214,10 +214,10 @@ def _check_reads(
 ) -> None:
     """Check that the input format is the same, since it is prepared once. Tokens are checked by tokenizer."""
     other = section.get("path") is not None
-    for name, ours, theirs in unlike(
+    for name, source_value, student_value in unlike(
         source.config, student.config, IMAGES if other else (*IMAGES, "vocab_size")
     ):
-        message = f"the student reads what the model reads: its {name} is {ours}, not {theirs}"
+        message = f"the student reads what the model reads: its {name} is {source_value}, not {student_value}"
         raise error("path" if other else f"config.{name}", message, None if other else "leave it out")
 
 
@@ -226,8 +226,8 @@ def unlike(
 ) -> list[tuple[str, Any, Any]]:
     """The first input property in which two models differ: its name, and both values. A property missing in
     one of them is no difference."""
-    said = [name for name in names if None not in (getattr(one, name, None), getattr(other, name, None))]
-    values = [(name, getattr(one, name), getattr(other, name)) for name in said]
+    shared = [name for name in names if None not in (getattr(one, name, None), getattr(other, name, None))]
+    values = [(name, getattr(one, name), getattr(other, name)) for name in shared]
     return [each for each in values if _sides(each[1]) != _sides(each[2])]
 
 

@@ -58,7 +58,7 @@ def _computes_linear(module: nn.Linear) -> bool:
             with torch.no_grad():
                 found = type(module).forward(replica, inputs)
             same = isinstance(found, Tensor) and torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
-        except Exception:  # whatever a forward of others raises: it is not that of nn.Linear
+        except Exception:  # any error: the forward is not that of nn.Linear
             same = False
         _proved[key] = same
     return _proved[key]

@@ -18,8 +18,10 @@ class Skipped(nn.Module):
 
     def __init__(self, layer: nn.Module, *, pair: bool = False, watched: bool = False):
         super().__init__()
-        said = {name: value for name, value in vars(layer).items() if isinstance(value, (str, int, float))}
-        vars(self).update({name: value for name, value in said.items() if name != "training"})
+        attributes = {
+            name: value for name, value in vars(layer).items() if isinstance(value, (str, int, float))
+        }
+        vars(self).update({name: value for name, value in attributes.items() if name != "training"})
         if watched:
             vars(self).update({name: vars(layer)[name] for name in vars(self) if name.startswith("_forward")})
         self.pair = pair

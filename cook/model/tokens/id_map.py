@@ -147,8 +147,8 @@ def _numbers(config: Any) -> dict[str, Any]:
 
 def _biases(config: Any) -> list[tuple[Any, float]]:
     """The sequence biases of a generation config: (token ids, bias)."""
-    said = getattr(config, "sequence_bias", None) or ()
-    return [(each[0], each[1]) for each in (said.items() if isinstance(said, Mapping) else said)]
+    biases = getattr(config, "sequence_bias", None) or ()
+    return [(each[0], each[1]) for each in (biases.items() if isinstance(biases, Mapping) else biases)]
 
 
 def _flat(value: Any) -> Iterator[int]:
