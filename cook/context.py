@@ -1,4 +1,4 @@
-"""What a pass is handed: the model of a run, and everything that passes share."""
+"""The context of passes: the model of a run, and everything that passes share."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Corpus = Callable[[Sequence[str] | None], Iterator[str]]
 
 
 class Owner(Protocol):
-    """The pass that asks for something."""
+    """The pass that makes a request."""
 
     id: str
 
@@ -39,28 +39,28 @@ class Owner(Protocol):
 
 
 class Context:
-    """A model under compression and what its passes share: hooks, masks, teachers, tensors, examples.
+    """A model under compression and the shared state of passes: hooks, masks, teachers, tensors, examples.
 
     Args:
         model: changed in place.
-        total_steps: optimizer steps of the run; 0 when nothing trains.
+        total_steps: optimizer steps of the run; 0 without training.
         steps_per_epoch: optimizer steps of one epoch, for schedule points in epochs.
         hooks: on the model and its teachers; removed when the session is closed.
-        teachers: that the passes can learn from.
-        masks: of `model`; None makes them.
-        calibration: gives batches of at most so many examples, the same at every call; None: there are none.
-        tokenizer: of the model's texts; None: there is none.
-        corpus: gives the texts in some files, or the run's own for None.
+        teachers: the teachers available to the passes.
+        masks: of `model`; None creates them.
+        calibration: returns batches with at most the given number of examples, always the same; or None.
+        tokenizer: of the model's texts, or None.
+        corpus: returns the texts of given files, or those of the run for None.
 
     Attributes:
-        anatomy: where the parts of the model are.
-        removal: takes units and layers out of the model.
+        anatomy: locates the parts of the model.
+        removal: removes units and layers from the model.
         blueprint: the structural edits so far.
         step: of the run, from 0.
-        learning_rate: the largest of the bound optimizers, before any schedule; None before that.
-        batch, outputs: of the present forward.
-        trained: modules that are trained beside the model, by the ids of their passes.
-        token_id_map: which tokens stay when the session finishes, and the ids that they get; None: all stay.
+        learning_rate: the largest of the bound optimizers, before any schedule; None until one is bound.
+        batch, outputs: of the current forward.
+        trained: modules trained together with the model, by the ids of their passes.
+        token_id_map: the tokens kept when the session finishes, and their new ids; None: all are kept.
     """
 
     def __init__(
@@ -99,18 +99,18 @@ class Context:
 
     @property
     def trains(self) -> bool:
-        """Whether there is a loop at all."""
+        """Whether the run trains at all."""
         return self.total_steps > 0
 
     def is_last(self, owner: Owner) -> bool:
-        """Whether no pass of the recipe comes after this one."""
+        """Whether this pass is the last one of the recipe."""
         return bool(self._owners) and self._owners[-1] is owner
 
     def schedule_step(self, value: str | int, owner: Owner, option: str) -> int:
-        """The step that a schedule point of the recipe stands for.
+        """The step of a schedule point in the recipe.
 
         Raises:
-            CookError: pointing at the option, when it is no schedule point or lies past the end.
+            CookError: the option is not a schedule point, or lies past the end; the error points at it.
         """
         try:
             return SchedulePoint.parse(value).step(self.total_steps, self.steps_per_epoch)
@@ -120,7 +120,7 @@ class Context:
     def examples(self, count: int) -> Iterator[dict[str, Tensor]]:
         """Batches of at most `count` calibration examples on the model's device; the same at every call.
 
-        Only for passes that want `calibration`: there is some then.
+        Only for passes that declare `calibration`, for which examples are guaranteed.
         """
         assert self._calibration is not None
         for batch in self._calibration(count):
@@ -128,11 +128,11 @@ class Context:
             yield {name: value.to(self.model.device) for name, value in read.items() if name != ROWS}
 
     def inputs(self) -> Iterator[dict[str, Tensor]]:
-        """An example that the model takes, of those for calibration; none where there are none."""
+        """An example batch from the calibration examples; none without these."""
         return iter(()) if self._calibration is None else self.examples(1)
 
     def texts(self, files: Sequence[str] | None) -> Iterator[str]:
-        """The texts in some files, or those that the run trains and is evaluated on; none without data.
+        """The texts of some files, or those of the run's training and evaluation data; none without data.
 
         Raises:
             CookError: a file cannot be read.
@@ -140,14 +140,14 @@ class Context:
         return iter(()) if self._corpus is None else self._corpus(files)
 
     def renumber(self, tokenizer: Any) -> None:
-        """The tokens have their new numbers from now on, by this tokenizer."""
+        """Declare that token ids are renumbered from now on, according to this tokenizer."""
         self._ids_mapped, self.tokenizer = True, tokenizer
 
     def train_also(self, owner: Owner, module: nn.Module) -> nn.Module:
-        """Train a module of a pass (projections, gates) with the model; it never becomes part of it.
+        """Train a module of a pass (projections, gates) with the model, without adding it to the model.
 
         Raises:
-            ValueError: when the pass has one already.
+            ValueError: the pass already has one.
         """
         name = owner.id.replace(".", "_")
         if name in self.trained:
@@ -156,19 +156,19 @@ class Context:
         return module
 
     def may_skip(self, owner: Owner, layers: Sequence[str]) -> None:
-        """Say, when attached, which layers `owner.skipped_layers` may name."""
+        """Declare, when attached, the layers that `owner.skipped_layers` may name."""
         self._skippable.append((owner, layers))
 
     def watch(self, name: str) -> None:
-        """Ask for a tensor inside of the model (`cook.model.arch.tensors` has the names), when attached.
+        """Register a tensor inside the model to watch (names as in `cook.model.arch.tensors`), when attached.
 
         Raises:
-            CookError: the name means nothing in this model.
+            CookError: the name is unknown in this model.
         """
         self._tensors.watch(name)
 
     def tensor(self, name: str) -> Tensor:
-        """A watched tensor, of this forward and with its gradient."""
+        """A watched tensor of the current forward, with its gradient."""
         return self._tensors[name]
 
     def valid_tokens(self, like: Tensor, name: str) -> Tensor:
@@ -176,14 +176,14 @@ class Context:
 
         Args:
             like: [batch, tokens, ...] or [batch, heads, tokens, width], for batches without padding.
-            name: of the tensor: inside of a decoder after an encoder the answer's tokens count.
+            name: of the tensor: inside the decoder of an encoder-decoder, the decoder's tokens are used.
         """
         decodes = self.anatomy.decodes(name)
         mask = answered_tokens(self.batch) if decodes else self.batch.get("attention_mask")
         if mask is None:
             return torch.ones_like(like[..., 0], dtype=torch.bool)
         if mask.ndim == 3 and len(like) == mask.shape[0] * mask.shape[1]:
-            mask = mask.flatten(0, 1)  # of multiple choice, whose model takes each choice for an example
+            mask = mask.flatten(0, 1)  # of multiple choice, where the model treats each choice as an example
         tokens = like.shape[0], like.shape[-2 if like.ndim == 4 else 1]
         if like.ndim > 2 and mask.shape != tokens:
             raise CookError(
@@ -194,27 +194,27 @@ class Context:
         return mask.bool()
 
     def attended(self, like: Tensor, name: str, other: tuple[Anatomy, str] | None = None) -> Tensor:
-        """Which tokens the valid ones may attend to in the layer of a tensor: bool [batch, tokens, tokens].
+        """Which tokens the valid ones may attend to in a tensor's layer: bool [batch, tokens, tokens].
 
         Args:
             like: [batch, tokens, ...], for batches without padding.
-            name: of the tensor. Layers of one model may differ in how far they look.
-            other: the model and the name of a tensor that it is compared with: what only one of the two
-                attends to does not count.
+            name: of the tensor. Attention windows may differ between layers of a model.
+            other: the model and name of a tensor to compare with: positions that only one of the two attends
+                to are excluded.
         """
         valid = self.valid_tokens(like, name)
         allowed = self.anatomy.attends(name, valid.shape[-1])
         if other is not None:
-            anatomy, theirs = other
-            allowed &= anatomy.attends(theirs, valid.shape[-1])
+            anatomy, other_name = other
+            allowed &= anatomy.attends(other_name, valid.shape[-1])
         return valid[:, :, None] & valid[:, None, :] & allowed.to(valid.device)
 
     def edit(self, edit: Edit) -> None:
-        """Enter a structural edit, already made, into the blueprint."""
+        """Record a structural edit, already applied, in the blueprint."""
         self.blueprint.append(edit)
 
     def agreed(self, value: Tensor) -> Tensor:
-        """What the first process has, in all of them: on GPUs equal sums may end in other last digits."""
+        """The first process's value, in all of them: equal sums on GPUs may differ in the last digits."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             shared = value.to(self.model.device)
             torch.distributed.broadcast(shared, 0)
@@ -222,7 +222,7 @@ class Context:
         return value
 
     def maximum(self, value: Tensor) -> Tensor:
-        """The largest value over all processes, entry by entry."""
+        """The elementwise maximum over all processes."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             shared = value.clone()
             torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)

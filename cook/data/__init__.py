@@ -1,1 +1,1 @@
-"""Data: rows from anywhere, prepared, cut, batched, and the tasks that read them."""
+"""Data: reading, preparing, cutting and batching rows, and the tasks that use them."""

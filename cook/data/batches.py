@@ -1,7 +1,7 @@
-"""Which examples form which update, and their way into batches.
+"""Assignment of examples to updates, and their collation into batches.
 
-The order is a pure function of (seed, epoch): a run that is resumed, or that prefetches, sees the same
-examples in the same updates.
+The order is a pure function of (seed, epoch): a resumed or prefetching run has the same examples in the same
+updates.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from cook.data.tasks.task import Task
 from cook.model.probe.batch import ROWS
 
 BUCKET = 50
-"""Batches that are sorted by length together: little padding, and still a random order."""
+"""Number of batches sorted by length together: little padding while the order stays random."""
 
 Batch = dict[str, torch.Tensor]
 Update = list[tuple[Batch, bool]]
-"""The micro-batches of one update in one process, and whether they count nothing."""
+"""The micro-batches of one update in one process, and whether each has zero weight."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one process runs at once.
+    """The examples that one process runs in one forward.
 
     Attributes:
         indices: of the examples.
-        weight_zero: the update had no example left for this one; it repeats one, whose loss must count
-            nothing, so that every process runs as many.
+        weight_zero: no example of the update was left for this micro-batch; it repeats one, whose loss must
+            have zero weight, so that every process runs the same number.
     """
 
     indices: list[int]
@@ -42,7 +42,7 @@ class MicroBatch:
 
 
 def lengths(dataset: Dataset) -> list[int] | None:
-    """The tokens of each example, or None when all are equal (images)."""
+    """The number of tokens of each example, or None if all are equal (images)."""
     return list(dataset["length"][:]) if "length" in dataset.column_names else None
 
 
@@ -52,13 +52,13 @@ def plan_epoch(
     """The updates of one epoch: every index once, batches of similar lengths in random order.
 
     Args:
-        lengths: of the examples, in any unit; None shuffles alone.
-        n: examples.
-        batch_size: examples of one update; the last ones may form a smaller update.
+        lengths: of the examples, in any unit; None: shuffle only.
+        n: number of examples.
+        batch_size: examples of one update; the last update may be smaller.
         seed: not negative.
         epoch: counted from 0.
     """
-    # The legacy generator's stream is frozen for good, unlike that of numpy's newer ones.
+    # The stream of the legacy generator is guaranteed not to change, unlike that of newer ones.
     source = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, epoch])))
     order = source.permutation(n)
     if lengths is not None:
@@ -73,13 +73,13 @@ def plan_epoch(
 def share(update: Sequence[int], accumulate: int, rank: int, world: int) -> list[MicroBatch]:
     """The `accumulate` micro-batches of one process, near-equal in size.
 
-    Neighbours in `update` are of similar length; processes get neighbouring pieces, so that none waits.
+    Neighbours in `update` are of similar length; processes get adjacent pieces, so that none waits.
 
     Args:
         update: examples of one update, at least one.
-        accumulate: micro-batches a process runs for it.
-        rank: this process, from 0.
-        world: processes.
+        accumulate: micro-batches per process.
+        rank: index of this process, from 0.
+        world: number of processes.
     """
     pieces = accumulate * world
     own = []
@@ -104,11 +104,11 @@ def epoch_loader(
 
     Args:
         dataset: from `task.prepare`.
-        task: collates.
-        updates: from `plan_epoch`; to go on in mid-epoch, the ones that are left.
+        task: collates batches.
+        updates: from `plan_epoch`; to resume in mid-epoch, the remaining ones.
         accumulate, rank, world: as for `share`.
-        workers: threads that prepare updates ahead; the batches are the same with any number.
-        numbered: put the number of each example into the batches: `rows`, int64 [batch].
+        workers: threads that prepare updates ahead; batches do not depend on their number.
+        numbered: add the index of each example to the batches: `rows`, int64 [batch].
 
     Yields:
         `(batch, weight_zero)` of each micro-batch of this process.
@@ -126,12 +126,12 @@ def epoch_loader(
 
 
 def placed(batch: Batch, device: torch.device | str) -> Batch:
-    """The batch on a device, but for the numbers of its rows, which are read on the CPU."""
+    """Move a batch to a device, except the row indices, which are read on the CPU."""
     return {name: tensor if name == ROWS else tensor.to(device) for name, tensor in batch.items()}
 
 
 def fetch(dataset: Dataset, indices: list[int]) -> list[dict[str, Any]]:
-    """The rows at `indices`, read together."""
+    """The rows at `indices`, read in one call."""
     block = dataset[indices]
     return [dict(zip(block, values, strict=True)) for values in zip(*block.values(), strict=True)]
 

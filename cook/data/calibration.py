@@ -1,7 +1,7 @@
-"""Examples that passes look at: a fixed sample of the training rows, or batches that somebody gives.
+"""Calibration examples: a fixed sample of the training rows, or given batches.
 
-Scores and statistics of one-shot methods are computed over them, in eval mode, while nothing trains. They
-are the same at every call, so that what is computed from them depends on the model alone.
+One-shot methods compute scores and statistics on them, in eval mode and outside of training. They are the
+same at every call, so that results depend on the model alone.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from cook.model.probe.batch import examples_in, take
 
 Batch = Mapping[str, Tensor]
 Examples = Callable[[int], Iterator[Batch]]
-"""Batches of at most so many examples in all, on the CPU."""
+"""Returns batches with at most the given number of examples in total, on the CPU."""
 
 
 def sampled(rows: Dataset, task: Task, *, batch_size: int = 32, seed: int = 0) -> Examples:
-    """A sample of prepared rows, without repetition; a larger one holds the smaller ones.
+    """A sample of prepared rows without repetition; larger samples contain smaller ones.
 
     Args:
         rows: from `task.prepare`.
@@ -45,10 +45,10 @@ def sampled(rows: Dataset, task: Task, *, batch_size: int = 32, seed: int = 0) -
 
 
 def given(batches: Iterable[Batch]) -> Examples:
-    """Ready batches in their order; the last one is cut where there would be too many examples.
+    """Given batches in their order; the last one is cut to the requested number of examples.
 
     Raises:
-        CookError: they are no batches.
+        CookError: they are not batches.
     """
     kept: list[Any] = list(batches)
     for batch in kept:

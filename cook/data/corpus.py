@@ -1,4 +1,4 @@
-"""Texts without labels, for passes that ask which words there are: a run's own, or those of files."""
+"""Unlabelled texts, for passes that count words: those of the run's data, or of files."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def corpus(task: Task | None = None, raw: Mapping[str, Dataset] | None = None) -
     """A reader of texts.
 
     Args:
-        task: knows which columns of a table hold text; without one only plain text can be read.
-        raw: the splits of the run, as they are stored.
+        task: determines the text columns of tables; without one only plain text can be read.
+        raw: the splits of the run, as stored.
 
-    Returns:
-        A function that gives, of a table (csv, tsv, json lines, parquet), the columns that the task reads,
-        and of any other file every line that is not blank. It raises CookError for a file that it cannot
-        read.
+        Returns:
+        A function that yields the texts of files: of a table (csv, tsv, json lines, parquet) the columns that
+        the task reads, of any other file every line that is not blank. It raises CookError for a file that
+        cannot be read.
     """
 
     def texts(paths: Sequence[str] | None) -> Iterator[str]:

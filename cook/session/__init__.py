@@ -1,4 +1,4 @@
-"""A recipe bound to a model: the only place where passes meet.
+"""Binds the passes of a recipe to a model; the only place where passes are combined.
 
 session = Session(passes, model, total_steps=..., steps_per_epoch=...)     attach, in recipe order
 optimizer = AdamW(session.module.parameters()); session.bind(optimizer)
@@ -8,7 +8,7 @@ for step, batch in enumerate(batches):
     sum(terms.values()).backward()
     optimizer.step()                        hard masks are applied here
     session.after_step()
-session.finish()                            plain modules again; model.save_pretrained as usual
+session.finish()                            restores plain modules; model.save_pretrained as usual
 """
 
 from cook.session.session import Session

@@ -1,4 +1,4 @@
-"""Checks that a custom training loop makes the calls that a session needs."""
+"""Checks that a custom training loop makes the calls required by a session."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from cook.errors import CookError
 from cook.model.nn.masks import Masks
 
 LOOKED_AT = 3
-"""Steps with masks whose weights are looked at; later ones cost nothing, and `finish` looks again."""
+"""The number of masked steps whose weights are checked; `finish` checks again."""
 
 
 @dataclass
 class Steps:
-    """What was called since the last step.
+    """The calls made since the last step.
 
     Attributes:
         begun: whether `before_step` was called.
-        applied: whether a bound optimizer made a step and applied the masks.
+        applied: whether a bound optimizer took a step and applied the masks.
         bound: whether an optimizer is bound.
-        checked: steps whose weights were looked at.
+        checked: number of steps whose weights were checked.
         learned: whether a loss was computed with gradients.
         moved: whether `before_step` was ever called.
         ended: whether `after_step` was ever called.
@@ -34,14 +34,14 @@ class Steps:
     ended: bool = False
 
     def begin(self) -> None:
-        """At the start of a step."""
+        """Called at the start of a step."""
         self.begun = self.moved = True
 
     def check_all(self, masks: Masks) -> None:
-        """At the end: that the masks hold, and that a loop that computed losses began and ended its steps.
+        """Check at the end that the masks hold, and that a loop with losses started and ended its steps.
 
         Raises:
-            CookError: with the call that is missing.
+            CookError: a call is missing; the message names it.
         """
         self.check_held(masks, applied=self.bound)
         if self.learned and not self.moved:
@@ -49,7 +49,7 @@ class Steps:
                 "session.before_step() was never called: no schedule moved",
                 hint="call session.before_step(step) at the start of each step, counted from 0",
             )
-        # A bound optimizer that made no step at all, as with gradients that overflow, has no step to end.
+        # A bound optimizer that took no step at all, as with overflowing gradients, has no step to end.
         if self.learned and not self.ended and (self.applied or not self.bound):
             raise CookError(
                 "session.after_step() was never called: no pass knows that a step was made",
@@ -57,10 +57,10 @@ class Steps:
             )
 
     def check(self, masks: Masks) -> None:
-        """After a step: that it began with `before_step`, and that the masks were applied.
+        """Check after a step that it started with `before_step`, and that the masks were applied.
 
         Raises:
-            CookError: with the call that is missing.
+            CookError: a call is missing; the message names it.
         """
         if not self.begun:
             raise CookError(
@@ -74,13 +74,13 @@ class Steps:
             self.check_held(masks, applied=applied)
 
     def check_held(self, masks: Masks, *, applied: bool = True) -> None:
-        """That what the masks hold is zero.
+        """Check that masked weights are zero.
 
         Args:
-            applied: whether a bound optimizer made the last step.
+            applied: whether a bound optimizer took the last step.
 
         Raises:
-            CookError: it is not.
+            CookError: a masked weight is not zero.
         """
         if not (broken := masks.broken()):
             return

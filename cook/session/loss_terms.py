@@ -1,4 +1,4 @@
-"""The loss of a forward: the model's own, and what passes add to it, each weighted."""
+"""The loss of a forward: the model's own and the weighted terms of passes."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 
 class SessionModule(nn.Module):
-    """What the optimizer, DDP and autocast see: the model and everything that passes train.
+    """The module for optimizer, DDP and autocast: the model and everything that passes train.
 
-    `forward(batch)` or `forward(**batch)` runs student and teacher and gives the weighted loss terms by name.
+    `forward(batch)` or `forward(**batch)` runs student and teacher; returns the weighted loss terms by name.
     """
 
     def __init__(self, session: Session):
         super().__init__()
         self.model = session.model
         self.trained = session.trained
-        # No module, so neither it nor its teacher is trained or saved.
+        # Not registered as a submodule, so neither it nor its teacher is trained or saved.
         self._session = session
 
     def forward(self, batch: Mapping[str, Tensor] | None = None, **tensors: Tensor) -> dict[str, Tensor]:
         """The weighted loss terms of a batch, given as one mapping or as tensors by name.
 
         Raises:
-            CookError: both are given, neither is, or it is no mapping.
+            CookError: both or neither are given, or the batch is not a mapping.
         """
         if batch is not None and tensors:
             message = f"a batch and {', '.join(tensors)} beside it"
@@ -47,11 +47,11 @@ class SessionModule(nn.Module):
 
 
 def loss_terms(context: Context, passes: Sequence[Pass]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The terms of the present forward by name: weighted, and detached without their weights.
+    """The loss terms of the current forward by name: weighted, and detached without weights.
 
     Args:
-        context: holds the outputs of the forward.
-        passes: those that act at this step.
+        context: contains the outputs of the forward.
+        passes: the passes active at this step.
 
     Raises:
         CookError: the model returned no loss.
@@ -66,7 +66,7 @@ def loss_terms(context: Context, passes: Sequence[Pass]) -> tuple[dict[str, Tens
     for each in passes:
         task_weight *= each.task_weight()
         for name, term in each.losses(context).items():
-            # A pass used twice keeps its two names apart whether or not both act at this step.
+            # A pass used twice has two distinct names, whether or not both are active at this step.
             plain = each.id == each.name and name not in unweighted
             unique = name if plain else f"{name} ({each.id})"
             terms[unique] = term.weight * term.value
@@ -75,10 +75,10 @@ def loss_terms(context: Context, passes: Sequence[Pass]) -> tuple[dict[str, Tens
 
 
 def reach_all(context: Context, loss: Tensor, skipped: Sequence[str]) -> Tensor:
-    """`loss`, which depends on every trained parameter afterwards: DDP waits for the gradient of each.
+    """Make `loss` depend on every trained parameter: DDP waits for the gradient of each.
 
     Args:
-        skipped: the layers that the forward did without.
+        skipped: the layers skipped in the forward.
     """
     trained = [each for each in context.trained.parameters() if each.requires_grad]
     idle = [*trained, *unreached(context.anatomy, skipped)]

@@ -1,4 +1,4 @@
-"""The life cycle of passes that are bound to a model."""
+"""The life cycle of passes bound to a model."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ from cook.teacher.teacher import Given, teachers
 
 
 class Session(Context):
-    """The life cycle of one run: attach the passes, step by step, finish, and remove all hooks.
+    """The life cycle of a run: attach the passes, run step by step, finish, and remove all hooks.
 
     Args:
         passes: in recipe order.
         model: with a head that returns a loss for a batch with labels; changed in place.
-        total_steps: optimizer steps of the run; 0 when nothing trains and one-shot passes act at once.
+        total_steps: optimizer steps of the run; 0 without training, when one-shot passes act immediately.
         steps_per_epoch: optimizer steps of one epoch, for schedule points in epochs.
         teacher: a model, `"self"` for a copy of the model as it is now, a list of those, or of pairs of one
-            and its weight, or None. Teachers are put into eval mode for good, without gradients and with the
-            padding token of `model`.
-        source: the model that `model` was made from as its student: what `"self"` means then.
-        before_attach: called with each pass just before it is attached.
-        around: makes the context in which a pass is attached, and again the one in which it finishes; for
-            measuring what each of them changes.
-        calibration: gives batches of at most so many examples, the same at every call, for passes that
-            look at data while nothing trains.
-        masks: of `model`, still empty, for somebody who wants to know of them; None makes them.
-        tokenizer: of the model's texts, for passes that ask for it; left as it is.
-        corpus: gives the texts in some files, or the run's own for None.
-        recalled: of a run that goes on, the states that its passes had, by their ids.
+            and its weight, or None. Teachers are put into eval mode permanently, without gradients and with
+            the padding token of `model`.
+        source: the model from which `model` was made as its student: the meaning of `"self"` then.
+        before_attach: called with each pass immediately before it is attached.
+        around: creates the context in which a pass is attached, and again that in which it finishes; for
+            measuring the changes by each pass.
+        calibration: returns batches with at most the given number of examples, the same at every call, for
+            passes that use data outside of training.
+        masks: empty masks of `model`, for callers that read them; None creates them.
+        tokenizer: of the model's texts, for passes that use it; not modified.
+        corpus: returns the texts of given files, or those of the run for None.
+        recalled: states of the passes by id, to resume a run.
 
     Raises:
-        CookError: when a pass needs what is not there, or refuses the model. No hook is left then.
+        CookError: a requirement of a pass is missing, or it refuses the model. All hooks are removed then.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Session(Context):
                     self._attach(each)
             self._check_left_out()
             for each in self.passes:
-                # Before tensors are watched: what a gate lets through is what the next module gets.
+                # Before tensors are watched: the gated output is the next module's input.
                 each.open(self)
             self._tensors.open()
             if self._tensors.read:
@@ -119,9 +119,9 @@ class Session(Context):
             raise
 
     def bind(self, optimizer: Optimizer) -> None:
-        """Apply the hard masks after each step that this optimizer really makes.
+        """Apply the hard masks after each step that this optimizer actually takes.
 
-        Several optimizers are bound one by one. A wrapper of accelerate is taken for what it wraps.
+        Several optimizers are bound one by one. A wrapper of accelerate is unwrapped.
         """
         inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper has no step hooks
         self._steps.bound = True
@@ -130,12 +130,12 @@ class Session(Context):
         self.learning_rate = max(map(float, rates))
 
     def place(self, device: torch.device | str) -> None:
-        """Move the teachers to the device of the student."""
+        """Move the teachers to the student's device."""
         for each in self.teachers:
             each.place(device)
 
     def before_step(self, step: int) -> None:
-        """Move every schedule to `step`, counted from 0."""
+        """Update every schedule to `step`, counted from 0."""
         if step > self.total_steps > 0 and self.step <= self.total_steps:
             _warn(f"step {step:,} is beyond the {self.total_steps:,} steps of the session: no pass acts")
         self.step = step
@@ -144,7 +144,7 @@ class Session(Context):
             each.before_step(self)
 
     def after_step(self) -> None:
-        """To be called after a real optimizer step.
+        """Call this after each actual optimizer step.
 
         Raises:
             CookError: `before_step` was not called, or the hard masks were not applied in this step.
@@ -155,11 +155,11 @@ class Session(Context):
         self._let_go()
 
     def active(self) -> list[Pass]:
-        """The passes whose window holds the present step."""
+        """The passes whose window contains the current step."""
         return [each for each in self.passes if self.step in each.window]
 
     def terms(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """One forward of student and, when a pass asks for it, teacher: the weighted loss terms."""
+        """Run a forward of the student and, if needed, the teacher, and return the weighted loss terms."""
         self.batch = {name: value for name, value in batch.items() if name != ROWS}
         for teacher in self.teachers:
             teacher.set_batch(batch)
@@ -172,13 +172,13 @@ class Session(Context):
         return terms
 
     def finish(self) -> None:
-        """Let every pass leave plain modules behind, by phase; afterwards the session is closed.
+        """Finish every pass, by phase, restoring plain modules; then close the session.
 
-        `facts` holds what each pass reached, by its id.
+        `facts` contains the results of each pass, by its id.
 
         Raises:
             CookError: a pass cannot finish, or weights that a mask holds at zero are not zero.
-            RunError: the finished model gives something else for a small example than before.
+            RunError: the output of the finished model for a small example differs from that before.
         """
         self._finished = True
         try:
@@ -190,7 +190,7 @@ class Session(Context):
                     f"the loop made {made:,} of {self.total_steps:,} steps: schedules jump to their end;"
                     " give attach the number of steps that the loop makes"
                 )
-                # The loop ended early: what is due is done before any shape changes.
+                # The loop ended early: run pending actions before any shape changes.
                 self.before_step(self.total_steps)
             expected = self._probed()
             for phase in PHASES:
@@ -210,9 +210,9 @@ class Session(Context):
             self.close()
 
     def _probed(self) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
-        """A small example, and what the finished model has to give for it; None where it does not run.
+        """A small example, and the expected outputs of the finished model; None if it does not run.
 
-        What leaves is held at zero by now, so a model without it must give the same.
+        Everything to be removed is masked to zero by now, so a model without it must have the same outputs.
         """
         if not self.passes:
             return None
@@ -224,7 +224,7 @@ class Session(Context):
         return None
 
     def close(self) -> None:
-        """Remove all hooks; the model keeps whatever state it is in."""
+        """Remove all hooks; the model keeps its present state."""
         self.hooks.close()
         self._layerdrop.close()
         self._let_go()
@@ -241,7 +241,7 @@ class Session(Context):
         self.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that must survive an interrupt: tensors and plain values only."""
+        """All state needed to resume: tensors and plain values only."""
         return {
             "module": self.module.state_dict(),
             "masks": self.masks.state_dict(),
@@ -249,7 +249,7 @@ class Session(Context):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave, in a session of the same recipe and model."""
+        """Restore the result of `state_dict`, in a session of the same recipe and model."""
         self.module.load_state_dict(state["module"])
         self.masks.load_state_dict(state["masks"])
         for each in self.passes:
@@ -260,7 +260,7 @@ class Session(Context):
         self._steps.applied = True
 
     def _skipped(self) -> list[str]:
-        """The layers that the coming forward does without; evaluations are whole."""
+        """The layers that the next forward skips; evaluations skip none."""
         if not self.model.training:
             return []
         return list(dict.fromkeys(name for each in self.active() for name in each.skipped_layers(self)))

@@ -1,1 +1,1 @@
-"""Teachers: models that a student learns from, run in each forward or answered from a cache."""
+"""Teachers: models to distil from, run in each forward or read from a cache."""

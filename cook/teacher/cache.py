@@ -1,10 +1,10 @@
-"""What a teacher said about every row of a data set, in one memory-mapped file.
+"""A teacher's outputs for every row of a dataset, in one memory-mapped file.
 
     size             of the header: 8 bytes, little endian
-    header           JSON: `key`, and of each part its dtype and the shape of a row; blanks up to 64 bytes
-    parts            one after another, each with all rows in `Order`, every row without its padding
+    header           JSON: `key`, and the dtype and row shape of each part; padded with blanks to 64 bytes
+    parts            one after another, each with all rows in `Order`, without padding
 
-Where a row begins follows from the lengths of the rows, which the data set knows.
+Row offsets follow from the lengths of the rows, which are those of the dataset.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 ALIGNED = 64
-"""Parts begin at multiples of so many bytes."""
+"""Alignment of parts in bytes."""
 
 Numbers = NDArray[np.int64]
 
 
 class Order:
-    """The order in which rows are asked about and kept: longest first, equal ones as they stand.
+    """The order in which rows are computed and stored: longest first, equal lengths in dataset order.
 
     Args:
-        lengths: the tokens of each row; None when all are equal.
-        rows: how many.
+        lengths: the tokens of each row; None if all are equal.
+        rows: number of rows.
     """
 
     def __init__(self, lengths: Sequence[int] | None, rows: int):
@@ -43,11 +43,11 @@ class Order:
 
 
 class Part(NamedTuple):
-    """How one tensor is kept.
+    """The storage format of one tensor.
 
     Attributes:
-        dtype: as torch calls it: `float32`.
-        shape: of one row; None stands for the tokens that the row has.
+        dtype: a torch dtype name: `float32`.
+        shape: of one row; None stands for the row's number of tokens.
     """
 
     dtype: str
@@ -58,30 +58,30 @@ class Part(NamedTuple):
         return None in self.shape
 
     def sizes(self, tokens: Numbers) -> Numbers:
-        """The numbers in rows of so many tokens."""
+        """The number of values in rows with so many tokens."""
         fixed = int(np.prod([size for size in self.shape if size is not None], dtype=np.int64))
         return fixed * tokens ** self.shape.count(None)
 
     def bytes(self, tokens: Numbers) -> int:
-        """What rows of so many tokens take."""
+        """The bytes of rows with so many tokens."""
         return int(self.sizes(tokens).sum()) * self.stored.itemsize
 
     def of(self, tokens: int) -> tuple[int, ...]:
-        """The shape of a row of so many tokens."""
+        """The shape of a row with so many tokens."""
         return tuple(tokens if size is None else size for size in self.shape)
 
     def cut(self, tokens: int, longest: int, left: bool) -> tuple[slice, ...]:
-        """Where a row of so many tokens stands, padded to the longest on the left or on the right."""
+        """The index of a row with so many tokens in a tensor padded to `longest` on the left or right."""
         own = slice(longest - tokens, longest) if left else slice(0, tokens)
         return tuple(own if size is None else slice(0, size) for size in self.shape)
 
     @property
     def stored(self) -> np.dtype[Any]:
-        """What numpy reads it as, which has no bfloat16."""
+        """The numpy dtype used for reading, which has no bfloat16."""
         return np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype)
 
     def trimmed(self, tensor: Tensor, tokens: Numbers, left: bool) -> Tensor:
-        """Rows [batch, ...] without their padding, one after another."""
+        """Rows [batch, ...] without their padding, concatenated."""
         tensor = tensor.to(getattr(torch, self.dtype))
         if not self.ragged:
             return tensor.flatten()
@@ -96,16 +96,16 @@ def write(
     """Write a file.
 
     Args:
-        blocks: rows in `order`, some at a time: what `Part.trimmed` gives, by name.
+        blocks: rows in `order`, in blocks of results of `Part.trimmed`, by name.
 
     Raises:
-        OSError: it cannot be written; for want of room, before the first block is asked for.
+        OSError: writing failed; if space is insufficient, before the first block is computed.
     """
     header = _header(key, parts)
     starts, size = _starts(len(header), order, parts)
     if (free := shutil.disk_usage(path.parent).free) < size:
-        told = f"{size / 1e9:,.3f} GB are needed, {free / 1e9:,.3f} GB are free"
-        raise OSError(errno.ENOSPC, told)
+        message = f"{size / 1e9:,.3f} GB are needed, {free / 1e9:,.3f} GB are free"
+        raise OSError(errno.ENOSPC, message)
     with path.open("wb") as file:
         file.write(header)
         file.truncate(size)
@@ -118,13 +118,13 @@ def write(
 
 
 def _header(key: str, parts: Mapping[str, Part]) -> bytes:
-    told = json.dumps({"key": key, "parts": parts}, sort_keys=True).encode()
-    told += b" " * (-(8 + len(told)) % ALIGNED)
-    return len(told).to_bytes(8, "little") + told
+    header = json.dumps({"key": key, "parts": parts}, sort_keys=True).encode()
+    header += b" " * (-(8 + len(header)) % ALIGNED)
+    return len(header).to_bytes(8, "little") + header
 
 
 def _starts(first: int, order: Order, parts: Mapping[str, Part]) -> tuple[dict[str, int], int]:
-    """Where each part begins, in the order of their names, and where the file ends."""
+    """The offset of each part, in the order of their names, and the size of the file."""
     starts = {}
     for name in sorted(parts):
         starts[name] = first + -first % ALIGNED
@@ -133,15 +133,15 @@ def _starts(first: int, order: Order, parts: Mapping[str, Part]) -> tuple[dict[s
 
 
 class AnswerCache:
-    """An open file.
+    """An open cache file.
 
     Args:
-        path: of a file that `write` made.
-        key: what it must have been made for.
-        order: of the rows that it was made of.
+        path: of a file written by `write`.
+        key: the expected key.
+        order: of its rows.
 
     Raises:
-        ValueError: it is no such file.
+        ValueError: the file is invalid or has another key.
     """
 
     def __init__(self, path: Path, key: str, order: Order):
@@ -150,10 +150,10 @@ class AnswerCache:
             header = 8 + int.from_bytes(file.read(8), "little")
             if header > path.stat().st_size:
                 raise ValueError("it has no header")
-            told = json.loads(file.read(header - 8))
-        if told["key"] != key:
+            content = json.loads(file.read(header - 8))
+        if content["key"] != key:
             raise ValueError("it is of another teacher or other data")
-        self.parts = {name: Part(dtype, tuple(shape)) for name, (dtype, shape) in told["parts"].items()}
+        self.parts = {name: Part(dtype, tuple(shape)) for name, (dtype, shape) in content["parts"].items()}
         starts, size = _starts(header, order, self.parts)
         if size != path.stat().st_size:
             raise ValueError("it is of another size")
@@ -163,16 +163,16 @@ class AnswerCache:
             sizes = part.sizes(order.tokens[order.rows])
             shape = (int(sizes.sum()),)
             mapped = np.memmap(path, part.stored, "r", starts[name], shape)
-            # As a plain array: memmap's own class takes microseconds a slice.
+            # As a plain array: slicing the memmap class takes microseconds.
             self._numbers[name] = mapped.view(np.ndarray)
             self._begins[name] = np.cumsum(sizes) - sizes
 
     def read(self, name: str, rows: Numbers, longest: int, left: bool) -> Tensor:
-        """One tensor of some rows, as the teacher would give it: [batch, ...], and 0 for padding.
+        """One tensor of some rows, as the teacher would return it: [batch, ...], padded with 0.
 
         Args:
-            rows: their numbers in the data set.
-            longest: tokens of the longest row, as far as all are padded.
+            rows: their indices in the dataset.
+            longest: the length to which all rows are padded.
             left: whether they are padded on the left.
         """
         part, numbers, place = self.parts[name], self._numbers[name], self.order.place[rows]

@@ -1,4 +1,4 @@
-"""Asking a teacher about every row of a data set: in which order, in which batches, what is wrong with it."""
+"""Runs a teacher over every row of a dataset: order, batches, and checks of the outputs."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from cook.progress import bar
 from cook.teacher.cache import Numbers, Order, Part
 
 Ask: TypeAlias = Callable[[batches.Batch], dict[str, Tensor]]
-"""All that a teacher has to say about a batch, by name."""
+"""Computes all requested outputs of a teacher for a batch, by name."""
 
 ROUNDING = 1e-3
-"""How far padding may move logits, relative to the largest one; in half precision, 20 roundings."""
+"""How much padding may change logits, relative to the largest one; in half precision, 20 roundings."""
 
 
 class CacheBuilder:
-    """The rows in batches of equal lengths, longest first: a function of the rows and the batch size alone.
+    """The rows in batches of equal lengths, longest first, determined by the rows and the batch size alone.
 
     Args:
-        task: collates.
+        task: collates batches.
         rows: prepared.
         accelerator: device and precision.
-        batch_size: rows at a time.
+        batch_size: rows per batch.
 
     Attributes:
         left: whether rows are padded on the left.
@@ -47,29 +47,29 @@ class CacheBuilder:
         self.left = mask is not None and not bool(mask[:, 0].all())
 
     def key(self) -> str:
-        """The hash of what the teacher gets to see, padding included."""
+        """The hash of the teacher's inputs, including padding."""
         columns = [name for name in self.rows.column_names if name != "labels"]
         seen = {name: value for name, value in self._both.items() if name != "labels"}
         return cache.key(rows=cache.of_rows(self.rows, columns), batch=cache.of_tensors(seen))
 
     def names(self, ask: Ask) -> list[str]:
-        """What is said about a batch."""
+        """The names of the outputs for a batch."""
         return sorted(self._asked(ask, self._both))
 
     def say(self, line: str) -> None:
-        """Tell people, once for all processes."""
+        """Print a line once for all processes."""
         if self.accelerator.is_main_process:
             self.task.say(line)
 
     def parts(self, ask: Ask, dtype: str | None) -> dict[str, Part]:
-        """How each tensor is kept: along which dimensions it grows with the tokens is seen, not known.
+        """The storage format of each tensor: dimensions that grow with the tokens are found by trial.
 
         Args:
-            dtype: of what is floating; None keeps it.
+            dtype: for floating-point tensors; None keeps theirs.
 
         Raises:
-            CookError: a tensor grows in another way or has not a row an example, or what is said of a row
-                depends on its padding.
+            CookError: a tensor grows differently or has no row per example, or a row's outputs depend on its
+                padding.
         """
         lengths = self._tokens(self._short), self._tokens(self._long)
         one, other = (self._asked(ask, self._batch([row])) for row in (self._short, self._long))
@@ -86,7 +86,9 @@ class CacheBuilder:
                 hint = "leave out teacher.cache, or what learns from that tensor"
                 raise CookError(message, where="teacher", hint=hint)
             kept = (dtype if tensor.is_floating_point() else None) or str(tensor.dtype).removeprefix("torch.")
-            found[name] = Part(kept, tuple(mine if mine == theirs else None for mine, theirs in sizes))
+            found[name] = Part(
+                kept, tuple(size if size == other_size else None for size, other_size in sizes)
+            )
         if lengths[0] != lengths[1]:
             tokens = self.order.tokens[[self._short]]
             for name in sorted({"logits", "logits.values"} & found.keys()):
@@ -95,17 +97,17 @@ class CacheBuilder:
         return found
 
     def blocks(self, ask: Ask, parts: dict[str, Part], *, progress: bool) -> Iterator[dict[str, Tensor]]:
-        """What is said about all rows, some at a time, as `answers.write` takes it.
+        """The outputs for all rows, in blocks as expected by `cache.write`.
 
         Raises:
-            RunError: a number is not finite.
+            RunError: a value is not finite.
         """
         shown = progress and self.accelerator.is_main_process
         with bar(len(self.rows), shown=shown, unit="rows") as drawn:
             for start in range(0, len(self.rows), self.batch_size):
                 numbers = self.order.rows[start : start + self.batch_size]
-                said, tokens = self._asked(ask, self._batch(numbers)), self.order.tokens[numbers]
-                block = {name: part.trimmed(said[name], tokens, self.left) for name, part in parts.items()}
+                outputs, tokens = self._asked(ask, self._batch(numbers)), self.order.tokens[numbers]
+                block = {name: part.trimmed(outputs[name], tokens, self.left) for name, part in parts.items()}
                 for name, flat in block.items():
                     _check_finite(name, flat, numbers, parts[name].sizes(tokens))
                 yield block
@@ -136,7 +138,7 @@ def _check_padding(alone: Tensor, padded: Tensor) -> None:
 
 
 def _check_finite(name: str, flat: Tensor, rows: Numbers, sizes: Numbers) -> None:
-    # A class that is ruled out has a logit of -inf.
+    # Excluded classes have a logit of -inf.
     wrong = ~(flat < torch.inf) if name.startswith("logits") else ~flat.isfinite()
     if bool(wrong.any()):
         first = int(wrong.int().argmax())

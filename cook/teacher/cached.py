@@ -1,4 +1,4 @@
-"""Teachers that answer from the disk: each runs once over the training data, before the first step."""
+"""Teachers with cached outputs: each runs once over the training data, before the first step."""
 
 from __future__ import annotations
 
@@ -27,28 +27,27 @@ from cook.teacher.cache_builder import CacheBuilder
 from cook.teacher.teacher import Teacher
 
 KIND = "answers"
-"""What names of files end in."""
+"""The suffix of cache files."""
 
 HALF_KEY = 20
-"""Digits of a key that stand for the teacher; the others stand for the rows."""
+"""The digits of a key that identify the teacher; the others identify the rows."""
 
 
 class CachedTeacher(Teacher):
     """A teacher that runs over each row once, in `fill`, and is then read from a file.
 
-    What it gives is what the living teacher gives, but for the rounding of batches that are padded
-    otherwise, the types that `dtype` asks for, and logits by token, of which only the `top` are kept where
-    there are over twice as many classes; then `top` gives them, at the temperatures asked for by `soften`,
-    and `outputs` has none (watch `logits` for all of them). Padding is 0 in all tensors. Rotated queries
-    and keys of a model padded on the left are turned as without padding; what is made of their products
-    is the same.
+    Its outputs equal those of the live teacher, except for rounding due to different padding, the dtypes
+    requested by `dtype`, and logits by token, of which only the `top` are kept if there are over twice as
+    many classes: then `top` returns them, at the temperatures requested by `soften`, and `outputs` has none
+    (watch `logits` to keep all). Padding is 0 in all tensors. Rotated queries and keys of a model padded on
+    the left are rotated as without padding; their products are the same.
 
     Args:
-        model: is this teacher's alone: its weights are let go of once it has run.
-        hooks: of the session; this teacher has its own, which go earlier.
-        weight: its share beside other teachers.
-        top: how many classes.
-        dtype: of kept floating-point tensors; None keeps them as the teacher gives them.
+        model: used by this teacher only: its weights are freed once it has run.
+        hooks: of the session; this teacher has its own, which are removed earlier.
+        weight: relative to other teachers.
+        top: number of classes to keep.
+        dtype: of stored floating-point tensors; None keeps those of the teacher.
     """
 
     by_row = True
@@ -81,7 +80,7 @@ class CachedTeacher(Teacher):
 
     @property
     def wanted(self) -> bool:
-        """Whether a pass wants to know anything."""
+        """Whether a pass requests any output."""
         return bool(self._watched or self._temperatures)
 
     def set_batch(self, batch: Mapping[str, Tensor]) -> None:
@@ -118,21 +117,21 @@ class CachedTeacher(Teacher):
     def fill(
         self, task: Task, rows: Dataset, accelerator: Accelerator, *, batch_size: int, progress: bool = False
     ) -> None:
-        """Find what this teacher said about all rows, or have it say it; its weights are let go of.
+        """Load the teacher's outputs for all rows, or compute them; then free its weights.
 
-        The order and the batches depend on nothing but the rows and `batch_size`, so that a file that was
-        lost is made again as it was. With several processes the first one writes.
+        Order and batches depend on the rows and `batch_size` only, so a lost file is recreated alike. With
+        several processes the first one writes.
 
         Args:
-            task: collates, and is told what is made and why.
-            rows: prepared; batches tell of their numbers in these.
+            task: collates batches, and prints what is computed and why.
+            rows: prepared; batches refer to their indices.
             accelerator: device and precision.
-            batch_size: rows at a time, in batches of equal lengths.
-            progress: whether to draw a bar.
+            batch_size: rows per batch; batches have rows of equal length.
+            progress: whether to show a progress bar.
 
         Raises:
-            CookError: what the teacher says about a row depends on how the row is padded.
-            RunError: a number is not finite, memory or disk is short.
+            CookError: the teacher's outputs for a row depend on its padding.
+            RunError: a value is not finite, or memory or disk space is insufficient.
         """
         if self.model.config.is_encoder_decoder:
             hint = "leave out teacher.cache"
@@ -175,18 +174,18 @@ class CachedTeacher(Teacher):
         return AnswerCache(path, key, builder.order)
 
     def _say(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All that is to be kept of a batch, by name."""
+        """All outputs to be stored for a batch, by name."""
         self.set_batch(batch)
         logits = self.outputs.logits
-        said = {name: self.tensor(name) for name in sorted(self._watched)}
+        outputs = {name: self.tensor(name) for name in sorted(self._watched)}
         if logits.dim() == 2 or logits.shape[-1] <= 2 * self._top:
-            said["logits"] = logits
-        elif "logits" not in said:
+            outputs["logits"] = logits
+        elif "logits" not in outputs:
             for temperature in sorted(self._temperatures):
                 kept = truncated.top(logits, self._top, temperature)
-                said |= zip(_top_names(temperature), kept, strict=True)
+                outputs |= zip(_top_names(temperature), kept, strict=True)
         self.set_batch({})
-        return said
+        return outputs
 
     def _read(self, name: str) -> Tensor:
         if name not in self._told:
@@ -211,7 +210,7 @@ def fill(
     batch_size: int,
     progress: bool = False,
 ) -> None:
-    """Fill those of the teachers that are cached and that a pass asks; see `CachedTeacher.fill`."""
+    """Fill the cached teachers that a pass uses; see `CachedTeacher.fill`."""
     for each in teachers:
         if isinstance(each, CachedTeacher) and each.wanted:
             each.fill(task, rows, accelerator, batch_size=batch_size, progress=progress)
@@ -222,7 +221,7 @@ def _top_names(temperature: float) -> tuple[str, str, str]:
 
 
 def _found(key: str, builder: CacheBuilder) -> AnswerCache | None:
-    """The answers of the entry `key`, if it is there and sound; says why it is not."""
+    """The cached outputs under `key`, if present and valid; prints why not."""
     again = "the teacher runs over the data again"
     say = builder.say
     path = cache.find(key, KIND, lambda name: say(f"the cached answers {name} are damaged: {again}"))

@@ -1,4 +1,4 @@
-"""Whom a student learns from: a model that runs once a forward, whoever asks, and never trains."""
+"""Teacher models: run at most once per forward, for all passes, and never trained."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from cook.model.probe.batch import ROWS
 
 One: TypeAlias = PreTrainedModel | Literal["self"]
 Given: TypeAlias = One | Sequence["One | tuple[One, float] | Named"] | None
-"""A teacher, or several, each with its weight if they should not count alike."""
+"""A teacher, or several, optionally with weights."""
 
 
 class Teacher:
-    """A model in eval mode and without gradients, that tells logits and tensors of the present batch.
+    """A model in eval mode and without gradients that provides logits and tensors for the current batch.
 
-    It computes as the student does; one in half precision computes in that, under autocast too.
+    It computes in the student's precision; one in half precision keeps that precision under autocast.
 
     Args:
-        model: is changed to eval mode for good.
-        hooks: register what is watched, and remove it.
-        weight: its share beside other teachers.
+        model: set to eval mode permanently.
+        hooks: used to watch tensors and to remove those hooks.
+        weight: relative to other teachers.
     """
 
     by_row: ClassVar[bool] = False
-    """Whether batches must say which rows they hold."""
+    """Whether batches must contain the indices of their rows."""
 
     def __init__(self, model: PreTrainedModel, hooks: Hooks, weight: float = 1.0):
         self.model: Any = model.eval().requires_grad_(False)
@@ -50,38 +50,38 @@ class Teacher:
         self._segments = "token_type_ids" in takes and kinds not in (0, 1)
 
     def watch(self, name: str) -> None:
-        """Ask for a tensor by name, before the first batch.
+        """Register a tensor to watch, before the first batch.
 
         Raises:
-            CookError: the name means nothing in this model.
+            CookError: the name is unknown in this model.
         """
         self._tensors.watch(name)
 
     def soften(self, temperature: float) -> None:
-        """Ask for `top` at a temperature, before the first batch."""
+        """Request `top` at a temperature, before the first batch."""
 
     def top(self, temperature: float) -> tuple[Tensor, Tensor, Tensor] | None:
-        """What `truncated.top` gives, if no more than that is known; None: use the logits."""
+        """The result of `truncated.top`, if only that is available; None: use the logits."""
         return None
 
     def open(self) -> None:
-        """All is asked for, batches may come."""
+        """Call this after all requests and before the first batch."""
         self._tensors.open()
 
     def set_batch(self, batch: Mapping[str, Tensor]) -> None:
-        """Take the batch of the next forward; the model runs when it is asked."""
+        """Set the batch of the next forward; the model runs on demand."""
         self._tensors.clear()
         self._batch, self._outputs = batch, None
 
     def place(self, device: torch.device | str) -> None:
-        """Move to the device of the student."""
+        """Move the teacher to the student's device."""
         self.model.to(device)
 
     @property
     def outputs(self) -> Any:
-        """What the model gives for the batch."""
+        """The model's outputs for the batch."""
         if self._outputs is None:
-            # Autocast would mix a half precision with its own, which not every kernel takes.
+            # Autocast would mix a half-precision dtype with its own, which some kernels do not accept.
             half = self.model.dtype.itemsize < 4
             own = torch.autocast(self.model.device.type, enabled=False) if half else nullcontext()
             with torch.no_grad(), own, self._tensors.recording():
@@ -99,22 +99,22 @@ class Teacher:
         }
 
     def tensor(self, name: str) -> Tensor:
-        """A watched tensor, for the batch."""
+        """A watched tensor for the current batch."""
         _ = self.outputs
         return self._tensors[name]
 
     def forget(self) -> None:
-        """Let go of the batch and what came of it."""
+        """Drop the batch and its outputs."""
         self.set_batch({})
 
     @property
     def finite(self) -> bool:
-        """Whether what it last gave is (a class may be ruled out); True when it gave nothing."""
+        """Whether the last outputs are finite (-inf logits are allowed); True if there are none."""
         logits = getattr(self._outputs, "logits", None)
         return logits is None or bool((logits < torch.inf).all())
 
     def finite_for(self, batch: Mapping[str, Tensor]) -> bool:
-        """Whether what it gives for a batch is; True of one that was not asked in the last forward."""
+        """Whether the outputs for a batch are finite; True if the last forward did not use the teacher."""
         if self._outputs is None:
             return True
         self.set_batch(batch)
@@ -122,12 +122,12 @@ class Teacher:
 
 
 class Named(NamedTuple):
-    """A teacher as it is asked for.
+    """A specification of a teacher.
 
     Attributes:
-        model: itself, or `"self"`.
-        weight: its share beside other teachers.
-        kind: makes a Teacher of the model, the hooks and the weight.
+        model: the model, or `"self"`.
+        weight: relative to other teachers.
+        kind: creates a Teacher from model, hooks and weight.
     """
 
     model: One
@@ -136,7 +136,7 @@ class Named(NamedTuple):
 
 
 def named(given: Given) -> list[Named]:
-    """All teachers that are given, in whatever form."""
+    """All given teachers, in normalised form."""
     if given is None:
         return []
     several: list[Any] = given if isinstance(given, list) else [given]
@@ -148,7 +148,7 @@ def named(given: Given) -> list[Named]:
 
 
 def not_finite(several: Sequence[Teacher], batches: Sequence[Mapping[str, Tensor]]) -> str | None:
-    """Who of the teachers, in words, gives what is not finite for one of the batches; None if nobody does."""
+    """Describe the teacher whose outputs for one of the batches are not finite; None if all are finite."""
     for index, teacher in enumerate(several):
         if not all(teacher.finite_for(batch) for batch in batches):
             return f"teacher {index} (counted from 0)" if len(several) > 1 else "the teacher"
@@ -158,15 +158,15 @@ def not_finite(several: Sequence[Teacher], batches: Sequence[Mapping[str, Tensor
 def teachers(
     model: PreTrainedModel, given: Given, hooks: Hooks, source: PreTrainedModel | None = None
 ) -> list[Teacher]:
-    """The teachers of a student.
+    """Create the teachers of a student.
 
     Args:
-        model: the student, as it is before any pass.
+        model: the student, before any pass.
         given: a model, `"self"`, several of them, or None.
-        source: what `"self"` is; None means a copy of the student.
+        source: the model for `"self"`; None means a copy of the student.
 
     Raises:
-        CookError: something else is given, or a weight that is no positive, finite number.
+        CookError: another value is given, or a weight is not a positive, finite number.
     """
     found = []
     for each in named(given):
@@ -178,34 +178,36 @@ def teachers(
 
 
 def _resolved(model: PreTrainedModel, teacher: Any, source: PreTrainedModel | None) -> PreTrainedModel:
-    """A teacher's model, reading what is padded for the student."""
+    """A teacher's model, set up to read batches padded for the student."""
     if isinstance(teacher, str) and teacher == "self":
         teacher = model if source is None else source
-    # A model that is given as its own teacher is meant as it is now, too.
+    # A model given as its own teacher is copied in its present state, too.
     made = copy.deepcopy(model) if teacher is model else teacher
     if not isinstance(made, PreTrainedModel):
         hint = "load the teacher and give the model itself, or 'self' for a copy of the student"
         what = repr(teacher) if isinstance(teacher, str) else f"a {type(teacher).__name__}"
         raise CookError(f"found {what} for a teacher, expected a model or 'self'", hint=hint)
-    theirs, ours = (folded(getattr(each.config, "label2id", None)) for each in (made, model))
-    if theirs.keys() == ours.keys() and theirs != ours:
-        # Other names may mean the same; the same names in another order never do.
-        message = f"the teacher's labels are {theirs}, the student's are {ours}"
+    teacher_labels, student_labels = (
+        folded(getattr(each.config, "label2id", None)) for each in (made, model)
+    )
+    if teacher_labels.keys() == student_labels.keys() and teacher_labels != student_labels:
+        # Other names may be synonyms; the same names in another order are an error.
+        message = f"the teacher's labels are {teacher_labels}, the student's are {student_labels}"
         raise CookError(message, where="teacher", hint="both need the same labels in the same order")
     read_alike(made, model)
     return made
 
 
 def folded(label2id: Mapping[str, Any] | None) -> dict[str, int]:
-    """Labels by their names without case and surrounding blanks, as the labels of data are matched; as they
-    are where two would fall together."""
+    """Labels by name, without case and surrounding blanks, as labels of data are matched; unchanged if two
+    would coincide."""
     given = {str(name): int(number) for name, number in (label2id or {}).items()}
     found = {name.strip().casefold(): number for name, number in given.items()}
     return found if len(found) == len(given) else given
 
 
 def read_alike(model: PreTrainedModel, student: PreTrainedModel) -> None:
-    """Let a model read batches that are padded for the student."""
+    """Configure a model to read batches that are padded for the student."""
     if (padding := getattr(student.config, "pad_token_id", None)) is not None:
-        # A decoder that classifies looks for the last token that is not its config's padding.
+        # Classifying decoders use the last token that is not their config's padding token.
         model.config.pad_token_id = padding

@@ -1,12 +1,12 @@
-"""Checkpoints that survive a kill at any moment, a full disk, and damage while they lie there.
+"""Checkpoints that are safe against a kill at any moment, a full disk, and later damage.
 
     checkpoints/
         step-120/            complete: manifest.json, and a torch file for each part of the state
-        step-150.tmp/        being written, or what a kill left of it: never read, swept by the next save
-        step-90.corrupt/     did not match its manifest: moved aside by `newest`, kept for a look
+        step-150.tmp/        being written, or left by a kill: never read, removed by the next save
+        step-90.corrupt/     did not match its manifest: renamed by `newest`, kept for inspection
 
-A checkpoint is written beside its place, hashed into a manifest, forced to the disk, and only then
-renamed: a folder called `step-N` is whole, or it is found out by its manifest. One process writes.
+A checkpoint is written to a temporary folder, hashed into a manifest, flushed to disk, and only then
+renamed: a folder called `step-N` is complete, or its manifest shows that it is not. One process writes.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from cook.train import manifest
 
 
 def save(folder: Path, step: int, state: Mapping[str, Any], *, keep: int = 2) -> Path:
-    """Write `state` as the checkpoint of `step`; the older ones beyond `keep` go afterwards.
+    """Write `state` as the checkpoint of `step`, then remove the older ones beyond `keep`.
 
     Args:
-        folder: holds the checkpoints of one run; made when absent.
-        step: how many optimizer steps are done.
-        state: a part's name (letters, digits, `-`, `_`) -> nested mappings, lists and tuples of tensors,
-            numbers, strings, booleans and None. Each part becomes one file.
-        keep: how many checkpoints stay, this one included; at least 1.
+        folder: the checkpoints of one run; created if absent.
+        step: number of completed optimizer steps.
+        state: name of a part (letters, digits, `-`, `_`) -> nested mappings, lists and tuples of tensors,
+            numbers, strings, booleans and None. Each part is written to one file.
+        keep: number of checkpoints to keep, including this one; at least 1.
 
     Returns:
-        The folder `step-N`. One that stood there already is replaced.
+        The folder `step-N`. An existing one is replaced.
 
     Raises:
-        RunError: when the disk is full or refuses; what was saved before is intact.
-        TypeError: when `state` holds what `load` would refuse to read.
+        RunError: writing failed, for example on a full disk; earlier checkpoints are intact.
+        TypeError: `state` contains values that `load` would refuse to read.
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}, it must be at least 1")
@@ -56,26 +56,26 @@ def save(folder: Path, step: int, state: Mapping[str, Any], *, keep: int = 2) ->
         manifest.write(temporary, step, files)
         sync(temporary)
         if target.exists():
-            target.rename(_old(target))  # if we die between these two lines, `_recover` undoes this one
+            target.rename(_old(target))  # a kill between these two lines is repaired by `_recover`
         temporary.rename(target)
         sync(folder)
         for _, path in _complete(folder)[keep:]:
-            path.rename(path.with_name(f"{path.name}.tmp"))  # removing is not atomic, this is
+            path.rename(path.with_name(f"{path.name}.tmp"))  # atomic, unlike removal
         _sweep(folder)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)  # what stays is swept by the next save
+        shutil.rmtree(temporary, ignore_errors=True)  # leftovers are removed by the next save
         raise _cannot_write(folder, step, error) from error
     return target
 
 
 def newest(folder: Path, say: Callable[[str], None] = print) -> Path | None:
-    """The newest checkpoint in `folder` that is whole, or None.
+    """The newest complete checkpoint in `folder`, or None.
 
-    Each one is compared with its manifest, every byte of it. One that differs is renamed `step-N.corrupt`,
-    `say` is told what is wrong with it, and the one before is tried.
+    Every byte of a checkpoint is verified against its manifest. One that differs is renamed `step-N.corrupt`,
+    `say` is called with the reason, and the previous one is tried.
 
     Raises:
-        RunError: when the folder may not be read or renamed in.
+        RunError: the folder cannot be read, or renaming in it failed.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -97,13 +97,13 @@ def newest(folder: Path, say: Callable[[str], None] = print) -> Path | None:
 
 
 def load(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """The state that `save` was given, mappings as dicts and tensors on `map_location`.
+    """Load the state passed to `save`, with mappings as dicts and tensors on `map_location`.
 
     Args:
-        path: a folder that `newest` or `save` returned. Only tensors and plain values are read from it.
+        path: a folder returned by `newest` or `save`. Only tensors and plain values are read from it.
 
     Raises:
-        RunError: when it cannot be read.
+        RunError: it cannot be read.
     """
     path = Path(path)
     try:
@@ -117,12 +117,12 @@ def load(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]
 
 
 def step_of(path: Path) -> int:
-    """The step that a checkpoint folder was saved at, read from its name."""
+    """The step of a checkpoint folder, from its name."""
     return int(path.name.removeprefix("step-"))
 
 
 def _complete(folder: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of the checkpoints that were renamed into place, newest first."""
+    """(step, folder) of the completely written checkpoints, newest first."""
     found = [path for path in folder.iterdir() if re.fullmatch(r"step-\d+", path.name) and path.is_dir()]
     return sorted(((step_of(path), path) for path in found), reverse=True)
 
@@ -132,14 +132,14 @@ def _old(target: Path) -> Path:
 
 
 def _recover(folder: Path) -> None:
-    """Put back a checkpoint that a kill caught while it was being replaced by another of its step."""
+    """Restore a checkpoint whose replacement by another of the same step was interrupted by a kill."""
     for old in folder.glob("step-*.old"):
         if not old.with_suffix("").exists():
             old.rename(old.with_suffix(""))
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what an interrupted save left, and what was replaced."""
+    """Remove leftovers of interrupted saves and replaced checkpoints."""
     for pattern in ("step-*.tmp", "step-*.old"):
         for path in folder.glob(pattern):
             shutil.rmtree(path)
@@ -152,7 +152,7 @@ def _file_name(part: str) -> str:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """`value` in dicts, lists, tuples, tensors and Python's own scalars: what `load` agrees to read."""
+    """Convert `value` to dicts, lists, tuples, tensors and Python scalars: the types that `load` accepts."""
     if isinstance(value, torch.Tensor):
         return value.detach()
     if isinstance(value, Mapping):

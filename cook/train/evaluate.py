@@ -1,4 +1,4 @@
-"""Evaluation: a model's predictions for a split, and what they are worth."""
+"""Evaluation: a model's predictions for a split, and their metrics."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def evaluate(
     """The task's metrics and `loss`, the mean over all items of the split.
 
     Args:
-        model: on `device`; is left in the modes (train or eval) that its modules were in.
+        model: on `device`; the train or eval mode of each module is restored.
         dataset: from `task.prepare`.
         task: bound to the model.
-        batch_size: examples at once; it changes speed, not the result.
-        limit: rows at most, None for all; the same rows every time.
-        device: where the model is.
-        autocast: makes the context of each forward.
-        progress: draw a bar if it takes longer than some seconds.
+        batch_size: examples per batch; affects speed, not the result.
+        limit: maximum number of rows, None for all; always the same rows.
+        device: of the model.
+        autocast: creates the context of each forward.
+        progress: show a progress bar if it takes longer than a few seconds.
     """
     found, loss = predict(
         model,
@@ -55,11 +55,11 @@ def evaluate(
 
 
 F1_NAMES = ("f1_binary", "f1_macro")
-"""What recipes before these names called `f1`: with two classes the first, with more the second."""
+"""The metrics called `f1` in older recipes: the first for two classes, the second for more."""
 
 
 def metric_named(name: str, metrics: Iterable[str]) -> str:
-    """The metric that a recipe means: `f1` stands for whichever of `F1_NAMES` the task has."""
+    """The metric meant by a recipe: `f1` denotes the one of `F1_NAMES` that the task has."""
     known = list(metrics)
     if name == "f1" and name not in known:
         return next((each for each in F1_NAMES if each in known), name)
@@ -76,11 +76,11 @@ def predict(
     autocast: Autocast = nullcontext,
     progress: bool = False,
 ) -> tuple[dict[str, torch.Tensor], float]:
-    """`task.predictions` of all rows, in the order of `dataset` and on the CPU, and the mean loss."""
+    """`task.predictions` of all rows, in dataset order and on the CPU, and the mean loss."""
     lengths = batches.lengths(dataset)
     order = list(range(len(dataset)))
     if lengths is not None:
-        # Longest first: little padding, and a batch that is too large fails at once.
+        # Longest first: little padding, and a batch that is too large fails immediately.
         order.sort(key=lambda index: (-lengths[index], index))
     updates = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     parts: list[dict[str, torch.Tensor]] = []
@@ -103,7 +103,7 @@ def predict(
 
 
 def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Rows of all `parts`; where their lengths differ, the short ones are padded with IGNORE."""
+    """Concatenate the rows of all `parts`; if lengths differ, shorter rows are padded with IGNORE."""
     if parts[0].ndim < 2 or len({part.shape[1:] for part in parts}) == 1:
         return torch.cat(list(parts))
     longest = max(part.shape[1] for part in parts)

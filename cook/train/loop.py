@@ -1,15 +1,15 @@
-"""The one training loop.
+"""The training loop.
 
     for each step:
-        a pass's window opens here?         record its state
-        before_step                         schedules move
+        if a pass's window opens            record its state
+        before_step                         update schedules
         for each micro-batch: seed, forward, backward of its share
-        a term that is not finite           stops the run
-        clip, optimizer step (hard masks follow inside), after_step, learning rate
-        a pass's window closes here?        record its state
+        if a term is not finite             stop the run
+        clip, optimizer step (which applies hard masks), after_step, learning rate
+        if a pass's window closes           record its state
         evaluate, checkpoint, stop at a signal
 
-Orders and seeds are functions of the step, so a run that is resumed goes on bit for bit.
+Orders and seeds are functions of the step, so that a resumed run is bitwise identical.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from cook.train.signals import Signals
 
 
 def steps_of(train: TrainSection, rows: int) -> tuple[int, int]:
-    """(total steps, steps an epoch) of a train section over so many rows."""
+    """(total steps, steps per epoch) of a train section for a number of rows."""
     per_epoch = math.ceil(rows / train.batch_size)
     return train.steps or max(1, round((train.epochs or 1) * per_epoch)), per_epoch
 
@@ -57,13 +57,13 @@ class Loop:
 
     Args:
         session: attached.
-        task, data: bound; data are the prepared rows to train on.
+        task, data: bound task, and the prepared training rows.
         train: the recipe's section.
         accelerator: device, precision, processes.
         accounting: records states and evaluations.
-        folder: for checkpoints; None keeps none.
-        identity: what a checkpoint must agree with to be resumed.
-        bar: whether to draw a progress bar.
+        folder: for checkpoints; None disables them.
+        identity: what a checkpoint must match to be resumed.
+        bar: whether to show a progress bar.
     """
 
     def __init__(
@@ -109,11 +109,11 @@ class Loop:
         session.place(accelerator.device)
 
     def run(self) -> None:
-        """Train from where the run stands to its end.
+        """Train from the current step to the end.
 
         Raises:
-            RunError: a loss is not finite, memory is short, a checkpoint cannot be written.
-            Interrupted: at a signal, after a checkpoint was written.
+            RunError: a loss is not finite, memory is insufficient, or a checkpoint cannot be written.
+            Interrupted: on a signal, after a checkpoint was written.
         """
         started = time.monotonic()
         self.module.train()
@@ -135,7 +135,7 @@ class Loop:
                     self._evaluate()
                 progress.update()
                 stop = processes.any_of(self.accelerator, signals.received)
-                # The last step too: saving and measuring the result may fail or be stopped.
+                # After the last step too: saving and measuring the result may fail or be interrupted.
                 if stop or self._due(self.save_every) or self.done == self.total:
                     self.seconds += time.monotonic() - started
                     started = time.monotonic()
@@ -147,7 +147,7 @@ class Loop:
             self.session.load_state_dict(self._best_state)
 
     def _update(self, step: int, micro_batches: batches.Update) -> dict[str, float]:
-        """One optimizer update; returns the loss terms, weighted and not, as means over its items."""
+        """One optimizer update; returns the loss terms, weighted and unweighted, as means over its items."""
         counts = [0 if empty else self.task.count(batch) for batch, empty in micro_batches]
         total = processes.total(self.accelerator, sum(counts))
         sums: dict[str, Tensor] = {}
@@ -158,7 +158,7 @@ class Loop:
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
                 terms = self.module(batch)
                 share = count / total
-                # DDP takes the mean over processes, and the loss is a mean over all their items.
+                # DDP averages over processes, but the loss is a mean over the items of all of them.
                 self.accelerator.backward(sum(terms.values()) * (share * self.accelerator.num_processes))
             for name, value in terms.items():
                 for key, term in ((name, value), (f"{name} (unweighted)", self.session.unweighted[name])):
@@ -177,16 +177,16 @@ class Loop:
     def _finite(
         self, step: int, sums: dict[str, Tensor], norm: Tensor | None, update: batches.Update
     ) -> dict[str, float]:
-        """All terms as numbers, in one transfer; a RunError when one is not finite."""
+        """All terms as numbers, in one transfer; RunError if one is not finite."""
         if norm is not None:
-            # The same in every process, so that each has an equal share of it.
+            # This term is equal in all processes, so each contributes an equal share.
             sums = {**sums, "gradient norm": norm.detach().float() / self.accelerator.num_processes}
         values = torch.stack([value.reshape(()) for value in sums.values()])
-        # Each process has its share of a term; all must see, and stop at, a NaN that one of them has.
+        # Each process has its share of a term; all must detect, and stop at, a NaN in any of them.
         values = processes.summed(self.accelerator, values)
         found = dict(zip(sums, values.tolist(), strict=True))
         for name, value in found.items():
-            # Under fp16 the scaler meets infinite gradients and skips the step itself.
+            # Under fp16 the scaler handles infinite gradients and skips the step itself.
             scaled = name == "gradient norm" and self.accelerator.scaler is not None
             if not math.isfinite(value) and not scaled:
                 term = name.removesuffix(" (unweighted)")
@@ -198,7 +198,7 @@ class Loop:
         return found
 
     def _updates(self) -> Iterator[batches.Update]:
-        """The updates from where the run stands, epoch after epoch."""
+        """The updates from the current step on, over all remaining epochs."""
         lengths = batches.lengths(self.data)
         epoch, offset = divmod(self.done, self.per_epoch)
         while True:
@@ -253,7 +253,7 @@ class Loop:
         )
 
     def save(self) -> None:
-        """Write a checkpoint of everything that the rest of the run depends on."""
+        """Write a checkpoint of all state that the rest of the run depends on."""
         if self.folder is not None and self.accelerator.is_main_process:
             checkpoint.save(self.folder, self.done, self.state_dict())
         self.accelerator.wait_for_everyone()
@@ -278,7 +278,7 @@ class Loop:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint of the same recipe and number of processes."""
+        """Resume from a checkpoint of the same recipe and number of processes."""
         run = state["run"]
         self.session.load_state_dict(state["session"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -292,14 +292,14 @@ class Loop:
         self.session.step = self.done
 
     def _step_of(self, key: str) -> int:
-        """The step that a schedule point of the train section stands for."""
+        """The step of a schedule point in the train section."""
         try:
             return SchedulePoint.parse(getattr(self.train, key)).step(self.total, self.per_epoch)
         except CookError as error:
             raise self.task.error(f"train.{key}", error.message, error.hint) from error
 
     def _every(self, key: str) -> int:
-        """How many steps apart; 0 for never."""
+        """The interval in steps; 0 for never."""
         return 0 if getattr(self.train, key) is None else max(1, self._step_of(key))
 
     def _due(self, every: int) -> bool:

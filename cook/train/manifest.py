@@ -1,7 +1,7 @@
-"""Files and the list of their hashes: how a checkpoint knows that it is whole.
+"""Files and their hashes, by which a checkpoint is verified.
 
-`manifest.json` holds the size and the SHA-256 of every file beside it, and a hash of itself, so that a
-flipped byte anywhere, the manifest included, is found.
+`manifest.json` contains the size and the SHA-256 of every other file, and a hash of itself, so that any
+changed byte, also in the manifest, is detected.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ VERSION = 1
 
 
 def write_part(path: Path, value: Any) -> dict[str, Any]:
-    """torch.save `value`, force it to the disk, and return its entry: `sha256` and `size` in bytes."""
+    """torch.save `value`, flush it to disk, and return its entry: `sha256` and `size` in bytes."""
     with path.open("wb") as file:
         digest = _Digest(file)
         try:
@@ -35,7 +35,7 @@ def write_part(path: Path, value: Any) -> dict[str, Any]:
 
 
 def write(folder: Path, step: int, files: dict[str, dict[str, Any]]) -> None:
-    """Write the manifest of `folder`, whose parts `write_part` gave the entries in `files` for."""
+    """Write the manifest of `folder`; `files` are the entries returned by `write_part`."""
     content = {"version": VERSION, "step": step, "files": files}
     with (folder / NAME).open("w", encoding="utf-8") as file:
         json.dump({**content, "digest": _seal(content)}, file, indent=1)
@@ -47,7 +47,7 @@ def read(folder: Path) -> dict[str, Any]:
     """The manifest: `version`, `step` and `files` (name -> entry).
 
     Raises:
-        ValueError: when it is not what `write` wrote, or another version of cook wrote it.
+        ValueError: it is invalid, or written by another version of cook.
     """
     try:
         content = json.loads((folder / NAME).read_text(encoding="utf-8"))
@@ -59,7 +59,7 @@ def read(folder: Path) -> dict[str, Any]:
         raise ValueError(f"has version {content.get('version')}, this cook reads {VERSION}")
     files = content.get("files")
     if not isinstance(files, dict) or not all(_is_part(*item) for item in files.items()):
-        # Anybody can seal what they wrote: a name must not lead out of the folder.
+        # The hash does not authenticate: a name must not point outside of the folder.
         raise ValueError("lists what is no part of a checkpoint")
     return content
 
@@ -73,7 +73,7 @@ def _is_part(name: str, entry: object) -> bool:
 
 
 def problem(folder: Path, step: int) -> str | None:
-    """What is wrong with the checkpoint of `step` in `folder`; None when every byte is as written."""
+    """Describe the damage of the checkpoint of `step` in `folder`; None if every byte is intact."""
     try:
         content = read(folder)
         if content.get("step") != step:
@@ -87,15 +87,15 @@ def problem(folder: Path, step: int) -> str | None:
                     return f"{name} has changed since it was written"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except ValueError as error:  # a byte that is not UTF-8, text that is not JSON, a hash that differs
+    except ValueError as error:  # invalid UTF-8, invalid JSON, or a differing hash
         return f"{NAME}: {error}"
     return None
 
 
 class _Digest:
-    """A file that hashes what is written to it, and remembers why a write failed.
+    """A file that hashes the data written to it, and stores the reason of a failed write.
 
-    torch.save buries an OSError under a RuntimeError about its archive.
+    torch.save hides an OSError behind a RuntimeError about its archive.
     """
 
     def __init__(self, file: BinaryIO):
@@ -113,7 +113,7 @@ class _Digest:
         return len(data)
 
     def flush(self) -> None:
-        """`write_part` flushes and syncs once, at the end; torch.save asks for it too."""
+        """Does nothing: `write_part` flushes and syncs once, at the end, but torch.save calls this too."""
 
 
 def _seal(content: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""AdamW with its weight-decay groups, and the learning rate's schedule."""
+"""AdamW with weight-decay groups, and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Parameter groups: matrices decay, vectors (biases, norms, scales) do not.
+    """Parameter groups: matrices are decayed, vectors (biases, norms, scales) are not.
 
-    Frozen parameters are left out. Order follows the module's, so optimizer states can be resumed.
+    Frozen parameters are excluded. The order is the module's, so that optimizer states can be resumed.
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.dim() >= 2]
@@ -33,20 +33,20 @@ def adamw(
     epsilon: float = 1e-8,
     fused: bool = True,
 ) -> AdamW:
-    """Decoupled weight decay (Loshchilov and Hutter 2019) over the groups above.
+    """AdamW (Loshchilov and Hutter 2019) over the groups of `decay_groups`.
 
     Args:
-        fused: one kernel for all parameters. Not beside a gradient scaler: a fused step is always made
-            and skips inside of the kernel, where nobody learns of it.
+        fused: one kernel for all parameters. Not with a gradient scaler: a fused step always runs and is
+            skipped inside the kernel, which cannot be observed.
     """
     groups = decay_groups(module, weight_decay)
     return AdamW(groups, lr=learning_rate, betas=betas, eps=epsilon, fused=fused)
 
 
 def share_of_rate(step: int, total: int, warmup: int, schedule: str) -> float:
-    """What the learning rate is multiplied with at `step` (from 0): 0 to 1 over the warm-up, then down.
+    """The learning rate factor at `step` (from 0): increases from 0 to 1 in the warm-up, then decays.
 
-    linear reaches 0 at `total`, cosine too, constant stays at 1.
+    linear and cosine decay to 0 at `total`, constant stays at 1.
     """
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -61,5 +61,5 @@ def share_of_rate(step: int, total: int, warmup: int, schedule: str) -> float:
 
 
 def scheduler(optimizer: Optimizer, *, total: int, warmup: int = 0, schedule: str = "linear") -> LambdaLR:
-    """The schedule above, to be stepped once after each optimizer step."""
+    """The schedule of `share_of_rate`, to be stepped once after each optimizer step."""
     return LambdaLR(optimizer, lambda step: share_of_rate(step, total, warmup, schedule))

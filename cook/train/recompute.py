@@ -1,4 +1,4 @@
-"""Gradient checkpointing: forwards that are computed again in the backward, to save memory."""
+"""Gradient checkpointing: recomputes forwards in the backward to save memory."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cook.errors import CookError
 
 @contextmanager
 def recomputing(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
-    """Each layer of `model` is computed twice inside, if `wanted`; afterwards as before.
+    """Enable gradient checkpointing of `model` in the context, if `wanted`, and restore it afterwards.
 
     Raises:
-        CookError: the model cannot.
+        CookError: the model does not support it.
     """
     if not wanted:
         yield
@@ -23,7 +23,7 @@ def recomputing(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
     if not model.supports_gradient_checkpointing:
         message = f"{type(model).__name__} cannot compute its layers again in the backward"
         raise CookError(message, where="train.gradient_checkpointing", hint="leave it out")
-    # The reentrant kind would lose the gradients of what passes capture inside of a layer.
+    # The reentrant variant would lose gradients of tensors that passes capture inside a layer.
     model.gradient_checkpointing_enable({"use_reentrant": False})
     try:
         yield

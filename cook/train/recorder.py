@@ -1,4 +1,4 @@
-"""Per-pass accounting: the model when a pass was attached, at both ends of its window, and when finished."""
+"""Per-pass accounting: the model before a pass is attached, at both ends of its window, and finished."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def _amounts() -> dict[str, int]:
 
 
 class StateRecorder:
-    """Records states of one model; equal ones are evaluated once.
+    """Records states of a model; equal states are evaluated once.
 
     Args:
-        model: the model that passes change; it stays the same object.
-        passes: whose states are recorded.
-        evaluate: gives the validation metrics of the model as it is; `{}` when there are no data.
-        macs: multiply-accumulates of the model as it is; None when they cannot be counted.
-        dtype: what floating-point weights will be stored in; None for their own.
-        masks: of the session, which say what will leave the model at the end.
+        model: the model that passes change, in place.
+        passes: the passes whose states are recorded.
+        evaluate: returns the validation metrics of the present model; `{}` without data.
+        macs: returns multiply-accumulates of the present model; None if they cannot be counted.
+        dtype: storage dtype of floating-point weights; None for their own.
+        masks: of the session; they mark what will be removed from the model at the end.
     """
 
     def __init__(
@@ -48,17 +48,17 @@ class StateRecorder:
         self.states: dict[str, list[State]] = {each.id: [] for each in passes}
         self.whole = tally(model, dtype).parameters
         self.amounts: dict[str, dict[str, int]] = {each.id: _amounts() for each in passes}
-        """What each pass itself did to the model: `zeros` added, parameters `removed`, `bytes` added."""
+        """The direct changes by each pass: `zeros` added, parameters `removed`, `bytes` added."""
         self._last: tuple[tuple[int, Tally], State] | None = None
         self._attached: dict[str, int] = {}
 
     @contextmanager
     def acting(self, each: Pass) -> Iterator[None]:
-        """Add up what `each` does inside: once while it is attached, and once while it finishes.
+        """Accumulate the changes that `each` makes in the context: when attached, and when it finishes.
 
-        Passes act one at a time there, so nothing is counted twice, however windows overlap. Weights that a
-        mask holds at zero become zero in between, and count for the pass whose mask it is; so do those of
-        them that were zero before.
+        Passes act one at a time there, so nothing is counted twice, even if windows overlap. Weights held at
+        zero by a mask become zero in between, and count for the pass that owns the mask, including those that
+        were zero before.
         """
         finishing = each.id in self._attached
         held = self._masks.held(each.id) if self._masks is not None else 0
@@ -74,7 +74,7 @@ class StateRecorder:
             self._attached[each.id] = self._masks.held(each.id) if self._masks is not None else 0
 
     def attaching(self, each: Pass) -> None:
-        """Called just before a pass is attached."""
+        """Called immediately before a pass is attached."""
         self._record("attached", each, 0)
 
     def window_opens(self, step: int) -> None:
@@ -84,13 +84,13 @@ class StateRecorder:
                 self._record("start", each, step)
 
     def window_closes(self, done: int) -> None:
-        """Called when `done` steps are done."""
+        """Called after `done` steps."""
         for each in self.passes:
             if each.window.end == done > each.window.start:
                 self._record("end", each, done)
 
     def finished(self, done: int) -> State:
-        """Record, for every pass, the finished model."""
+        """Record the finished model for every pass."""
         self._last = None
         state = self.state(done)
         for each in self.passes:
@@ -98,7 +98,7 @@ class StateRecorder:
         return state
 
     def state(self, step: int) -> State:
-        """The model as it is after `step` steps."""
+        """The state of the model after `step` steps."""
         count = tally(self.model, self._dtype, self._masks)
         if self._last is None or self._last[0] != (step, count):
             self._last = (step, count), self._describe(count)

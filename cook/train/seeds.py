@@ -1,4 +1,4 @@
-"""One seed a micro-step, so that a run that was interrupted goes on bit for bit."""
+"""One seed per micro-step, so that a resumed run is bitwise identical."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 
 
 def mix(*parts: int) -> int:
-    """Whole numbers mixed into a seed of 63 bits; near numbers give unrelated seeds."""
+    """Mix integers into a 63-bit seed; similar integers give unrelated seeds."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def seed_everything(*parts: int) -> None:
-    """Seed Python, numpy and torch (all devices) from these numbers."""
+    """Seed Python, numpy and torch (all devices) from these integers."""
     seed = mix(*parts)
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -1,4 +1,4 @@
-"""Stopping when asked: SIGTERM and Ctrl-C are noted, and the loop stops after its step."""
+"""Graceful interruption: SIGTERM and Ctrl-C are recorded, and the loop stops after its step."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 
 class Signals:
-    """A context in which the first SIGTERM or SIGINT sets `received`; a second one acts as always."""
+    """A context in which the first SIGTERM or SIGINT sets `received`; a second one acts as usual."""
 
     def __init__(self) -> None:
         self.received = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
-        # Python takes signal handlers in its main thread only; elsewhere nothing is caught.
+        # Python allows signal handlers in the main thread only; in others no signal is handled.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)

@@ -1,4 +1,4 @@
-"""What a masked language model would say in the place of words."""
+"""Word replacements predicted by a masked language model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cook.model.hub import load
 from cook.sections import AugmentSection, ModelSection
 
 TOKENS = 2048
-"""Of a batch, padding included."""
+"""The number of tokens in a batch, including padding."""
 
 
 class MaskedWords:
@@ -28,17 +28,17 @@ class MaskedWords:
 
     Args:
         task: for the path and for errors.
-        processor: the tokenizer of the rows, which has to be the model's.
+        processor: the tokenizer of the rows, which must match the model's.
         words: of that tokenizer.
-        count: candidates a word gets; fewer where the vocabulary has fewer other words.
-        device: what the model runs on.
+        count: candidates per word; fewer if the vocabulary has fewer other words.
+        device: of the model.
 
     Attributes:
         identity: the hash of the model's config and weights.
 
     Raises:
-        CookError: there is no such model, it has no masked language modelling head, or it reads another
-            vocabulary than the rows are written in.
+        CookError: there is no such model, it has no masked language modelling head, or its vocabulary is not
+            that of the rows.
     """
 
     def __init__(self, task: Task, processor: Any, words: Words, asked: AugmentSection, device: torch.device):
@@ -64,7 +64,7 @@ class MaskedWords:
         typed = self.takes_types and "token_type_ids" in table.column_names
         types = flat(table["token_type_ids"])[0] if typed else None
         first = np.cumsum(lengths) - lengths
-        slot = np.cumsum(where) - 1  # of each set flag, its row in the result
+        slot = np.cumsum(where) - 1  # the row in the result of each set flag
         result = np.full((int(where.sum()), self.count), -1)
         some = np.unique(np.repeat(np.arange(len(lengths)), lengths)[where])
         some = some[np.argsort(-lengths[some], kind="stable")]
@@ -89,7 +89,7 @@ class MaskedWords:
         moved = {name: value.to(self.device) for name, value in inputs.items()}
         self._asked = asked.to(self.device)
         logits = self.model(**moved).logits
-        if logits.dim() == 3:  # of a head that multiplies by itself, and calls no projection
+        if logits.dim() == 3:  # of a head with its own product instead of a projection module
             logits = logits[self._asked]
         logits = logits.float().cpu()[:, : len(self.words.whole)]
         if bool(logits.isnan().any()):
@@ -99,7 +99,7 @@ class MaskedWords:
         return logits.topk(self.count).indices
 
     def _only_asked(self, _: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-        """Spare the projection to the vocabulary, half of the work, where nothing is masked."""
+        """Skip the projection to the vocabulary, half of the cost, for tokens that are not masked."""
         return (inputs[0][self._asked],)
 
     def _load(self, section: ModelSection) -> PreTrainedModel:
@@ -109,7 +109,7 @@ class MaskedWords:
             error=lambda _, message, hint: self._error(message, hint),
         )
         origin = load.origin_of(model)
-        if origin.new_head and origin.notes:  # what the checkpoint lacks is told in a note
+        if origin.new_head and origin.notes:  # weights missing from the checkpoint are listed in a note
             raise self._error(
                 f"{section.path} is no masked language model: its head would start from random weights",
                 "use the model as it was pre-trained, before it was fine-tuned",
@@ -117,7 +117,7 @@ class MaskedWords:
         return model.to(self.device)  # type: ignore[arg-type]
 
     def _tokens(self, section: ModelSection, processor: Any) -> tuple[int, int]:
-        """The ids that mask and pad, of a tokenizer that reads as the rows were read."""
+        """The ids of mask and padding tokens, from a tokenizer compatible with that of the rows."""
         tokenizer = load.load_processor(section, "tokenizer")
         if tokenizer is None:
             raise self._error(

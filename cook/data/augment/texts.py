@@ -1,12 +1,12 @@
-"""More examples to distil on: copies of rows in which words are replaced by similar ones.
+"""Data augmentation for distillation: copies of rows in which words are replaced by similar ones.
 
 After X. Jiao et al., "TinyBERT: Distilling BERT for Natural Language Understanding", Findings of EMNLP
-2020, section 3 and algorithm 1. Whole words of one token become whole words of one token, so a copy is as
-long as its original, and its labels, token types and masks are valid. It works on prepared rows and knows
-nothing of tasks.
+2020, section 3 and algorithm 1. Single-token words are replaced by single-token words, so a copy has the
+length of its original, and its labels, token types and masks remain valid. It works on prepared rows,
+independent of tasks.
 
-What can take the place of a word says the method: `neighbours`, the nearest in an embedding matrix, or
-`masked-lm`, the most probable of a masked language model that sees the copy with its chosen words masked.
+The method determines replacements: `neighbours`, the nearest words in an embedding matrix, or `masked-lm`,
+the most probable words of a masked language model for the copy with its chosen words masked.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from cook.sections import AugmentSection, TrainSection
 from cook.teacher.teacher import Given, named
 
 VERSION = 1
-"""Part of the key of every entry: raised when other words would be chosen."""
+"""Part of every entry's key: incremented when the choice of words changes."""
 ROWS = 10_000
-"""Rows that are changed at a time, with a random stream of their own."""
+"""Rows changed together, with one random stream."""
 CHUNK = 256
-"""Words whose neighbours are looked for at a time."""
+"""Words whose neighbours are computed together."""
 
 Candidates = Callable[[pa.Table, Flags], Ids]
-"""What each token of these rows where the flag is set may become, shape `(set flags, candidates)`."""
+"""Candidates for each token of these rows with its flag set, shape `(set flags, candidates)`."""
 
 
 def nearest(embeddings: Tensor, words: Flags, count: int, wanted: Flags | None = None) -> Tensor:
@@ -46,15 +46,15 @@ def nearest(embeddings: Tensor, words: Flags, count: int, wanted: Flags | None =
 
     Args:
         embeddings: shape `(vocabulary, width)`.
-        words: which ids are words, shape `(vocabulary,)` or shorter: the others come nowhere.
-        count: neighbours of a word; there are fewer where the vocabulary has fewer other words.
-        wanted: the words to look for, of the shape of `words`; None for all.
+        words: which ids are words, shape `(vocabulary,)` or shorter: other ids are never candidates.
+        count: neighbours per word; fewer if the vocabulary has fewer other words.
+        wanted: the words to find neighbours for, of the shape of `words`; None for all.
 
     Returns:
-        Ids of shape `(len(words), neighbours)`; -1 for what is no wanted word.
+        Ids of shape `(len(words), neighbours)`; -1 for ids that are not wanted words.
     """
     known = torch.from_numpy(np.flatnonzero(words))
-    # In float64, what is nearest does not hang on how many threads add up a sum.
+    # In float64 the result does not depend on the number of threads in a sum.
     unit = torch.nn.functional.normalize(embeddings[known].double(), dim=1)
     count = max(0, min(count, len(known) - 1))
     table = torch.full((len(words), count), -1)
@@ -67,7 +67,7 @@ def nearest(embeddings: Tensor, words: Flags, count: int, wanted: Flags | None =
 
 
 def chosen(alone: Flags, lengths: Ids, share: float, source: np.random.RandomState) -> Flags:
-    """The words to replace: each with probability `share`, and one at least in a row that has any.
+    """The words to replace: each with probability `share`, and at least one in a row that has any.
 
     Args:
         alone: the tokens of all rows that can be replaced.
@@ -82,7 +82,7 @@ def chosen(alone: Flags, lengths: Ids, share: float, source: np.random.RandomSta
 
 
 def replaced(ids: Ids, where: Flags, candidates: Ids, source: np.random.RandomState) -> Ids:
-    """A copy of `ids` in which each token at `where` is one of its candidates, all equally likely.
+    """A copy of `ids` in which each token at `where` is replaced by a uniformly drawn candidate.
 
     Args:
         ids: the tokens of all rows.
@@ -106,22 +106,22 @@ def augmented(
     teacher: Given,
     accelerator: Accelerator,
 ) -> Dataset:
-    """The rows and the copies that `data.augment` asks for: all originals, then copy 1, copy 2, ...
+    """The rows and the copies requested by `data.augment`: all originals, then copy 1, copy 2, ...
 
     The result is a function of its arguments, cached on disk and memory-mapped; an epoch over it is
-    `1 + copies` times as long. Without `data.augment` it is the rows themselves.
+    `1 + copies` times as long. Without `data.augment` the rows are returned.
 
     Args:
         rows: from `task.prepare`.
         train: the recipe's section, for its seed.
         processor: the tokenizer of the rows.
-        model: what "self" means; its word embeddings stand in where there is no teacher.
-        teacher: in any form that a session takes; the first one's embeddings count.
-        accelerator: one process makes the entry, the others wait; its device runs the language model.
+        model: the model meant by "self"; its word embeddings are used if there is no teacher.
+        teacher: in any form that a session accepts; the first one's embeddings are used.
+        accelerator: one process creates the entry, the others wait; the language model runs on its device.
 
     Raises:
-        CookError: the rows are no text, or hold no word that could be replaced; the language model is
-            none, or reads another vocabulary.
+        CookError: the rows are no text, or contain no replaceable word; the language model is invalid, or
+            has another vocabulary.
     """
     asked = task.data.augment
     if asked is None:
@@ -159,7 +159,7 @@ def _tables(rows: Dataset, words: Words, candidates: Candidates, asked: Any, see
     yield from _blocks(rows)
     for copy in range(1, asked.copies + 1):
         for number, table in enumerate(_blocks(rows)):
-            # The legacy generator's stream is frozen for good, unlike that of numpy's newer ones.
+            # The stream of the legacy generator is guaranteed not to change, unlike that of newer ones.
             source = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, copy, number])))
             ids, lengths = flat(table["input_ids"])
             where = chosen(words.alone(ids, lengths), lengths, asked.share, source)
@@ -176,7 +176,7 @@ def _blocks(rows: Dataset) -> Iterator[pa.Table]:
 
 
 def _replaceable(rows: Dataset, words: Words) -> tuple[int, int]:
-    """How many words of the rows can be replaced, and how many rows have none."""
+    """The number of replaceable words, and of rows without any."""
     total = without = 0
     if words.whole.sum() > 1:
         for table in _blocks(rows):
@@ -188,7 +188,7 @@ def _replaceable(rows: Dataset, words: Words) -> tuple[int, int]:
 
 
 def _differing(rows: Dataset, result: Dataset) -> int:
-    """The tokens of all copies that are not those of the originals."""
+    """The number of tokens in all copies that differ from the originals."""
     tables, changed = result.with_format("arrow"), 0
     for number, table in enumerate(_blocks(rows)):
         own, start = flat(table["input_ids"])[0], number * ROWS
@@ -208,7 +208,7 @@ def _source(
     teacher: Given,
     device: torch.device,
 ) -> tuple[str, Callable[[], Candidates]]:
-    """What similar words come from: its hash, and what makes it ready when there is no entry yet."""
+    """The source of similar words: its hash, and a function that prepares it if there is no entry yet."""
     if asked.method == "masked-lm":
         predict = MaskedWords(task, processor, words, asked, device)
 
@@ -231,7 +231,7 @@ def _source(
 
 
 def _embeddings(task: Task, model: PreTrainedModel, teacher: Given, words: Words) -> Tensor:
-    """The word embeddings of the (first) teacher; of the model itself without one."""
+    """The word embeddings of the (first) teacher, or of the model if there is none."""
     first = next(iter(named(teacher)), None)
     if first is None:
         if load.origin_of(model).new_head and not model.name_or_path:

@@ -1,8 +1,8 @@
-"""Which tokens of a vocabulary are whole words, told from how the vocabulary spells them.
+"""Determines which tokens of a vocabulary are whole words, from its spelling convention.
 
-Four conventions are known: pieces that go on are marked (`##ing`, WordPiece), tokens that begin a word are
-(`Ġfilm` of byte-level BPE, `▁film` of SentencePiece), tokens that end one are (`film</w>`), or nothing is
-and every token is a word. The mark that most tokens carry says which.
+Four conventions are known: continuation pieces are marked (`##ing`, WordPiece), tokens at the start of a
+word are marked (`Ġfilm` of byte-level BPE, `▁film` of SentencePiece), tokens at the end of one are marked
+(`film</w>`), or none is and every token is a word. The most frequent mark determines the convention.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ Ids = npt.NDArray[np.integer[Any]]
 PIECE, BYTES, SPACE, END = "##", "Ġ", "▁", "</w>"
 APOSTROPHES = frozenset("'\u2019")
 BROKEN = "\ufffd"
-"""What bytes decode to that are a letter only together with those of the next token."""
+"""Characters that decode from bytes that form a letter only with those of the next token."""
 
 
 @dataclass(frozen=True)
 class Words:
-    """What each id of a vocabulary is; arrays of shape `(highest id + 1,)`.
+    """Properties of each id of a vocabulary; arrays of shape `(highest id + 1,)`.
 
     Attributes:
-        whole: by itself a word of letters or digits. Special and added tokens are none.
+        whole: is a word of letters or digits by itself. Special and added tokens are not.
         joins: belongs to the word before it.
         opens: the token after it belongs to the same word.
     """
@@ -42,12 +42,12 @@ class Words:
     opens: Flags
 
     def alone(self, ids: Ids, lengths: Ids) -> Flags:
-        """Where a token is a whole word in its row: neither neighbour belongs to it.
+        """Which tokens are whole words in their row: neither neighbour belongs to them.
 
-        Contractions are one word in pieces: in `do n ' t` neither `n` nor `t` stands alone.
+        Contractions are one word in several pieces: in `do n ' t` neither `n` nor `t` stands alone.
 
         Args:
-            ids: the tokens of all rows, one after the other.
+            ids: the tokens of all rows, concatenated.
             lengths: of the rows; they add up to `len(ids)`.
         """
         ends = np.zeros(len(ids) + 1, dtype=bool)
@@ -58,13 +58,13 @@ class Words:
 
 
 def flat(column: pa.ChunkedArray) -> tuple[Ids, Ids]:
-    """A column of lists as (all its numbers one after the other, the length of each list)."""
+    """Flatten a column of lists: (all values concatenated, the length of each list)."""
     lengths = pa.compute.list_value_length(column)
     return column.combine_chunks().flatten().to_numpy(), lengths.to_numpy()
 
 
 def words_of(tokenizer: Any) -> Words:
-    """The words of a tokenizer: it has `get_vocab`, `get_added_vocab` and `all_special_ids`."""
+    """The words of a tokenizer with `get_vocab`, `get_added_vocab` and `all_special_ids`."""
     vocabulary: Mapping[str, int] = tokenizer.get_vocab()
     never = {*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids}
     mark = convention(vocabulary)
@@ -76,7 +76,7 @@ def words_of(tokenizer: Any) -> Words:
 
 
 def convention(vocabulary: Mapping[str, int]) -> str | None:
-    """The mark that most tokens carry: PIECE, BYTES, SPACE or END; None when none does."""
+    """The most frequent mark among the tokens: PIECE, BYTES, SPACE or END; None without marks."""
     counts = {
         mark: sum(len(token) > len(mark) and token.startswith(mark) for token in vocabulary)
         for mark in (PIECE, BYTES, SPACE)
@@ -92,7 +92,7 @@ def _kind(token: str, mark: str | None) -> tuple[bool, bool, bool]:
     if mark in (BYTES, SPACE):
         begins = token.startswith(mark)
         text = ByteLevel().decode([token])[begins:] if mark == BYTES else token[begins:]
-        # Punctuation after a word has no mark either, and belongs to no word.
+        # Punctuation after a word has no mark either, but belongs to no word.
         return begins and _is_word(text), not begins and (apostrophe or _has_letter(text)), False
     if mark == PIECE:
         return _is_word(token), token.startswith(PIECE) or apostrophe, apostrophe

@@ -1,7 +1,7 @@
-"""Tables of text: delimiters and quotes of csv and tsv files.
+"""Text tables: delimiters and quotes of csv and tsv files.
 
-Nothing is lost or merged silently: every row must have the columns of the header, and what quotes mean is
-decided for the file as a whole (`_rows`).
+No data are lost or merged silently: every row must have the columns of the header, and the meaning of quotes
+is decided for the file as a whole (`_rows`).
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class Table:
 
 
 def parse(text: str, usual: str, delimiter: str | None = None) -> Table:
-    """The table in `text`, whose first line names the columns; empty lines are left out.
+    """Parse `text` to a table; the first line names the columns, and empty lines are skipped.
 
     Args:
-        usual: the delimiter that the file's suffix stands for. Another one of DELIMITERS is taken only if
-            the text is a table of several columns with that one and not with the usual one.
-        delimiter: the one that is used whatever the text looks like.
+        usual: the delimiter for the file's suffix. Another one of DELIMITERS is used only if the text is a
+            table of several columns with it and not with the usual one.
+        delimiter: used regardless of the text.
 
     Raises:
-        Unreadable: there is no header, two columns have one name, or rows differ in length.
+        Unreadable: there is no header, column names are not unique, or rows differ in length.
     """
     if "\n" not in text:
         text = text.replace("\r", "\n")
@@ -89,11 +89,11 @@ _Read = tuple[list[int], list[list[str]]]
 
 
 def _rows(text: str, delimiter: str, standard: bool) -> _Read:
-    """Rows and the lines they begin on, by the reading of quotes that fits the whole file.
+    """Rows and the lines they start on, with the interpretation of quotes that fits the whole file.
 
-    Quotes enclose cells if every quoted cell opens and closes as RFC 4180 says; otherwise they are characters
-    of the texts. In a tab-separated file (without `standard`), where quotes are characters in many data
-    sets (GLUE), they enclose cells only if the file also looks like the output of a writer that quotes.
+    Quotes enclose cells if every quoted cell opens and closes according to RFC 4180; otherwise they are
+    characters of the texts. In a tab-separated file (without `standard`), where quotes are characters in many
+    datasets (GLUE), they enclose cells only if the file also looks like the output of a quoting writer.
     """
     if '"' not in text:
         return _plain(text, delimiter)
@@ -112,13 +112,13 @@ def _rows(text: str, delimiter: str, standard: bool) -> _Read:
         raise Unreadable(f"{failure}; without quotes, {problem}", failure.hint) from problem
     if quoted is None:
         if standard and failure is not None and any('""' in cell for row in plain[1] for cell in row):
-            raise failure  # some cells are quoted, others hold quotes: neither reading fits all
+            raise failure  # some cells are quoted, others contain quotes: neither interpretation fits all
         return plain
     return quoted if _looks_written(plain, quoted) else plain
 
 
 def _plain(text: str, delimiter: str) -> _Read:
-    """Rows of a text in which quotes are characters."""
+    """Rows of a text in which quotes are ordinary characters."""
     found = (
         (number, line.removesuffix("\r").split(delimiter)) for number, line in enumerate(text.split("\n"), 1)
     )
@@ -126,7 +126,7 @@ def _plain(text: str, delimiter: str) -> _Read:
 
 
 def _quoted(text: str, delimiter: str) -> _Read:
-    """Rows of a text whose quoted cells all open and close as RFC 4180 says."""
+    """Rows of a text whose quoted cells all open and close according to RFC 4180."""
 
     def rows() -> Iterator[tuple[int, list[str]]]:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -172,9 +172,9 @@ def _checked(found: Iterator[tuple[int, list[str]]]) -> _Read:
 
 
 def _looks_written(plain: _Read, quoted: _Read) -> bool:
-    """Whether a text that can be read in both ways looks like the output of a writer that quotes cells.
+    """Whether a text that can be read both ways looks like the output of a writer that quotes cells.
 
-    Such a writer doubles quotes inside of cells, and quotes either the cells that need it (they hold a
+    Such a writer doubles quotes inside cells, and quotes either the cells that need it (those with a
     delimiter, a quote or a line break) or all cells of a column that are not numbers.
     """
     if len(plain[0]) != len(quoted[0]):
@@ -195,14 +195,14 @@ def _looks_written(plain: _Read, quoted: _Read) -> bool:
 
 
 def _merges_rows(plain: _Read, quoted: _Read) -> bool:
-    """Whether quoted cells hold lines that look like rows of their own.
+    """Whether quoted cells contain lines that look like separate rows.
 
-    They do if, in some column behind the first, all lines have numbers, or these lines have values that other
-    rows have too.
+    This is the case if, in some column after the first, all lines have numbers, or these lines have values
+    that occur in other rows.
     """
     begin = set(quoted[0])
     inner = [line not in begin for line in plain[0]]
-    # A row whose next line is an inner one is the first of those that would become one.
+    # A row followed by an inner line is the first of the rows that it would become.
     merged = [here or after for here, after in zip(inner, [*inner[1:], False], strict=True)]
     swallowed = [row for row, one in zip(plain[1], merged, strict=True) if one]
     others = [row for row, one in zip(plain[1][1:], merged[1:], strict=True) if not one]

@@ -1,4 +1,4 @@
-"""Bytes of a data file as text: UTF-8, UTF-16 or UTF-32 by their byte order mark, or a given encoding."""
+"""Decodes data files: UTF-8, UTF-16 or UTF-32 by their byte order mark, or a given encoding."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _HEAD = 1 << 20
-"""Bytes that a likely encoding is worked out from."""
+"""The number of bytes used to determine a likely encoding."""
 
 
 class Unreadable(ValueError):
-    """A file's content is not what was expected; `hint` says what to do about it."""
+    """A file does not have the expected content; `hint` suggests a remedy."""
 
     def __init__(self, message: str, hint: str | None = None):
         super().__init__(message)
@@ -29,7 +29,7 @@ def read_text(path: Path, encoding: str | None = None) -> str:
     """The text of a file, without a byte order mark.
 
     Args:
-        encoding: a codec of Python, such as `cp1252`; None takes the byte order mark's, else UTF-8. Other
+        encoding: a Python codec, such as `cp1252`; None uses the byte order mark, else UTF-8. Other
             encodings are never guessed: most bytes are valid in several, as different letters.
 
     Raises:
@@ -57,7 +57,7 @@ def read_text(path: Path, encoding: str | None = None) -> str:
 
 
 def read_lines(path: Path, encoding: str | None = None) -> Iterator[str]:
-    """The lines of a file without their ends, one after the other; as `read_text`."""
+    """The lines of a file without line ends, read lazily; as `read_text`."""
     with path.open("rb") as file:
         used = encoding or _marked(file.read(4)) or "utf-8"
     try:
@@ -65,7 +65,7 @@ def read_lines(path: Path, encoding: str | None = None) -> Iterator[str]:
             for line in lines:
                 yield line.rstrip("\n").removeprefix("\ufeff")
     except (UnicodeError, LookupError):
-        read_text(path, encoding)  # for its error
+        read_text(path, encoding)  # raises the error
         raise
 
 

@@ -1,4 +1,4 @@
-"""Excel workbooks as tables; needs openpyxl, which `pip install cook-compress[excel]` brings."""
+"""Reads Excel workbooks as tables; requires openpyxl (`pip install cook-compress[excel]`)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from cook.data.files.encodings import Unreadable
 
 
 def read(path: Path) -> tuple[dict[str, list[Any]], list[int]]:
-    """The columns of the only sheet with cells in it, and the number of each row as Excel counts.
+    """The columns of the only non-empty sheet, and the number of each row as in Excel.
 
-    The first row names the columns; rows without any cell are left out. A column holds numbers if all its
-    cells do, else texts; an empty cell is None, and a formula counts as the value that was saved with it.
+    The first row names the columns; empty rows are skipped. A column is numeric if all its cells are, else
+    text; an empty cell is None, and a formula is read as its saved value.
 
     Raises:
-        Unreadable: openpyxl is not installed, the file is no workbook, or which sheet is meant is not clear.
+        Unreadable: openpyxl is not installed, the file is not a workbook, or several sheets have cells.
     """
     try:
         import openpyxl
@@ -24,7 +24,7 @@ def read(path: Path) -> tuple[dict[str, list[Any]], list[int]]:
         raise Unreadable("an Excel file needs openpyxl, which is not installed", hint) from problem
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-    except Exception as problem:  # zipfile, XML and key errors, whatever the file is instead
+    except Exception as problem:  # zipfile, XML and key errors, depending on the actual file type
         raise Unreadable(f"this is no Excel workbook (.xlsx): {problem}") from problem
     try:
         sheets = {sheet.title: _filled(sheet) for sheet in book.worksheets}

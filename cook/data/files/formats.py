@@ -1,4 +1,4 @@
-"""Names and formats of data that a recipe can name; light to import."""
+"""Names and formats of data in a recipe; fast to import."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt
 """The suffixes of data files."""
 
 DIGITS = "sklearn:digits"
-"""The `data.path` of the digits of scikit-learn."""
+"""The `data.path` of scikit-learn's digits."""
 SLICE = re.compile(r"(?P<name>[\w.\-]+)(\[(?P<first>-?\d+%?)?:(?P<last>-?\d+%?)?\])?")
 """A split, or a part of one: `train`, `train[:90%]`, `train[-500:]`."""
 DELIMITERS = (",", ";", "\t", "|")
-"""What may separate the columns of a table of text."""
+"""Possible column separators of text tables."""

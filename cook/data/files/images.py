@@ -1,4 +1,4 @@
-"""Images of every kind as arrays of bytes: one decoder for paths, files, arrays and decoded images alike."""
+"""Images as arrays of bytes: one decoder for paths, files, arrays and decoded images."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import numpy as np
 from PIL import Image, ImageOps
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-"""The mode of PIL for a number of channels."""
+"""The PIL mode for each number of channels."""
 DEEP = 65535
-"""The largest value of 16 bits."""
+"""The largest 16-bit value."""
 
 
 def decoded(image: Any, channels: int) -> np.ndarray:
-    """The pixels of an image, turned as its camera says.
+    """The pixels of an image, with its EXIF orientation applied.
 
     Args:
-        image: an image of PIL, a path, or an array (height, width[, channels]). Grey levels of 16 bits, and
-            those of float images from 0 to 1, are scaled to bytes: converting would clip them.
+        image: a PIL image, a path, or an array (height, width[, channels]). 16-bit grey levels and float
+            values from 0 to 1 are scaled to bytes: converting would clip them.
         channels: 1, 3 or 4.
 
     Returns:
         uint8 of shape `(height, width, channels)`.
 
     Raises:
-        OSError: a file that cannot be read, or is no image.
-        ValueError: values that are in no known range.
+        OSError: a file cannot be read, or is not an image.
+        ValueError: the range of values is unknown.
     """
     found = _opened(image)
     found = ImageOps.exif_transpose(found) or found
@@ -51,7 +51,7 @@ def _opened(image: Any) -> Image.Image:
 
 
 def _in_bytes(image: Image.Image) -> Image.Image:
-    """An image with deep grey levels (PIL's modes I, I;16 and F) as one of bytes; others as they are."""
+    """Convert an image with deep grey levels (PIL's modes I, I;16 and F) to bytes; others are unchanged."""
     if image.mode.startswith("I"):
         array, largest = np.asarray(image), float(DEEP)
     elif image.mode == "F":

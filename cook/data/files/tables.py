@@ -1,7 +1,7 @@
-"""Data files of every kind that a recipe may name, as tables.
+"""Reads data files of all supported formats as tables.
 
-Tables of text (csv, tsv) hold nothing but text: a column becomes numbers only when every value is
-one, whatever the rows before it looked like, and no word (`NA`, `none`) is ever taken for a gap.
+Text tables (csv, tsv) are untyped: a column becomes numeric only if every value is a number, regardless of
+the order of rows, and no word (`NA`, `none`) is treated as missing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def is_file_name(value: str) -> bool:
 
 
 def read(paths: Sequence[Path], image: str | None = None, **options: str | None) -> Dataset:
-    """The rows of `paths`, one file after the other; as for `placed`."""
+    """The rows of `paths`, concatenated; as for `placed`."""
     return placed(paths, image, **options)[0]
 
 
@@ -41,17 +41,17 @@ def placed(
     delimiter: str | None = None,
     encoding: str | None = None,
 ) -> tuple[Dataset, list[Origin]]:
-    """The rows of `paths`, one file after the other, and where they are in their files.
+    """The rows of `paths`, concatenated, and their locations in the files.
 
     Args:
         paths: files whose suffix is in DATA_SUFFIXES, all with the same columns.
-        image: a column of image paths, made absolute from the folder of its file.
-        delimiter: of csv and tsv files; None finds it in the text, as `delimited.parse` does.
-        encoding: of files of text; None is UTF-8, or what a byte order mark says.
+        image: a column of image paths, resolved relative to the folder of its file.
+        delimiter: of csv and tsv files; None detects it, as `delimited.parse` does.
+        encoding: of text files; None uses the byte order mark, else UTF-8.
 
     Raises:
         OSError: a file cannot be opened.
-        ValueError: a file's content is not what its suffix says; the text names the file.
+        ValueError: a file's content does not match its suffix; the message names the file.
     """
     tables, origins = [], []
     for path in paths:
@@ -100,7 +100,7 @@ def _table(path: Path, delimiter: str | None, encoding: str | None) -> tuple[pa.
 
 
 def _json_rows(text: str) -> tuple[list[dict[str, Any]], str, list[int]]:
-    """The objects of a JSON list, or of a text with one a line; what counts them, and their numbers."""
+    """The objects of a JSON list, or of a text with one per line; the unit of counting, and their numbers."""
     if text.lstrip().startswith("["):
         rows = json.loads(text)
         numbered: Iterable[tuple[int, Any]] = enumerate(rows, 1)
@@ -134,7 +134,7 @@ def _records(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """`column` as integers if they print as the same text, else as reals, else as it is."""
+    """`column` as integers if they print as the same text, else as reals, else unchanged."""
     try:
         integers = column.cast(pa.int64())
     except pa.ArrowInvalid:

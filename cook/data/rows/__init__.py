@@ -1,1 +1,1 @@
-"""The rows of a data section: found, checked, cut and kept on disk."""
+"""The rows of a data section: located, checked, cut and cached."""

@@ -1,9 +1,9 @@
-"""Prepared data on disk, named by everything that it was made from.
+"""Prepared data on disk, named by the hash of its inputs.
 
-An entry is one file: `KEY-DIGEST.arrow` of rows, `KEY-DIGEST.answers` of what a teacher said about them.
-KEY is the hash of what it was made from (the rows, the processor's files, the options); DIGEST is the hash
-of the file itself, so that an entry is complete or recognisably not, and writing one is a single rename.
-Nothing is ever read that does not match its own name.
+An entry is one file: `KEY-DIGEST.arrow` for rows, `KEY-DIGEST.answers` for a teacher's outputs. KEY is the
+hash of its inputs (the rows, the processor's files, the options); DIGEST is the hash of the file itself, so
+that an incomplete entry is detected, and writing one is a single rename. Files that do not match their own
+name are never read.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from cook.model.hub.folder import save_processor
 from cook.say import Say, silent
 
 VERSION = 2
-"""Part of every key: raised when the meaning of what is stored changes."""
+"""Part of every key: incremented when the meaning of stored data changes."""
 ABANDONED = 24 * 3600
-"""Seconds after which a file that nobody has written to was left by a process that was killed."""
+"""Seconds without a write after which an unfinished file is considered abandoned."""
 
 
 def folder() -> Path:
@@ -48,11 +48,11 @@ def key(**parts: Any) -> str:
 def of_rows(dataset: Dataset, columns: Iterable[str], *, files: bool = False) -> str:
     """The hash of the values in `columns`, in row order.
 
-    Image files count by their content, which takes less time than decoding them: a file can change and keep
-    its name, its size and its time.
+    Image files are hashed by content, which takes less time than decoding them: a file can change without
+    a change of name, size or time.
 
     Args:
-        files: whether texts that are paths of files stand for what these hold, too.
+        files: whether texts that are file paths also stand for the content of these files.
     """
     chosen = dataset.select_columns(list(columns))
     images = [name for name, feature in chosen.features.items() if isinstance(feature, Image)]
@@ -75,12 +75,12 @@ def of_rows(dataset: Dataset, columns: Iterable[str], *, files: bool = False) ->
 
 
 def _content(path: str | None) -> bytes:
-    """The hash of what a file holds, for a path that is one."""
+    """The hash of a file's content, if the path is a file."""
     return _digest(Path(path)).encode() if path is not None and os.path.isfile(path) else b"none"
 
 
 def of_processor(processor: Any) -> str:
-    """The hash of the files that a tokenizer or an image processor saves."""
+    """The hash of the files saved by a tokenizer or an image processor."""
     digest = hashlib.sha256(type(processor).__name__.encode())
     with tempfile.TemporaryDirectory() as name:
         try:
@@ -96,7 +96,7 @@ def of_processor(processor: Any) -> str:
 
 
 def of_tensors(tensors: Mapping[str, Tensor], told: str = "") -> str:
-    """The hash of tensors with their names, types and shapes, and of a text that goes with them."""
+    """The hash of tensors with their names, dtypes and shapes, and of an additional text."""
     digest = hashlib.sha256(told.encode())
     for name, tensor in tensors.items():
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -105,7 +105,7 @@ def of_tensors(tensors: Mapping[str, Tensor], told: str = "") -> str:
 
 
 def of_config(model: PreTrainedModel) -> str:
-    """What a model is besides its weights, as a text: its classes and its config, but not where it lies."""
+    """A text that describes a model without its weights: its classes and its config, but not its path."""
     config = model.config.to_dict()
     for name in ("_name_or_path", "transformers_version"):
         config.pop(name, None)
@@ -117,17 +117,17 @@ def _lasting(path: Path) -> bytes:
     content = path.read_bytes()
     if path.name != "tokenizer.json":
         return content
-    # A tokenizer keeps the truncation and padding of its last call; ours are in the options.
+    # Tokenizers store the truncation and padding of their last call; cook's are in the options.
     fields = json.loads(content)
     return json.dumps({**fields, "truncation": None, "padding": None}, sort_keys=True).encode()
 
 
 def stored(key: str, build: Callable[[], Iterable[pa.Table]]) -> Dataset:
-    """The entry `key`, memory-mapped; built first if it is absent or damaged.
+    """The entry `key`, memory-mapped; built first if absent or damaged.
 
     Args:
         key: from `key()`.
-        build: gives the rows as tables of one schema.
+        build: returns the rows as tables of one schema.
 
     Raises:
         RunError: the cache folder cannot be read or written.
@@ -147,11 +147,11 @@ def stored(key: str, build: Callable[[], Iterable[pa.Table]]) -> Dataset:
 
 
 def find(key: str, kind: str, damaged: Say = silent) -> Path | None:
-    """The file of the entry `key`, or None; one that is damaged is removed.
+    """The file of the entry `key`, or None; a damaged one is removed.
 
     Args:
-        kind: what names end in.
-        damaged: is told the name of a damaged one.
+        kind: the file suffix.
+        damaged: called with the name of a damaged file.
 
     Raises:
         RunError: the cache folder cannot be read.
@@ -170,11 +170,11 @@ def find(key: str, kind: str, damaged: Say = silent) -> Path | None:
 
 
 def put(key: str, kind: str, write: Callable[[Path], None]) -> Path:
-    """A new file of the entry `key`.
+    """Create a file for the entry `key`.
 
     Args:
-        kind: what its name ends in.
-        write: makes the file at a path.
+        kind: the file suffix.
+        write: writes the file at a path.
 
     Raises:
         RunError: the cache folder cannot be written.
@@ -197,9 +197,9 @@ def put(key: str, kind: str, write: Callable[[Path], None]) -> Path:
 
 
 def _tidy(root: Path) -> None:
-    """Remove what processes that were killed began to write."""
+    """Remove unfinished files of killed processes."""
     for path in root.glob("*.tmp"):
-        with contextlib.suppress(OSError):  # another process may be faster, or own it
+        with contextlib.suppress(OSError):  # another process may have removed it, or own it
             if time.time() - path.stat().st_mtime > ABANDONED:
                 path.unlink()
 

@@ -1,4 +1,4 @@
-"""Checks of splits before they are used: missing cells, labels that are none, rows in both splits."""
+"""Checks of splits before use: missing cells, invalid labels, rows in both splits."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from cook.data.rows.sources import ErrorAt
 
 Columns = Mapping[str, Sequence[str]]
-"""The columns that a task reads, by the key of the recipe that names them."""
+"""The columns that a task reads, by the recipe key that names them."""
 ENOUGH = 20
-"""Rows from which on a label column may be judged by its values."""
+"""The minimum number of rows to judge a label column by its values."""
 
 
 BLOCK = 1000
-"""Rows that are looked at together, since images may be large."""
+"""The number of rows checked together, since images may be large."""
 
 
 def without_missing(
@@ -33,30 +33,30 @@ def without_missing(
     """The rows that have a value in all columns.
 
     Raises:
-        CookError: some have none, and `drop` is false; or all of them.
+        CookError: some rows have none and `drop` is false, or all rows have none.
     """
     found = {key: _missing(part.dataset, names) for key, names in columns.items()}
-    gone = sorted(set().union(*found.values()))
-    if not gone:
+    missing = sorted(set().union(*found.values()))
+    if not missing:
         return part
     key = next(key for key, rows in found.items() if rows)
     if not drop:
-        told = [
+        messages = [
             f"{_columns(columns[key])} empty in {len(rows)} of {len(part.dataset)} rows of {split}: "
             f"{part.describe(rows)}"
             for key, rows in found.items()
             if rows
         ]
         hint = "fill them in, or leave these rows out with data.missing: drop"
-        raise error(key, "; ".join(told), hint)
-    if len(gone) == len(part.dataset):
+        raise error(key, "; ".join(messages), hint)
+    if len(missing) == len(part.dataset):
         raise error(key, f"{split} has no rows left: {_columns(columns[key])} empty in all rows")
     say(
-        f"{split}: {len(gone)} of {len(part.dataset)} rows are left out, which have no "
+        f"{split}: {len(missing)} of {len(part.dataset)} rows are left out, which have no "
         f"{' or no '.join(key.removeprefix('data.') for key, rows in found.items() if rows)}: "
-        f"{part.describe(gone)}"
+        f"{part.describe(missing)}"
     )
-    kept = set(range(len(part.dataset))) - set(gone)
+    kept = set(range(len(part.dataset))) - set(missing)
     return part.select(sorted(kept))
 
 
@@ -66,7 +66,7 @@ def _columns(names: Sequence[str]) -> str:
 
 
 def _missing(dataset: Dataset, columns: Sequence[str]) -> list[int]:
-    """Rows without a value in one of the columns."""
+    """The rows without a value in one of the columns."""
     rows: set[int] = set()
     blocks = dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=BLOCK)
     for start, table in zip(range(0, len(dataset), BLOCK), blocks, strict=True):
@@ -83,10 +83,10 @@ def _missing(dataset: Dataset, columns: Sequence[str]) -> list[int]:
 def check_overlap(
     parts: Mapping[str, Part], data: DataSection, error: ErrorAt, say: Callable[[str], None]
 ) -> bool:
-    """Whether train and validation are the same rows, which is said.
+    """Whether train and validation are the same rows, which is reported.
 
     Raises:
-        CookError: they have some rows in common, and not all.
+        CookError: they have some, but not all, rows in common.
     """
     if not {"train", "validation"} <= parts.keys():
         return False
@@ -111,10 +111,10 @@ def _written(value: Any) -> str:
 
 
 def check_classes(dataset: Dataset, column: str, error: ErrorAt) -> None:
-    """Whether a column can be one of labels, by how many different values it has.
+    """Check that a column can contain labels, by its number of distinct values.
 
     Raises:
-        CookError: more than half of the rows have a value of their own.
+        CookError: the number of distinct values exceeds half the number of rows.
     """
     if isinstance(dataset.features[column], ClassLabel) or len(dataset) < ENOUGH:
         return
@@ -133,11 +133,11 @@ def check_classes(dataset: Dataset, column: str, error: ErrorAt) -> None:
 def compare(
     splits: Mapping[str, Dataset], columns: Mapping[str, Columns], say: Callable[[str], None], *, same: bool
 ) -> None:
-    """Say what is odd about labels and texts of the splits.
+    """Report irregularities in the labels and texts of the splits.
 
     Args:
         columns: of each split.
-        same: both splits are known to be the same rows.
+        same: both splits are known to have the same rows.
     """
     for split, dataset in splits.items():
         for column in columns[split].get("data.label", ()):
@@ -150,12 +150,12 @@ def compare(
         if len(known) == 1:
             say(f"all {len(train)} rows of train have the label {next(iter(known))!r}")
         if validation is not None:
-            asked = Counter(label_names(validation, column))
+            counts = Counter(label_names(validation, column))
             if new := [
-                f"{name!r} ({count} rows)" for name, count in sorted(asked.items()) if not known[name]
+                f"{name!r} ({count} rows)" for name, count in sorted(counts.items()) if not known[name]
             ]:
                 say(
-                    f"train has no rows of {len(new)} of the {len(asked)} classes of validation: "
+                    f"train has no rows of {len(new)} of the {len(counts)} classes of validation: "
                     f"{', '.join(new[:12])}{', ...' if len(new) > 12 else ''}; if the rows are sorted by "
                     "label, write validation: {split: 10%, stratify: true}"
                 )

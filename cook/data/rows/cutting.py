@@ -1,4 +1,4 @@
-"""Validation cut out of the rows of train, at random: the same rows for a seed, stratified if asked."""
+"""Splits a validation set off the rows of train, at random but fixed by a seed, optionally stratified."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def parts(train: Part, asked: Cut, label: str, error: ErrorAt, say: Callable[[st
         label: column of the label.
 
     Raises:
-        CookError: one of the two would have no rows.
+        CookError: one of the two would be empty.
     """
     total = len(train.dataset)
     split = asked.split
@@ -52,17 +52,17 @@ def parts(train: Part, asked: Cut, label: str, error: ErrorAt, say: Callable[[st
 
 
 def cut(total: int, size: int, seed: int, labels: Sequence[str] | None = None) -> np.ndarray:
-    """Rows to take out of `total`, drawn at random: always the same ones for a seed, in their old order.
+    """Draw rows to take out of `total` at random: determined by the seed, in their old order.
 
     Args:
-        size: how many to take.
-        labels: of each row; with them every class gives its share of `size`, at least one row and not all
-            of them. A class of a single row gives none. So there may be more rows than `size`.
+        size: number of rows to take.
+        labels: of each row; if given, every class contributes its share of `size`, at least one row but not
+            all of them. A class with a single row contributes none. The result may exceed `size`.
 
     Returns:
         Row numbers, ascending.
     """
-    # RandomState's stream is frozen for good, so the rows stay the same across numpy versions.
+    # The stream of RandomState is guaranteed not to change across numpy versions.
     order = np.random.RandomState(seed).permutation(total)
     if labels is None:
         return np.sort(order[:size])
@@ -76,7 +76,7 @@ def cut(total: int, size: int, seed: int, labels: Sequence[str] | None = None) -
 
 
 def shares(counts: Counter[str], size: int) -> dict[str, int]:
-    """How many of `size` rows each class gives, by largest remainders; see `cut`."""
+    """The number of rows from each class, by largest remainders; see `cut`."""
     total = sum(counts.values())
     exact = {name: size * count / total for name, count in counts.items()}
     result = {
@@ -86,7 +86,7 @@ def shares(counts: Counter[str], size: int) -> dict[str, int]:
         room = [name for name in result if result[name] < counts[name] - 1]
         if not room:
             break
-        # Ties go to the first in order of names, whatever order the rows have.
+        # Ties are broken by name, independent of the order of rows.
         result[max(sorted(room), key=lambda name: exact[name] - result[name])] += 1
     while sum(result.values()) > size:
         room = [name for name in result if result[name] > 1]

@@ -1,4 +1,4 @@
-"""Rows that are given in memory, as a dataset: DataFrames, columns, records."""
+"""Converts rows given in memory to datasets: DataFrames, columns, records."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ ACCEPTED = (
 
 
 def dataset(rows: Any, split: str) -> Dataset:
-    """The rows of one split. An iterator is read to its end; the index of a DataFrame is left out.
+    """The rows of one split. Iterators are consumed; the index of a DataFrame is ignored.
 
     Args:
-        rows: what ACCEPTED says. NaN and `pandas.NA` are missing values, as None is.
-        split: what errors call the rows.
+        rows: as described by ACCEPTED. NaN and `pandas.NA` are missing values, like None.
+        split: the name of the rows in errors.
 
     Raises:
-        CookError: they are something else, or a column mixes types.
+        CookError: the rows have another type, or a column mixes types.
     """
     where = f"data[{split!r}]"
     try:
@@ -52,7 +52,7 @@ def _dataset(rows: Any, where: str) -> Dataset:
             raise CookError(message, where=where, hint="name each column once, by a text")
         return _of_columns({name: rows[name].astype(object).tolist() for name in names}, where)
     if hasattr(rows, "__arrow_c_stream__"):
-        # A single column (a Series) exports a stream as well, which is no table.
+        # A single column (a Series) also exports a stream, which is not a table.
         with suppress(pa.ArrowInvalid):
             return Dataset(InMemoryTable(_plain(pa.table(rows))))
     if hasattr(rows, "collect"):
@@ -73,7 +73,7 @@ def _dataset(rows: Any, where: str) -> Dataset:
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """A table in the types that `datasets` knows: categories as their values, NaN as a missing value."""
+    """A table in the types supported by `datasets`: categories as their values, NaN as a missing value."""
     columns = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         if pa.types.is_dictionary(column.type):
@@ -87,7 +87,7 @@ def _plain(table: pa.Table) -> pa.Table:
 
 
 def _text(values: Any) -> Any:
-    """An array with text in the form that `datasets` knows."""
+    """An array with text in the type supported by `datasets`."""
     return values.cast(pa.large_string()) if pa.types.is_string_view(values.type) else values
 
 

@@ -1,7 +1,7 @@
-"""From the `data` section of a recipe to datasets: hub, folders, files, the digits of scikit-learn.
+"""Loads the datasets of a recipe's `data` section: hub, folders, files, the digits of scikit-learn.
 
-Rows come out as they are stored. What a row means (which column is text, which label is which number)
-is for the task to say.
+Rows are returned as stored. Their interpretation (which column is text, which label has which id) is up to
+the task.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from cook.say import Say, silent
 from cook.sections import Cut, DataSection
 
 Source: TypeAlias = "Mapping[str, Callable[[], Part]]"
-"""The splits of a data set by name, each read when it is called for."""
+"""The splits of a dataset by name, each read on access."""
 
 
 class ErrorAt(Protocol):
-    """Makes the error of one key of the recipe; `Recipe.error` is one."""
+    """Creates the error for one key of the recipe; `Recipe.error` is one."""
 
     def __call__(self, key: str, message: str, hint: str | None = None, /) -> CookError: ...
 
@@ -50,18 +50,18 @@ def load(
 
     Args:
         data: the section. A split is a name (`train`, or a part of one: `train[:90%]`, `train[-500:]`), a
-            file or several; `validation` may be the share of the rows of train to take out of it.
+            file or several; `validation` may be the fraction of the rows of train to split off.
         error: places an error in the recipe.
         splits: which of `train` and `validation` to read.
-        columns: which columns of a dataset must have a value in every row; None checks none.
-        classes: the recipe lists the classes, so that they may be many.
-        say: takes a line for everything unusual about the data.
+        columns: the columns of a dataset that must have a value in every row; None checks none.
+        classes: whether the recipe lists the classes, so that there may be many.
+        say: called with a line for every irregularity of the data.
 
     Returns:
-        A dataset for each of `splits`; `train` holds at most `data.limit` rows.
+        A dataset for each of `splits`; `train` has at most `data.limit` rows.
 
     Raises:
-        CookError: something is missing, unreadable or empty, or the splits overlap.
+        CookError: data are missing, unreadable or empty, or the splits overlap.
     """
     cut = isinstance(data.validation, Cut)
     parts = _read(data, error, ("train",) if cut else splits)
@@ -78,7 +78,7 @@ def settle(
     classes: bool = False,
     say: Say = silent,
 ) -> dict[str, Dataset]:
-    """Splits as they are used: without rows that have missing cells, cut, compared and limited; as `load`."""
+    """Splits as used: without rows with missing cells, cut, compared and limited; as `load`."""
     for split, part in parts.items():
         if not len(part.dataset):
             raise error(f"data.{split}", f"{getattr(data, split)!r} has no rows")
@@ -103,7 +103,7 @@ def settle(
 
 
 def _read(data: DataSection, error: ErrorAt, splits: Sequence[str]) -> dict[str, Part]:
-    """The splits as they are stored."""
+    """The splits as stored."""
     result: dict[str, Part] = {}
     source: Source | None = None
     for split in splits:
@@ -124,19 +124,19 @@ def _read(data: DataSection, error: ErrorAt, splits: Sequence[str]) -> dict[str,
 
 
 def sample(dataset: Dataset, limit: int | None) -> Dataset:
-    """At most `limit` rows: always the same ones, drawn from everywhere, in their old order.
+    """At most `limit` rows, sampled with a fixed seed, in their old order.
 
-    The first rows would not do: tables are often sorted by label.
+    The first rows would not be representative: tables are often sorted by label.
     """
     if limit is None or limit >= len(dataset):
         return dataset
-    # RandomState's stream is frozen for good, so the rows stay the same across numpy versions.
+    # The stream of RandomState is guaranteed not to change across numpy versions.
     return dataset.select(np.sort(np.random.RandomState(0).permutation(len(dataset))[:limit]))
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars of `datasets` and the hub inside; afterwards as it was before."""
+    """Disable the progress bars of `datasets` and the hub in the context."""
     bars = not datasets.are_progress_bars_disabled()
     hub_bars = not hub.are_progress_bars_disabled()
     try:
@@ -202,7 +202,7 @@ def _near(path: Path) -> str | None:
 
 
 def _source(data: DataSection, wanted: Sequence[Any], key: str, error: ErrorAt) -> Source:
-    """The splits of `data.path` by name, each read when it is called for."""
+    """The splits of `data.path` by name, each read on access."""
     if not data.path:
         name = getattr(data, key.removeprefix("data."))
         raise error(key, f"{name!r} is no data file, and without data.path there are no splits")
@@ -226,12 +226,12 @@ def _ready(name: str, dataset: Dataset) -> Callable[[], Part]:
 
 
 def in_memory(name: str, dataset: Dataset) -> Part:
-    """Rows that are in no file, counted from 0."""
+    """Rows without a file, counted from 0."""
     return Part.whole(dataset, [Origin(name, range(len(dataset)))])
 
 
 def _stems(found: list[Path], data: DataSection, error: ErrorAt) -> dict[str, Callable[[], Part]]:
-    """Files whose names say which split they are: `train.tsv`, `validation.tsv`."""
+    """Files named after splits: `train.tsv`, `validation.tsv`."""
     splits: dict[str, Callable[[], Part]] = {}
     for file in found:
         if file.stem in splits:

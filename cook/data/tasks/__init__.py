@@ -1,4 +1,4 @@
-"""What a model is trained to do: one file a task, and the table that names them."""
+"""Training tasks: one file per task, and the table that names them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def find(name: str, *, where: str | None = None) -> type[Task]:
     """The task called `name`.
 
     Raises:
-        CookError: when there is none; says the nearest name, or that such a task is not supported.
+        CookError: there is none; the message names the nearest one, or says that it is not supported.
     """
     if name not in TASKS:
         raise CookError(f"there is no task {name!r}", where=where, hint=task_hint(name))

@@ -1,4 +1,4 @@
-"""What classifying texts and classifying images have in common: one label an example."""
+"""The common part of text and image classification: one label per example."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cook.data.tasks.task import Task
 
 
 def scores(labels: torch.Tensor, predicted: torch.Tensor, classes: int) -> dict[str, float]:
-    """Accuracy and F1, named after the average that scikit-learn takes.
+    """Accuracy and F1, named after the averaging in scikit-learn.
 
     Args:
         labels, predicted: class ids, shape `(examples,)`.
@@ -27,7 +27,7 @@ def scores(labels: torch.Tensor, predicted: torch.Tensor, classes: int) -> dict[
 
 
 class Classification(Task):
-    """One label an example, named or numbered."""
+    """One label per example, by name or number."""
 
     metric = "accuracy"
 
@@ -64,7 +64,7 @@ class Classification(Task):
             self._name_classes(labels)
         if config.num_labels < 2:
             raise self.error("model.task", "the model has a single output: it is made for regression")
-        # Both maps from here on, so that whatever reads one of them finds what the other one says.
+        # Set both maps, so that they are consistent for every reader.
         self._name_classes(label_names.names_of(config, self.error))
         self.ids = label_names.ids(labels, config.label2id, self.error, numbered=self._numbered)
 
@@ -81,7 +81,7 @@ class Classification(Task):
         return scores(predictions["labels"], predictions["predicted"], self.config.num_labels)
 
     def _label_ids(self, dataset: Dataset) -> list[int]:
-        """The model's label of each row."""
+        """The model's label id for each row."""
         feature = label_names.feature_of(dataset, self.data.label, self.error)
         return self._as_ids(dataset[self.data.label][:], feature)
 
@@ -95,7 +95,7 @@ class Classification(Task):
             values = [declared[value] if value in range(len(declared)) else value for value in values]
         names = [label_names.as_name(value) for value in values]
         if strange := sorted(set(names) - self.ids.keys()):
-            # The labels that `bind` got were the recipe's, or this split has others than they.
+            # The labels given to `bind` were the recipe's, or this split has different ones.
             missing = declared if declared and set(strange) <= set(declared) else strange
             found = label_names.ids(missing, self.config.label2id, self.error, numbered=missing is declared)
             self.ids = {**self.ids, **found}

@@ -1,4 +1,4 @@
-"""Image classification: an image gets one label."""
+"""Image classification: one label per image."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from cook.data.rows import cache
 from cook.data.tasks.classification import Classification
 
 ROWS = 64
-"""Images decoded at a time."""
+"""Images decoded together."""
 CACHED = 8 << 30
-"""Bytes of pixels that are kept on disk; a larger data set is decoded as it is read."""
+"""Maximum bytes of pixels cached on disk; larger datasets are decoded when read."""
 
 
 class ImageClassification(Classification):
-    """One label an image: a decoded one, an array of bytes (height, width[, channels]) or a path."""
+    """One label per image: a decoded one, an array of bytes (height, width[, channels]) or a path."""
 
     name = "image-classification"
     auto_class = "AutoModelForImageClassification"
@@ -37,7 +37,7 @@ class ImageClassification(Classification):
 
     def plain_processor(self) -> Any:
         """Resizes to the config's `image_size` and scales to [-1, 1]; saved as `preprocessor_config.json`."""
-        # Only the one on PIL works without torchvision.
+        # Only the PIL variant works without torchvision.
         from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
         size = getattr(self.config, "image_size", None)

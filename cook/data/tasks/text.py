@@ -1,4 +1,4 @@
-"""Text as token ids: which columns, how long, padded with what. Shared by all tasks on text."""
+"""Text as token ids: columns, lengths and padding. Shared by all tasks on text."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ BEHIND_PADDING = frozenset(
     {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "xmod", "data2vec-text"}
     | {"ibert", "esm", "mpnet", "longformer", "luke", "mluke", "lilt", "layoutlmv3", "markuplm"}
 )
-"""The model types that count positions from behind the padding token's number."""
+"""The model types whose positions start after the padding token's id."""
 LONGEST = 512
-"""The cap on a model's own maximum length; `data.max_length` may go beyond."""
+"""The limit on a model's own maximum length; `data.max_length` may exceed it."""
 ROWS = 1000
-"""Rows tokenised at a time."""
+"""Rows tokenised together."""
 
 
 def columns(dataset: Dataset, data: DataSection, error: ErrorAt) -> list[str]:
-    """The text columns: the ones that the recipe names, else the only one with text that is no label.
+    """The text columns: those named by the recipe, else the only text column that is not the label.
 
     Raises:
-        CookError: a column is missing or holds no text, or there is not exactly one.
+        CookError: a column is missing or has no text, or there is not exactly one.
     """
     texts = [name for name, feature in dataset.features.items() if _is_text(feature)]
     listed = f"the columns are {', '.join(dataset.column_names)}"
@@ -55,20 +55,20 @@ def _is_text(feature: Any) -> bool:
 
 
 def positions(config: Any) -> int | None:
-    """How many tokens a model can tell the places of; None where there is no limit."""
+    """The maximum number of tokens of a model's positions; None if there is no limit."""
     found: int | None = getattr(config, "max_position_embeddings", None)
     if found is not None and found < 1:
-        return None  # what XLNet says of itself
+        return None  # XLNet's value for no limit
     if found is not None and config.model_type in BEHIND_PADDING:
         return found - (config.pad_token_id or 0) - 1
     return found
 
 
 def max_length(tokenizer: Any, config: Any, data: DataSection, error: ErrorAt) -> int:
-    """Tokens of an example at most: `data.max_length`, else what model and tokenizer can, up to 512.
+    """Maximum tokens per example: `data.max_length`, else the limit of model and tokenizer, at most 512.
 
     Raises:
-        CookError: the recipe asks for more than the model has positions.
+        CookError: the recipe requests more tokens than the model has positions.
     """
     most = positions(config) or LONGEST
     if data.max_length is None:
@@ -79,10 +79,10 @@ def max_length(tokenizer: Any, config: Any, data: DataSection, error: ErrorAt) -
 
 
 def padding(tokenizer: Any, config: Any, error: ErrorAt, say: Callable[[str], None]) -> int:
-    """The id to pad with; tokenizer and config are completed if they lack one.
+    """The id to pad with; set in tokenizer and config if they lack one.
 
-    Decoders that classify look for the last token that is not this id, so the config's word counts, and
-    a model without one gets the tokenizer's, or its end of text (GPT-2 has nothing else).
+    Classifying decoders use the last token that is not this id, so the config's value has precedence; a model
+    without one gets the tokenizer's, or its end of text (GPT-2 has nothing else).
 
     Raises:
         CookError: the tokenizer has neither.
@@ -102,20 +102,20 @@ def padding(tokenizer: Any, config: Any, error: ErrorAt, say: Callable[[str], No
 def encode(
     tokenizer: Any, texts: Sequence[Sequence[str]], *, length: int, pad: int
 ) -> Iterator[dict[str, pa.Array]]:
-    """Token ids of all rows, ROWS at a time.
+    """Token ids of all rows, in blocks of ROWS.
 
-    A special token that stands in a text (`</s>` in a review) is read as the characters that it is written
-    with. Those that the tokenizer adds itself are there as always.
+    A special token written in a text (`</s>` in a review) is read as plain characters. Those that the
+    tokenizer adds itself are unaffected.
 
     Args:
-        tokenizer: is left as it was: its own truncation setting is saved with it.
+        tokenizer: not modified, because its own truncation setting is saved with it.
         texts: one or two columns of equal length.
-        length: tokens of a row at most; of a pair the longer text is cut first.
-        pad: stands for a row without any token.
+        length: maximum tokens per row; of a pair the longer text is truncated first.
+        pad: used for a row without any token.
 
     Yields:
-        `input_ids`, `length`, `cut` (whether tokens were left out), and `token_type_ids` if the tokenizer
-        gives them. The attention mask follows from `length`.
+        `input_ids`, `length`, `cut` (whether the row was truncated), and `token_type_ids` if the tokenizer
+        returns them. The attention mask follows from `length`.
     """
     tokenizer = copy.deepcopy(tokenizer)
     rows = pa.list_(pa.int32())
@@ -143,10 +143,10 @@ def encode(
 def _cut(
     tokenizer: Any, found: Any, block: Sequence[Sequence[str]], length: int, options: dict[str, Any]
 ) -> list[bool]:
-    """Which rows of a block lost tokens."""
+    """Which rows of a block were truncated."""
     if found.encodings is not None:
         return [bool(each.overflowing) for each in found.encodings]
-    # A tokenizer without a backend does not say: only rows of the full length can have lost some.
+    # A tokenizer without a backend does not report it: only rows of the full length can be truncated.
     full = [len(ids) >= length for ids in found["input_ids"]]
     for number in (number for number, is_full in enumerate(full) if is_full):
         whole = tokenizer(*(column[number] for column in block), **options)["input_ids"]
@@ -155,7 +155,7 @@ def _cut(
 
 
 def written_specials(tokenizer: Any, texts: Sequence[Sequence[str]]) -> tuple[int, str]:
-    """How many rows have a special token of the tokenizer written in their text, and the first such token."""
+    """The number of rows with a special token of the tokenizer in their text, and the first such token."""
     specials = [each for each in tokenizer.all_special_tokens if len(each) > 1]
     rows, first = 0, ""
     for row in zip(*texts, strict=True):
@@ -165,10 +165,10 @@ def written_specials(tokenizer: Any, texts: Sequence[Sequence[str]]) -> tuple[in
 
 
 def accepted(auto_class: str, config: Any) -> frozenset[str]:
-    """What the forward of a model takes, by the config that the model is built from; empty if unknown.
+    """The argument names of a model's forward, from the config it is built from; empty if unknown.
 
     Args:
-        auto_class: the class of transformers that loads the model.
+        auto_class: the transformers class that loads the model.
     """
     import transformers
 
@@ -178,19 +178,19 @@ def accepted(auto_class: str, config: Any) -> frozenset[str]:
 
 
 def padding_side(tokenizer: Any, takes: Collection[str]) -> str:
-    """On which side batches are padded: the tokenizer's, but on the right for models of absolute positions.
+    """The padding side of batches: the tokenizer's, but right for models with absolute positions.
 
-    A model that takes `position_ids` counts positions from the first column of a batch when it is given none.
-    Padding on the left would move the positions of a text by the length of the other texts in its batch.
+    A model that takes `position_ids` numbers positions from the first column of a batch by default. Left
+    padding would shift the positions of a text depending on the lengths of other texts in its batch.
 
     Args:
-        takes: what the forward of the model takes.
+        takes: argument names of the model's forward.
     """
     return "right" if "position_ids" in takes else str(tokenizer.padding_side)
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, side: str) -> torch.Tensor:
-    """Rows of different lengths as one tensor, shape `(rows, longest)`, filled up with `value`."""
+    """Rows of different lengths as one tensor, shape `(rows, longest)`, padded with `value`."""
     longest = max(map(len, rows))
     if side == "left":
         return torch.tensor([[value] * (longest - len(row)) + list(row) for row in rows])

@@ -1,4 +1,4 @@
-"""Text classification: a text, or a pair of texts, gets one label."""
+"""Text classification: one label per text or pair of texts."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from cook.data.tasks import text
 from cook.data.tasks.classification import Classification
 
 UNKNOWN = 0.2
-"""The share of unknown tokens from which on it is said."""
+"""The fraction of unknown tokens above which it is reported."""
 
 
 class TextClassification(Classification):
-    """One label a text. `data.text` names a column, or two for pairs."""
+    """One label per text. `data.text` names a column, or two for pairs."""
 
     name = "text-classification"
     auto_class = "AutoModelForSequenceClassification"
@@ -35,7 +35,7 @@ class TextClassification(Classification):
         return {"data.text": text.columns(dataset, self.data, self.error), **super().columns(dataset)}
 
     def prepare(self, dataset: Dataset, processor: Any | None) -> Dataset:
-        """`input_ids`, `labels`, `length`, and `token_type_ids` if the tokenizer gives them."""
+        """`input_ids`, `labels`, `length`, and `token_type_ids` if the tokenizer returns them."""
         if processor is None:
             raise self.error(
                 "model.tokenizer",
@@ -110,7 +110,7 @@ class TextClassification(Classification):
         return texts
 
     def _takes_segments(self, processor: Any, takes: Collection[str], *, pair: bool) -> bool:
-        """Whether the model tells segments apart; one that does not gets none."""
+        """Whether the model distinguishes segments; otherwise it gets none."""
         kinds = getattr(self.config, "type_vocab_size", None)
         if (not takes or "token_type_ids" in takes) and kinds not in (0, 1):
             return True
@@ -130,7 +130,7 @@ class TextClassification(Classification):
             )
 
     def _tell_unknown(self, rows: Dataset, processor: Any) -> None:
-        """Say when many tokens are unknown: the tokenizer may be another language's, or another model's."""
+        """Report a high fraction of unknown tokens: the tokenizer may be for another language or model."""
         if processor.unk_token_id is None:
             return
         unknown = total = 0

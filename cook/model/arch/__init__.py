@@ -1,1 +1,1 @@
-"""Model families: where layers, attention, FFN and embeddings are, and what belongs together in them."""
+"""Model families: locations of layers, attention, FFN and embeddings, and the units they consist of."""

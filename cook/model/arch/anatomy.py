@@ -1,7 +1,7 @@
-"""Where the layers, attention, FFN and embeddings of a model are: its family's entry, met with its modules.
+"""Locates the layers, attention, FFN and embeddings of a model by the entry of its family.
 
-A family that has no entry is inferred where its layers are built of the very modules that a known kind of
-layer has, and of no other matrix.
+For a family without an entry, one is inferred if its layers consist of exactly the modules of a known kind
+of layer and contain no other matrix.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _LAYERS = re.compile(
 
 
 class Anatomy:
-    """A model seen through its family's entry; works on the meta device as well.
+    """The structure of a model according to its family's entry; works on the meta device as well.
 
     Args:
         model: a Hugging Face model, with or without a head.
-        teachers: the models that it will learn from.
+        teachers: the models to distil from.
     """
 
     def __init__(self, model: nn.Module, teachers: Sequence[Anatomy] = ()):
@@ -45,12 +45,12 @@ class Anatomy:
 
     @cached_property
     def family(self) -> Family | None:
-        """The family's entry; None when there is none and none can be inferred."""
+        """The family's entry; None if there is none and none can be inferred."""
         return FAMILIES.get(self.kind) or inferred(self.model)
 
     @cached_property
     def prefix(self) -> str:
-        """What stands before the base model's names: `bert.` in a headed BERT, nothing in a bare one."""
+        """The prefix of the base model's names: `bert.` in a BERT with a head, empty in a base model."""
         name = getattr(self.model, "base_model_prefix", "")
         return f"{name}." if name and hasattr(self.model, name) else ""
 
@@ -59,21 +59,21 @@ class Anatomy:
         """The full name of every layer, first to last.
 
         Raises:
-            CookError: when the family is unknown.
+            CookError: the family is unknown.
         """
         return list(self.stacks)
 
     @property
     def live(self) -> list[str]:
-        """The layers that no pass has dropped; what the others are called stays as it was."""
+        """The layers that no pass has dropped; their names are unchanged."""
         return [name for name in self.layers if not isinstance(self.model.get_submodule(name), Skipped)]
 
     @cached_property
     def stacks(self) -> dict[str, Stack]:
-        """What each layer is built like, by its full name, first to last.
+        """The kind of each layer, by its full name, first to last.
 
         Raises:
-            CookError: when the family is unknown, or the model has no layer where its family has them.
+            CookError: the family is unknown, or the model lacks layers at the family's path.
         """
         stacks = self._known().stacks
         found = {name: stack for stack in stacks for name in _layers(self.model, self.prefix, stack.layers)}
@@ -84,27 +84,27 @@ class Anatomy:
 
     @property
     def mixed(self) -> bool:
-        """Whether there are layers of several kinds: an encoder's and a decoder's."""
+        """Whether there are several kinds of layers: those of an encoder and a decoder."""
         return len({id(stack) for stack in self.stacks.values()}) > 1
 
     def projections(self, layer: str) -> tuple[str, str, str]:
-        """The full names of the modules that give a layer's queries, keys and values.
+        """The full names of the modules that produce a layer's queries, keys and values.
 
         Args:
-            layer: a name out of `layers`.
+            layer: one of `layers`.
         """
         query, key, value = self.stacks[layer].attentions[0].projections
         return f"{layer}.{query}", f"{layer}.{key}", f"{layer}.{value}"
 
     @cached_property
     def causal(self) -> bool:
-        """Whether tokens attend to earlier ones only."""
+        """Whether tokens attend only to earlier ones."""
         query = self.projections(self.live[0])[0]
         attention = self.model.get_submodule(query.rpartition(".")[0])
         return bool(getattr(attention, "is_causal", False))
 
     def reach(self, name: str) -> int | None:
-        """How many tokens up to itself a token attends to, in the layer of a tensor; None: to all of them.
+        """The attention window, in tokens including the current one, of a tensor's layer; None if unlimited.
 
         Args:
             name: of a tensor, such as `layers[3].attention.scores`.
@@ -124,7 +124,7 @@ class Anatomy:
         return own
 
     def attends(self, name: str, tokens: int) -> Tensor:
-        """Which tokens each one may attend to in the layer of a tensor, padding aside: bool [tokens, tokens].
+        """Which tokens each token may attend to in a tensor's layer, ignoring padding: bool [tokens, tokens].
 
         Args:
             name: of a tensor.
@@ -143,13 +143,13 @@ class Anatomy:
         )
 
     def roots(self, word: str) -> list[str] | None:
-        """The names of the modules that an anatomy word stands for; None when it is no such word.
+        """The names of the modules that an anatomy word denotes; None if it is not such a word.
 
-        `layers[3]`, `layers[0:6]` and `layers[-1]` count as Python does; `layers[2].attention` is a
+        `layers[3]`, `layers[0:6]` and `layers[-1]` are indexed as in Python; `layers[2].attention` is a
         part of a layer.
 
         Raises:
-            CookError: when the family is unknown, or a layer number is out of range.
+            CookError: the family is unknown, or a layer number is out of range.
         """
         if word == "head":
             return self._head()
@@ -189,10 +189,10 @@ class Anatomy:
         return [f"{layer}.{name}" for layer in layers for name in getattr(self.stacks[layer], part)]
 
     def _embeddings(self) -> list[str]:
-        """Where the family's entry has them, and every module that the forward embeds tokens with.
+        """The embeddings of the family's entry, and every input embedding that the forward uses.
 
-        An encoder's and a decoder's may be modules of their own beside the one of the entry, tied to it or
-        not. In a family without an entry they are the tables of the base model outside of its layers.
+        Encoder and decoder may have separate modules besides that of the entry, tied to it or not. In a
+        family without an entry these are the embedding tables of the base model outside of its layers.
         """
         model: Any = self.model
         entry = () if self.family is None else self.family.embeddings
@@ -217,7 +217,7 @@ class Anatomy:
         return beside or [name for name, module in self.model.named_modules() if name and module is head]
 
     def decodes(self, name: str) -> bool:
-        """Whether a tensor, by its name, is inside of a decoder after an encoder, or comes out of it."""
+        """Whether the named tensor belongs to, or is output by, the decoder of an encoder-decoder model."""
         both = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
         if not both or self.family is None:
             return False
@@ -236,10 +236,10 @@ class Anatomy:
 
 
 def inferred(model: nn.Module) -> Family | None:
-    """The family of a model without an entry, if all its layers are built like those of one that has one.
+    """The family of a model without an entry, if all its layers match those of a family with one.
 
-    Each layer has to have every module of that kind of layer, and no other matrix: what lies beside them
-    (experts, adapters, a second attention) would not be known.
+    Each layer must have every module of that kind of layer and no other matrix, because further modules
+    (experts, adapters, a second attention) would be ignored.
     """
     name = getattr(model, "base_model_prefix", "")
     base: Any = getattr(model, name) if name and hasattr(model, name) else model
@@ -251,14 +251,14 @@ def inferred(model: nn.Module) -> Family | None:
         live = [layer for layer in module if not isinstance(layer, Skipped)]
         if not live:
             continue
-        # Alike but for the place of the list, and what only entries can tell.
+        # Equal apart from the path of the list and from what only entries can state.
         fitting = [stack for stack in known if all(_built_like(layer, stack) for layer in live)]
         if fitting:
             found.append(_elsewhere(fitting[0], path, live[0]) if _agree(fitting) else None)
         elif linears(module):
-            return None  # layers of another kind, a decoder's perhaps: half of a model is none
+            return None  # layers of another kind, perhaps a decoder's: a partial match does not count
     embeddings = None
-    with suppress(NotImplementedError, AttributeError):  # a model that reads no tokens may not say
+    with suppress(NotImplementedError, AttributeError):  # a model without token input may not define it
         embeddings = base.get_input_embeddings()
     names = tuple(path for path, module in base.named_modules() if module is embeddings)
     if not found or None in found:
@@ -271,11 +271,11 @@ def _built_like(layer: nn.Module, stack: Stack) -> bool:
     wanted |= {*stack.feed_forward.up, stack.feed_forward.down}
     if wanted != set(linears(layer)):
         return False
-    # Tables of positions, routers, stacks of experts: a matrix in none of these modules.
+    # Position tables, routers, stacked experts: any matrix outside of these modules.
     known = {id(number) for name in wanted for number in layer.get_submodule(name).parameters()}
     if any(number.ndim > 1 and id(number) not in known for number in layer.parameters()):
         return False
-    # A norm over all heads, or a number for each, would have to lose some too.
+    # A norm over all heads, or one value per head, would have to be cut too.
     for each in stack.attentions:
         attention: Any = layer.get_submodule(each.module)
         width = head_width(attention)
@@ -287,27 +287,27 @@ def _built_like(layer: nn.Module, stack: Stack) -> bool:
 
 
 def head_width(attention: nn.Module) -> Any | None:
-    """How wide one head is, as the attention module says under one of several names; None if it does not."""
+    """The width of one head from the attention module's attributes, under one of several names, or None."""
     return next((getattr(attention, name) for name in HEAD_WIDTHS if hasattr(attention, name)), None)
 
 
 def _agree(stacks: Sequence[Stack]) -> bool:
-    """Whether these say the same of a layer, so that it does not matter which one is meant."""
+    """Whether these stacks are equivalent, so that either can be used."""
     return len({(each.attentions[0].layout, each.attentions[0].alike) for each in stacks}) == 1
 
 
 def _elsewhere(stack: Stack, path: str, layer: nn.Module) -> Stack:
-    # What the attention counts, and how it makes scores, is not told by the names of its modules: whatever
-    # it has of the attributes that others count with is kept right.
+    # Module names do not tell the attention's counts or how it computes scores: every attribute that
+    # entries use as a count is updated if the module has it.
     attentions = tuple(replace(each, counts=COUNTS, scores=False) for each in stack.attentions)
-    # What it gives beside its states, only its code knows.
-    says = inspect.signature(type(layer).forward).return_annotation
-    gives = "states" if says in (Tensor, "torch.Tensor", "Tensor") else "perhaps more than their states"
+    # What it returns besides its states is known only from its code.
+    annotation = inspect.signature(type(layer).forward).return_annotation
+    gives = "states" if annotation in (Tensor, "torch.Tensor", "Tensor") else "perhaps more than their states"
     return replace(stack, layers=path, attentions=attentions, gives=gives)
 
 
 def _layers(model: nn.Module, prefix: str, path: str) -> Iterator[str]:
-    """The full names of the layers at a path, of which a star stands for every number; none if it is not."""
+    """The full names of the layers at a path, in which `*` matches any number; none if it does not exist."""
     before, star, after = path.partition(".*")
     if not surgery.has(model, prefix + before):
         return

@@ -1,7 +1,7 @@
-"""Which linear layers' weights the code of a module around them reads, found in its source.
+"""Finds linear layers whose weight is read by the code of an enclosing module, from its source.
 
-Running a model shows it on one machine and in one mode only: Mamba calls `x_proj` on a CPU, and hands its
-weight to a kernel on a GPU.
+Running a model shows this on one machine and in one mode only: Mamba calls `x_proj` on a CPU, and passes
+its weight to a kernel on a GPU.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import nn
 
 READ = ("weight", "bias")
 HARMLESS = ("dtype", "device", "shape", "ndim", "requires_grad", "is_cuda", "size", "dim", "numel")
-"""What may be asked of a weight without computing with it."""
+"""Attributes and functions of a weight that do not compute with its values."""
 ASKING = ("isinstance", "hasattr", "getattr", "type")
 APART = ("__init__", "_init", "init_", "reset", "_tie", "tie_", "_load", "load", "convert", "prune", "resize")
-"""Functions that begin so make a model, and do not run it."""
+"""Name prefixes of functions that construct a model rather than run it."""
 OF_ALL = (
     "torch.nn.modules.module",
     "transformers.modeling_utils",
@@ -28,13 +28,13 @@ OF_ALL = (
     "builtins",
     "cook.",
 )
-"""Modules with the base classes of all models, and with layers of cook, which others may stand in for."""
+"""Modules that define base classes of all models, or layers of cook that replace other layers."""
 
 
 def read_directly(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
-    """Those of some linear layers whose weight is read by the code of a module around them, with its class.
+    """The linear layers, among those named, whose weight an enclosing module reads, with that module's class.
 
-    Looks at the source of the classes around each.
+    Inspects the source of the classes of the enclosing modules.
     """
     modules = dict(model.named_modules())
     found: dict[str, str] = {}
@@ -49,10 +49,10 @@ def read_directly(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
 
 @cache
 def reads(kind: type) -> frozenset[tuple[bool, tuple[str, ...]]]:
-    """The layers whose weight or bias the code of a class reads while it runs.
+    """The layers whose weight or bias is read at run time by the code of a class.
 
     Returns:
-        For each whether its name begins at `self`, and its name from there on: (True, ("out_proj",)).
+        For each whether its name starts at `self`, and the rest of its name: (True, ("out_proj",)).
     """
     found: set[tuple[bool, tuple[str, ...]]] = set()
     for cls in kind.__mro__:
@@ -65,7 +65,7 @@ def _reads_of(cls: type) -> Iterator[tuple[bool, tuple[str, ...]]]:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     except (OSError, TypeError, SyntaxError):
-        return  # no source: what runs past a layer is found by running it
+        return  # no source: direct reads are then found only by running the model
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef) and not function.name.startswith(APART):
             harmless = {id(each) for node in ast.walk(function) for each in _only_asked(node)}
@@ -77,7 +77,7 @@ def _reads_of(cls: type) -> Iterator[tuple[bool, tuple[str, ...]]]:
 
 
 def _only_asked(node: ast.AST) -> Iterator[ast.AST]:
-    """The expressions in a node of which only the kind, the shape or the presence is asked."""
+    """The expressions in a node that are used only for their type, shape or presence."""
     if isinstance(node, ast.Attribute) and node.attr in HARMLESS:
         yield node.value
     if isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.Is, ast.IsNot)):
@@ -89,7 +89,7 @@ def _only_asked(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _path(node: ast.AST) -> tuple[bool, tuple[str, ...]]:
-    """The attributes that lead to an expression, and whether they begin at `self`."""
+    """The attribute path of an expression, and whether it starts at `self`."""
     names: list[str] = []
     while isinstance(node, ast.Attribute):
         names.insert(0, node.attr)

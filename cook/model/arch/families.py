@@ -1,7 +1,7 @@
-"""What each model family calls its parts: one entry of a table a family, and no code.
+"""The names of each model family's parts: one table entry per family, and no code.
 
-Names are relative: those of a stack's layers to the base model, the others to one layer. A family is added
-by an entry here and one of tiny settings in `tests/helpers/families.py`; the shared tests then take it.
+Names are relative: those of a stack's layers to the base model, the others to one layer. To add a family,
+add an entry here and one with tiny settings in `tests/helpers/families.py`; the shared tests then cover it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BEFORE_EACH = (("input_layernorm",), ("post_attention_layernorm",))
 
 
 def _bert(*names: str, gives: str = "states", stream: Stream | None = None, **attention: object) -> Family:
-    """BERT and its kin, which call queries, keys and values by these names."""
+    """BERT and similar families, which use these names for queries, keys and values."""
     found = Attention(
         _named("attention.self", *names),
         "attention.output.dense",
@@ -40,7 +40,7 @@ def _bert(*names: str, gives: str = "states", stream: Stream | None = None, **at
 
 
 def _llama(stream: Stream | None = None, **attention: object) -> Family:
-    """Llama and its kin: grouped keys and values, a gated FFN."""
+    """Llama and similar families: grouped keys and values, a gated FFN."""
     found = Attention(
         _named("self_attn", "q_proj", "k_proj", "v_proj"),
         "self_attn.o_proj",
@@ -94,7 +94,7 @@ def _t5(number: int, name: str) -> Attention:
         f"{path}.o",
         bias=f"{path}.relative_attention_bias",
         counts={"n_heads": "heads", "inner_dim": "width"},
-        alike=True,  # the first layer's position bias serves all
+        alike=True,  # the first layer's position bias is used by all
         scores=False,
     )
 
@@ -141,7 +141,7 @@ FAMILIES: dict[str, Family] = {
         neurons="hidden_dim",
         stream=Stream(_WORDS, ("embeddings.LayerNorm",)),
     ),
-    # Its layers are those that it has, and not how often each runs.
+    # The number of layers is that of the modules, not how often each runs.
     "albert": Family(
         (
             Stack(
@@ -254,10 +254,10 @@ FAMILIES: dict[str, Family] = {
 }
 
 STREAMS: dict[str, Stream] = {name: each.stream for name, each in FAMILIES.items() if each.stream is not None}
-"""The families whose residual stream is known."""
+"""The families with a known residual stream."""
 
 HEAD_WIDTHS = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim")
-"""What attention modules call the width of one head."""
+"""Attribute names for the width of one head in attention modules."""
 
 COUNTS: dict[str, str] = {
     name: what
@@ -266,4 +266,4 @@ COUNTS: dict[str, str] = {
     for attention in stack.attentions
     for name, what in attention.counts.items()
 }
-"""Every attribute that an entry counts with: no other one can a reshaped model bring along."""
+"""All count attributes used by entries; a reshaped model may change no others."""

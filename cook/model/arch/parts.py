@@ -1,4 +1,4 @@
-"""What an entry of the table of families consists of: layers, attentions, FFNs, and the residual stream."""
+"""Components of a family's entry: layers, attentions, FFNs, and the residual stream."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ class Attention:
     """One attention of a layer.
 
     Attributes:
-        projections: the modules that give queries, keys and values; where one gives all three it stands
-            there three times, and `layout` says how its rows lie: `stacked` (all queries, then all keys, then
-            all values) or `interleaved` (queries, keys and values of one head after the other).
-        output: the module that joins what the heads give.
+        projections: the modules that produce queries, keys and values; a fused one is listed three times, and
+            `layout` states the order of its rows: `stacked` (all queries, then all keys, then all values) or
+            `interleaved` (queries, keys and values of one head after the other).
+        output: the output projection, which combines the heads.
         also: further modules with rows for each head, if the model has them.
-        bias: an embedding with one column for each head, if the layer has it.
-        counts: attributes of the attention module that say how many `heads` or key-value `groups` there are,
-            or their common `width`. Those of its config begin with `config.`.
+        bias: an embedding with one column per head, if the layer has it.
+        counts: attributes of the attention module for the number of `heads` or key-value `groups`, or their
+            total `width`. Those of its config start with `config.`.
         alike: whether all layers of the stack must keep the same heads.
-        scores: whether they are the scaled products of what the projections give, and nothing else, and
-            queries, keys and values are told apart in it: for tensors by name.
+        scores: whether scores are exactly the scaled products of the projections' outputs, with distinct
+            queries, keys and values: required for tensors by name.
     """
 
     projections: tuple[str, str, str]
@@ -35,13 +35,13 @@ class Attention:
 
     @property
     def module(self) -> str:
-        """The module that holds the projections."""
+        """The module that contains the projections."""
         return self.projections[0].rpartition(".")[0]
 
 
 @dataclass(frozen=True)
 class FeedForward:
-    """The FFN of a layer: `up` are those modules whose rows are neurons, as far as the model has them."""
+    """The FFN of a layer: `up` are the modules whose rows are neurons, of which a model may have some."""
 
     up: tuple[str, ...]
     down: str
@@ -55,12 +55,12 @@ class Stack:
     """Layers of one kind.
 
     Attributes:
-        layers: the list that holds them; `*` in it stands for every number.
-        attention, ffn: the modules that these words mean, in one layer.
-        attentions: the one of the tokens among themselves first.
-        config: what the config calls the number of `heads`, of key-value `groups`, of `neurons`, of `layers`.
-        gives: what a layer gives the next one: its `states`, those in a `pair`, or in words what else.
-        norms: what norms outside of both parts are called, those of the attention and those of the FFN.
+        layers: path of the list that holds them; `*` in it matches every number.
+        attention, ffn: the modules that these words denote, in one layer.
+        attentions: all attentions, self-attention first.
+        config: config keys for the number of `heads`, of key-value `groups`, of `neurons`, of `layers`.
+        gives: what a layer returns to the next: its `states`, these in a `pair`, or a description of others.
+        norms: names of the norms outside of both parts: those of the attention and those of the FFN.
     """
 
     layers: str
@@ -75,12 +75,12 @@ class Stack:
 
 @dataclass(frozen=True)
 class Stream:
-    """What touches a family's residual stream besides its attentions and FFNs.
+    """Modules connected to a family's residual stream besides its attentions and FFNs.
 
     Attributes:
-        writes: the modules that produce the states which go into the first layer, relative to the base model.
+        writes: the modules that produce the input of the first layer, relative to the base model.
         outer: the norms outside of layers, relative to the base model.
-        norms: the norms of a layer, relative to it; empty: those of the stack.
+        norms: the norms of a layer, relative to it; if empty, those of the stack.
     """
 
     writes: tuple[str, ...]
@@ -94,9 +94,9 @@ class Family:
 
     Attributes:
         stacks: its stacks of layers, in the order in which they run.
-        embeddings: the modules that the word `embeddings` means.
-        stream: what touches the residual stream; None where it is not known, so that the width of the model
-            cannot change.
+        embeddings: the modules that the word `embeddings` denotes.
+        stream: the modules connected to the residual stream; None if unknown, so that the model's width
+            cannot be changed.
     """
 
     stacks: tuple[Stack, ...]

@@ -1,4 +1,4 @@
-"""How large the tensors inside of a model are, told before there is data or even weights."""
+"""The shapes of tensors inside of a model, determined without data or weights."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from cook.model.probe.measure import evaluating
 
 @torch.no_grad()
 def shapes(anatomy: Anatomy, names: Iterable[str], tokens: int = 3) -> dict[str, tuple[int, ...]]:
-    """The shapes that tensors have for one small example; also on the meta device.
+    """The shapes of tensors for one small example; also on the meta device.
 
     Args:
         names: of tensors.
-        tokens: of the example, where the model reads tokens.
+        tokens: length of the example, if the model reads tokens.
 
     Raises:
-        CookError: a name means nothing in this model, the forward never comes there (`Unmeasured` on the
-            meta device), or comes with whole numbers.
+        CookError: a name is unknown in this model, its module does not run (`Unmeasured` on the meta
+            device), or the tensor holds integers.
     """
     model: Any = anatomy.model
     hooks = Hooks()
@@ -42,7 +42,7 @@ def shapes(anatomy: Anatomy, names: Iterable[str], tokens: int = 3) -> dict[str,
                 with evaluating(model), tensors.recording():
                     model(**example)
             except FAILURES as error:
-                # A head can ask for values, which meta tensors do not have; what was reached before counts.
+                # A head can need values, which meta tensors lack; the shapes recorded before that are valid.
                 if device_of(model).type != "meta":
                     last: Exception = error
                     continue
@@ -50,8 +50,8 @@ def shapes(anatomy: Anatomy, names: Iterable[str], tokens: int = 3) -> dict[str,
                 found = {name: tensors[name] for name in names}
                 break
             except CookError as error:
-                told = Unmeasured(error.message, hint=error.hint)
-                last = told if device_of(model).type == "meta" else error
+                unmeasured = Unmeasured(error.message, hint=error.hint)
+                last = unmeasured if device_of(model).type == "meta" else error
         else:
             raise last
     finally:
@@ -66,13 +66,13 @@ def shapes(anatomy: Anatomy, names: Iterable[str], tokens: int = 3) -> dict[str,
 
 @torch.no_grad()
 def output_shapes(model: Any) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]] | None:
-    """What a model gives for one small example: the shapes of its outputs by name, and of what it read.
+    """The shapes of a model's outputs by name, and of its inputs, for one small example.
 
     Args:
         model: also on the meta device.
 
     Returns:
-        None where no small example gets through.
+        None if the model runs on no small example.
     """
     with suppress(Unmeasured), evaluating(model):
         for example in examples(model):

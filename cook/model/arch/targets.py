@@ -1,4 +1,4 @@
-"""From what a recipe names to modules of the model: globs, expressions, classes, anatomy words."""
+"""Resolves recipe patterns to modules of the model: globs, regular expressions, classes, anatomy words."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cook.model.arch.usage import read_elsewhere
 from cook.model.nn.linear import is_linear, stands_for
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""Layers that no pass acts on by design, and that no plan lists as left out."""
+"""Layers that passes never act on by design, and that plans do not list as left out."""
 
 
 def matching(anatomy: Anatomy, pattern: str) -> list[str]:
@@ -26,7 +26,7 @@ def matching(anatomy: Anatomy, pattern: str) -> list[str]:
     the whole name, a class name (`Linear`), or a glob over names (`*.query`).
 
     Raises:
-        CookError: when it matches nothing, with the nearest name.
+        CookError: nothing matches; the message names the nearest name.
     """
     if (roots := anatomy.roots(pattern)) is not None:
         if not roots:
@@ -64,22 +64,22 @@ def select(
     what: str = "linear layer",
     replaced: bool = False,
 ) -> list[str]:
-    """The modules of a `kind` that are matched, or lie inside of a match, by `include` and not `exclude`.
+    """The modules of a `kind` that match `include`, or lie inside a match, and do not match `exclude`.
 
     Args:
-        include: patterns; None stands for the layers of a known family, else for the base model without its
+        include: patterns; None selects the layers of a known family, else the base model without its
             embeddings and its output head.
         exclude: patterns; each must match something in the model.
-        kind: which modules count; linear layers by default.
-        what: its name in errors.
-        replaced: whether the pass puts something else in the place of each module. A layer whose weight
-            other code reads is left out then, and refused where a pattern matches such layers only.
+        kind: the modules to select; linear layers by default.
+        what: the name of `kind` in errors.
+        replaced: whether the pass replaces each module. Layers whose weight is read by other code are then
+            left out, and refused if a pattern matches only such layers.
 
     Returns:
-        Full module names, in the model's order, each once.
+        Full module names, in the model's order, without duplicates.
 
     Raises:
-        CookError: when a pattern matches nothing, or nothing of that kind, or nothing is left.
+        CookError: a pattern matches nothing, or nothing of that kind, or nothing is left.
     """
     of_kind = [name for name, module in anatomy.model.named_modules() if name and kind(module)]
     fixed = read_elsewhere(anatomy.model) if replaced else set()
@@ -105,24 +105,24 @@ def left_out(
     exclude: Sequence[str] | None,
     chosen: Sequence[str],
 ) -> str:
-    """What the patterns match and a pass does not act on although it holds matrices, in words for a plan.
+    """Describe the matched modules with matrices that a pass does not act on, for a plan.
 
     Args:
         include, exclude: patterns, as for `select`.
-        chosen: what `select` gave.
+        chosen: the result of `select`.
 
     Returns:
-        Nothing where all matrices are acted on.
+        Nothing if all matrices are acted on.
     """
     model = anatomy.model
     roots = [name for pattern in include or default(anatomy) for name in matching(anatomy, pattern)]
-    gone = [name for pattern in exclude or () for name in matching(anatomy, pattern)]
+    excluded = [name for pattern in exclude or () for name in matching(anatomy, pattern)]
     holders = [
         name
         for name, module in model.named_modules()
         if name and any(each.ndim > 1 for each in module.parameters(recurse=False))
     ]
-    inside = set(within(holders, roots)) - set(within(holders, [*gone, *chosen]))
+    inside = set(within(holders, roots)) - set(within(holders, [*excluded, *chosen]))
     if include is None:
         inside -= _outside(anatomy)
     inside -= {
@@ -134,19 +134,19 @@ def left_out(
     count = sum(
         each.numel() for name in inside for each in model.get_submodule(name).parameters(recurse=False)
     )
-    whole = sum(each.numel() for each in model.parameters())
-    return f"left out: {', '.join(kinds)} with {count / whole:.0%} of all parameters"
+    total = sum(each.numel() for each in model.parameters())
+    return f"left out: {', '.join(kinds)} with {count / total:.0%} of all parameters"
 
 
 def default(anatomy: Anatomy) -> list[str]:
-    """What a pass acts on without `include`: the layers; in an unknown family the base model."""
+    """The default targets without `include`: the layers; in an unknown family the base model."""
     if anatomy.family is not None:
         return ["layers"]
     return [f"{anatomy.prefix}*"]
 
 
 def _outside(anatomy: Anatomy) -> set[str]:
-    """The embeddings and the output head, which no pass acts on unless they are named."""
+    """The embeddings and the output head, which are targets only if named."""
     model: Any = anatomy.model
     found = {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
     head = None
@@ -156,7 +156,7 @@ def _outside(anatomy: Anatomy) -> set[str]:
 
 
 def _nothing(anatomy: Anatomy, pattern: str, matched: Sequence[str], what: str) -> CookError:
-    """The error for a pattern that gives a pass nothing to act on."""
+    """The error for a pattern that selects no targets."""
     if matched:
         message = f"the weight of {matched[0]} is read by other code than its own forward"
         return CookError(message, hint="it cannot be replaced: leave it out of `include`")
@@ -174,7 +174,7 @@ def _nothing(anatomy: Anatomy, pattern: str, matched: Sequence[str], what: str) 
 
 
 def within(names: Iterable[str], roots: Iterable[str]) -> list[str]:
-    """Those of `names` that are one of `roots` or lie below one."""
+    """The `names` that are one of `roots` or lie below one."""
     above = set(roots)
     return [name for name in names if above.intersection(_ancestry(name))]
 

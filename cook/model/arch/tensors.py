@@ -1,19 +1,19 @@
-"""Tensors inside of a model, by the names that a recipe gives them.
+"""Tensors inside of a model, by their names in a recipe.
 
-| name | is | shape |
+| name | meaning | shape |
 |---|---|---|
-| `layers[3].output`, `.input` | what a layer gives and gets | [batch, tokens, width] |
-| `layers[3].attention.output`, `layers[3].ffn.output` | what a part gives | [batch, tokens, width] |
-| `layers[3].attention.queries`, `.keys`, `.values` | what is attended with | [batch, heads, tokens, width] |
+| `layers[3].output`, `.input` | output and input of a layer | [batch, tokens, width] |
+| `layers[3].attention.output`, `layers[3].ffn.output` | output of a part | [batch, tokens, width] |
+| `layers[3].attention.queries`, `.keys`, `.values` | attention factors | [batch, heads, tokens, width] |
 | `layers[3].attention.scores` | scaled, before mask and softmax | [batch, heads, tokens, tokens] |
-| `embeddings.output` | what the first layer gets | [batch, tokens, width] |
-| `logits` | what the head gives | as the model gives it |
-| `PATH[in]`, `PATH[out]` | the first that a module gets, or gives | as the module has it |
+| `embeddings.output` | input of the first layer | [batch, tokens, width] |
+| `logits` | output of the head | that of the model |
+| `PATH[in]`, `PATH[out]` | first input or output of a module | that of the module |
 
-Scores and their factors are computed from what the projections give, so they are there under every
-attention implementation; queries and keys are told after the rotation of a rotary embedding, and keys and
-values once for all queries that share them. What a part gives is its module's: in BERT and its kin that
-holds the residual and the norm.
+Scores and their factors are computed from the projections' outputs, so they are available under every
+attention implementation. Queries and keys are taken after rotary embedding; keys and values occur once for
+all queries that share them. The output of a part is that of its module: in BERT and similar families it
+includes the residual and the norm.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _LAYER = re.compile(r"(?P<layer>layers\[-?\d+\])\.(?P<part>\w+(?:\.\w+)?)")
 
 
 class Read(NamedTuple):
-    """What a hook keeps of one module: its first input, first output, logits, or rotation."""
+    """What a hook records of one module: its first input, first output, logits, or rotation."""
 
     module: str
     what: str
@@ -56,7 +56,7 @@ class Read(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a named tensor comes from: what is read, and how it is made of that."""
+    """The origin of a named tensor: what is recorded, and how the tensor is computed from it."""
 
     reads: tuple[Read, ...]
     make: Callable[..., Tensor]
@@ -66,7 +66,7 @@ def find(anatomy: Anatomy, name: str) -> Source:
     """The source of the tensor called `name`.
 
     Raises:
-        CookError: the name means nothing in this model, or several modules.
+        CookError: the name is unknown in this model, or ambiguous.
     """
     if name == "logits":
         return Source((Read("", "logits"),), _same)
@@ -89,7 +89,7 @@ def find(anatomy: Anatomy, name: str) -> Source:
 
 
 def modules_of(sources: Iterable[Source]) -> list[str]:
-    """The modules that are read for some tensors, each once."""
+    """The modules recorded for some tensors, without duplicates."""
     return list(dict.fromkeys(read.module for source in sources for read in source.reads))
 
 
@@ -111,7 +111,7 @@ def _of_layer(anatomy: Anatomy, layer: str, word: str, part: str) -> Source:
     wanted = part.removeprefix("attention.")
 
     def make(query: Tensor, key: Tensor, value: Tensor, rotation: Any) -> Tensor:
-        if query is key:  # one projection gives all three, one after the other (GPT-2)
+        if query is key:  # one fused projection, its outputs concatenated (GPT-2)
             query, key, value = query.chunk(3, dim=-1)
         factors = [_by_head(each, attention) for each in (query, key, value)]
         rotate = vars(sys.modules[type(attention).__module__]).get("apply_rotary_pos_emb")
@@ -129,8 +129,8 @@ def scores(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
 
     Args:
         queries: [batch, heads, tokens, head width].
-        keys: the same, or with fewer heads that several queries share (grouped queries).
-        scaling: what the products are multiplied with.
+        keys: the same, or with fewer heads, each shared by several queries (grouped-query attention).
+        scaling: factor of the products.
 
     Returns:
         [batch, heads, tokens, tokens].
@@ -151,14 +151,14 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 class Tensors:
-    """The watched tensors of a model, as its last recorded forward had them.
+    """The watched tensors of a model, from its last recorded forward.
 
-    Hooks keep references in a recorded forward only: not when layers are computed again in a backward
-    (gradient checkpointing), and not in evaluations.
+    Hooks keep references only in a recorded forward: not during recomputation in a backward (gradient
+    checkpointing), and not in evaluations.
 
     Args:
         anatomy: of the model.
-        hooks: that register and remove.
+        hooks: used to register and remove hooks.
     """
 
     def __init__(self, anatomy: Anatomy, hooks: Hooks):
@@ -170,7 +170,7 @@ class Tensors:
         self._recomputed: list[nn.Module] = []
 
     def watch(self, name: str) -> None:
-        """Ask for a tensor; after `open` each recorded forward keeps it.
+        """Register a tensor to watch; after `open` each recorded forward keeps it.
 
         Raises:
             CookError: from `find`.
@@ -178,13 +178,13 @@ class Tensors:
         self._sources.setdefault(name, find(self.anatomy, name))
 
     def open(self) -> None:
-        """Register the hooks; to be called when no module will be replaced any more.
+        """Register the hooks; call this once no module will be replaced any more.
 
         Raises:
-            CookError: gradients would be lost on the way.
+            CookError: gradients of watched tensors would be lost.
         """
         model = self.anatomy.model
-        # What does not learn has no gradients to lose.
+        # Modules that are not trained have no gradients to lose.
         if self._sources and any(parameter.requires_grad for parameter in model.parameters()):
             self._recomputed = [each for each in model.modules() if hasattr(each, "gradient_checkpointing")]
         refuse_reentrant(self._recomputed)
@@ -193,15 +193,15 @@ class Tensors:
 
     @property
     def read(self) -> list[str]:
-        """The modules that are read for the watched tensors."""
+        """The modules recorded for the watched tensors."""
         return modules_of(self._sources.values())
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Keep what the forward inside gives, in the place of what the last one gave.
+        """Record the forward in the context, replacing the previous one.
 
         Raises:
-            CookError: gradients would be lost on the way, as in `open`: that can be switched on later.
+            CookError: gradients would be lost, as in `open`: checkpointing can be enabled later.
         """
         refuse_reentrant(self._recomputed)
         self.clear()
@@ -220,7 +220,7 @@ class Tensors:
         return self._made[name]
 
     def clear(self) -> None:
-        """Let go of what was kept."""
+        """Drop the recorded tensors."""
         self._kept, self._made = {}, {}
 
     def _hook(self, read: Read) -> None:
@@ -268,10 +268,10 @@ def _logits(output: Any) -> Tensor:
 
 
 def refuse_reentrant(modules: Iterable[nn.Module]) -> None:
-    """Raise CookError if one of `modules` is recomputed in a way that loses gradients of what hooks keep."""
+    """Raise CookError if one of `modules` is recomputed such that gradients of recorded tensors are lost."""
     for module in modules:
         function = getattr(module, "_gradient_checkpointing_func", None)
-        # Reentrant is what torch does when it is not told.
+        # Reentrant is torch's default.
         chosen = getattr(function, "keywords", {}).get("use_reentrant")
         if module.gradient_checkpointing and chosen is not False:
             raise CookError(

@@ -1,9 +1,9 @@
-"""Heads and neurons: what leaves a layer together, and which rows and columns of which modules that is.
+"""Heads and neurons: the units that are removed together, as rows and columns of several modules.
 
-A unit is a head with all that belongs to it (under grouped queries: a key-value head with all its queries),
-or a neuron of an FFN: a row of what leads to it, a column of what leads away. Where layers must keep the
-same heads (T5, whose first layer's position bias serves all) or have the same parameters, a unit reaches
-over all of them.
+A unit is a head with everything that belongs to it (for grouped queries: a key-value head with all its
+queries), or a neuron of an FFN: a row of its input projections and a column of its output projection. If
+layers must keep the same heads (T5, where all use the first layer's position bias) or share parameters, a
+unit extends over all of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cook.model.nn.composite import places
 
 @dataclass(frozen=True)
 class Part:
-    """What units own of one module: unit u the numbers `start + u * size` up to `+ size`, for each span.
+    """The indices that units own in one module: unit u owns `start + u * size` up to `+ size`, for each span.
 
     Attributes:
         axis: `out` for rows of the matrix and their biases, or the width of an embedding or of a norm; `in`
@@ -37,7 +37,7 @@ class Part:
     spans: tuple[tuple[int, int], ...]
 
     def numbers(self, units: Tensor) -> Tensor:
-        """The numbers that these units own, in increasing order.
+        """The indices that these units own, in increasing order.
 
         Args:
             units: bool [count].
@@ -56,12 +56,12 @@ class UnitGroup:
     Attributes:
         kind: `heads` or `neurons`; `hidden` for the dimensions of a residual stream
             (`cook.model.arch.width`).
-        layers: the layers that hold them; several where those must keep the same ones.
-        count: units.
-        parts: all that they own.
-        outputs: those of the parts whose columns read what the units give.
-        counts: by module, the attributes that count the units, each with how much a unit counts.
-        heads: that a unit of `heads` is: more than one where several queries share a key.
+        layers: the layers that contain them; several if these must keep the same ones.
+        count: number of units.
+        parts: everything that the units own.
+        outputs: the parts whose columns read the units' outputs.
+        counts: by module, the attributes that count the units, each with the amount per unit.
+        heads: heads per unit of kind `heads`: more than one if several queries share a key.
     """
 
     kind: str
@@ -74,7 +74,7 @@ class UnitGroup:
 
     @property
     def where(self) -> str:
-        """The modules that the units belong to, in a word."""
+        """A short name of the modules that the units belong to."""
         path = self.outputs[0].module
         return path if len(self.outputs) == 1 else f"{path} and {len(self.outputs) - 1} more"
 
@@ -83,7 +83,7 @@ def heads(anatomy: Anatomy) -> list[UnitGroup]:
     """The heads of every attention, first layer to last.
 
     Raises:
-        CookError: the family is unknown, or its projections are no whole number of heads.
+        CookError: the family is unknown, or a projection does not have a whole number of heads.
     """
     found: list[UnitGroup] = []
     alike: dict[tuple[int, str], list[UnitGroup]] = {}
@@ -102,7 +102,7 @@ def neurons(anatomy: Anatomy) -> list[UnitGroup]:
     """The neurons of every FFN, first layer to last.
 
     Raises:
-        CookError: the family is unknown, or what leads to an FFN's neurons does not fit what leads away.
+        CookError: the family is unknown, or the input and output projections of an FFN do not match.
     """
     model = anatomy.model
     return _joined(model, [_neurons(model, each, anatomy.stacks[each].feed_forward) for each in anatomy.live])
@@ -169,23 +169,23 @@ def _neurons(model: nn.Module, layer: str, ffn: FeedForward) -> UnitGroup:
 
 
 def _joined(model: nn.Module, several: Sequence[UnitGroup]) -> list[UnitGroup]:
-    """Those that own numbers of the same parameters together, where the first of them was."""
+    """Join groups that own parts of the same parameters, at the position of the first of them."""
     groups: list[tuple[set[int], list[UnitGroup]]] = []
     for each in several:
-        whose = {id(parameter) for part in each.parts for _, parameter, _ in owned(model, part)}
-        met = [group for group in groups if group[0] & whose]
-        if not met:
-            groups.append((whose, [each]))
+        parameters = {id(parameter) for part in each.parts for _, parameter, _ in owned(model, part)}
+        overlapping = [group for group in groups if group[0] & parameters]
+        if not overlapping:
+            groups.append((parameters, [each]))
             continue
-        for group in met[1:]:
+        for group in overlapping[1:]:
             groups.remove(group)
-        met[0][0].update(whose, *(group[0] for group in met[1:]))
-        met[0][1].extend([*(one for group in met[1:] for one in group[1]), each])
+        overlapping[0][0].update(parameters, *(group[0] for group in overlapping[1:]))
+        overlapping[0][1].extend([*(one for group in overlapping[1:] for one in group[1]), each])
     return [group[0] if len(group) == 1 else _together(group) for _, group in groups]
 
 
 def placed(model: nn.Module, name: str, axis: str, spans: tuple[tuple[int, int], ...]) -> list[Part]:
-    """What units own of a layer; of one that is made of several, in those that have its rows or columns."""
+    """The spans that units own in a layer; for a composite, in its parts with these rows or columns."""
     return [Part(place, axis, own) for place, own in places(model, name, axis, spans)]
 
 
@@ -205,25 +205,25 @@ def _together(several: Sequence[UnitGroup]) -> UnitGroup:
 
 
 def masks(model: nn.Module, units: UnitGroup, keep: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The masks that hold the other units at zero: the names of parameters, and bool in their shapes.
+    """The masks that zero the units not kept: names of parameters, and bool tensors of their shapes.
 
-    All that a unit owns is zero then, so that removing it changes nothing, whatever comes in.
+    Everything that a unit owns is masked, so that removing it does not change the output for any input.
 
     Args:
         keep: bool [units.count].
     """
-    gone = ~keep.cpu()
+    removed = ~keep.cpu()
     found: dict[str, Tensor] = {}
     for part in units.parts:
         for name, parameter, axis in owned(model, part):
             mask = found.setdefault(name, torch.ones(parameter.shape, dtype=torch.bool))
-            mask.index_fill_(axis, part.numbers(gone), False)
+            mask.index_fill_(axis, part.numbers(removed), False)
     for name, mask in found.items():
         yield name, mask.to(model.get_parameter(name).device)
 
 
 def owned(model: nn.Module, part: Part) -> Iterator[tuple[str, nn.Parameter, int]]:
-    """The parameters that units own a part of: their names, and the axis on which they do."""
+    """The parameters that contain the part: their names, the parameters, and the axis."""
     module = surgery.get(model, part.module)
     for name, parameter in module.named_parameters(recurse=False):
         if surgery.is_vectors(module):
@@ -234,29 +234,29 @@ def owned(model: nn.Module, part: Part) -> Iterator[tuple[str, nn.Parameter, int
 
 
 def weights(model: nn.Module, units: UnitGroup) -> int:
-    """How many parameters one unit owns; one that layers share is one."""
+    """The number of parameters that one unit owns; a shared parameter counts once."""
     seen: set[tuple[int, int]] = set()
-    whole = 0
+    count = 0
     for part in units.parts:
         numbers = sum(size for _, size in part.spans)
         for _, parameter, axis in owned(model, part):
             if (id(parameter), axis) not in seen:
-                whole += numbers * (parameter.numel() // parameter.shape[axis])
+                count += numbers * (parameter.numel() // parameter.shape[axis])
             seen.add((id(parameter), axis))
-    return whole
+    return count
 
 
 def axis_of(module: nn.Module, axis: str) -> int:
-    """Where a module's weight has what a part calls `out` or `in`."""
+    """The axis of a module's weight that a part calls `out` or `in`."""
     flipped = linear.is_transposed(module) or isinstance(module, nn.Embedding)
     return int((axis == "out") == flipped)
 
 
 def remaining(model: nn.Module, units: UnitGroup) -> Iterator[tuple[str, float]]:
-    """How many of these units each module that reads them has now; modules that are gone are left out.
+    """The number of units in each module that reads them now; removed modules are skipped.
 
     Yields:
-        The name of the module and the number of units, which is whole unless the module was cut amiss.
+        The name of the module and the number of units, which is integral unless the module was cut wrongly.
     """
     for part in units.outputs:
         if surgery.has(model, part.module):
@@ -264,10 +264,10 @@ def remaining(model: nn.Module, units: UnitGroup) -> Iterator[tuple[str, float]]
 
 
 def size(model: nn.Module, name: str, axis: str) -> int:
-    """How many rows (`out`) or columns (`in`) a module has, in the words of a part.
+    """The number of rows (`out`) or columns (`in`) of a module, as defined for a part.
 
     Raises:
-        CookError: it is nothing that could lose any.
+        CookError: the module has no rows or columns that can be removed.
     """
     module: Any = surgery.get(model, name)
     if isinstance(module, nn.Embedding):

@@ -1,8 +1,8 @@
-"""Linear layers whose weight is read by other code than their own forward.
+"""Finds linear layers whose weight is read by code other than their own forward.
 
 `nn.MultiheadAttention` never calls its `out_proj`, Mamba multiplies with the weight of `dt_proj`, RWKV
-rescales weights in place. Such a weight can be masked, but the layer cannot be replaced: what replaces it
-(integers, two factors, a soft mask) would be passed by. A forward of a small example shows who reads what.
+rescales weights in place. Such a weight can be masked, but the layer cannot be replaced, because its
+replacement (integers, two factors, a soft mask) would be bypassed. A forward of a small example detects it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from cook.model.probe.example import FAILURES, Unmeasured, examples
 from cook.model.probe.measure import evaluating
 
 VIEWS = ("T", "mT", "H", "mH", "data")
-"""Attributes of a tensor that give its numbers; others (dtype, device, shape) only describe it."""
+"""Tensor attributes that give access to its values; others (dtype, device, shape) only describe it."""
 
 
 class _Readers(TorchFunctionMode):
-    """Notes the parameters that functions are called with outside of the forward of their own module."""
+    """Records the parameters passed to functions outside of the forward of their own module."""
 
     def __init__(self, owners: dict[int, str]):
         super().__init__()
@@ -69,11 +69,11 @@ def _entered(model: nn.Module, names: Iterable[str], readers: _Readers) -> Itera
 
 @torch.no_grad()
 def read_elsewhere(model: nn.Module) -> set[str]:
-    """The linear layers whose weight or bias other code reads.
+    """The linear layers whose weight or bias is read by other code.
 
     Args:
         model: also on the meta device. A copy of it without weights runs on a small example in eval mode;
-            where its forward does not get through, what was seen until then counts.
+            if its forward fails, the reads recorded before that are returned.
 
     Returns:
         Full module names.
@@ -86,7 +86,7 @@ def read_elsewhere(model: nn.Module) -> set[str]:
         for name, module in linears.items()
         for parameter in module.parameters(recurse=False)
     }
-    # Tied weights belong to several modules: an embedding reads the one of a head.
+    # Tied weights belong to several modules: an embedding reads that of a head.
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
             if owners.get(id(parameter), name) != name:
@@ -100,5 +100,5 @@ def read_elsewhere(model: nn.Module) -> set[str]:
                 break
     inside = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
     found = readers.found | {name for name in linears if name.rpartition(".")[0] in inside}
-    # What only runs elsewhere (kernels on GPUs, training) is found in the source of the modules around.
+    # Code that runs only elsewhere (GPU kernels, training) is found in the source of enclosing modules.
     return found | set(read_directly(model, linears))

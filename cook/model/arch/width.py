@@ -1,8 +1,8 @@
-"""The residual stream of a model: which modules write to it, read from it and norm it, so that it can narrow.
+"""The residual stream of a model: the modules that write to it, read from it and normalise it.
 
-Its dimensions are units like heads and neurons: rows of what writes, columns of what reads, entries of
-norms. A family is served where all that touches its stream is known; whatever else has its width in its
-shape is refused by name. An output head whose matrix is tied to the embeddings lives in the same dimensions.
+Its dimensions are units like heads and neurons: rows of writers, columns of readers, entries of norms. A
+family is supported if all modules connected to its stream are known; any other module whose shape contains
+the width is refused by name. An output head tied to the embeddings belongs to the same dimensions.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ _TOKENS = {
     "vocab_transform": "vocab_layer_norm",
     "generator_predictions.dense": "generator_predictions.LayerNorm",
 }
-"""What makes states of a token once more, and its norm, before a head that may be tied to the embeddings."""
+"""The transform of token states before an output head that may be tied to the embeddings, and its norm."""
 _POOLED = ("pooler.dense", "pre_classifier")
-"""What reads the stream and gives something else, which `classifier` then reads."""
+"""Modules that read the stream and produce other states, which `classifier` reads."""
 _READS = (
     *("score", "qa_outputs", "classifier", "classifier.dense", "discriminator_predictions.dense"),
     *("lm_head", "lm_head.decoder", "cls.predictions.decoder", "vocab_projector", "generator_lm_head"),
 )
 _APART = ("cls.seq_relationship", "classifier.out_proj", "discriminator_predictions.dense_prediction")
-"""Of the stream's width, and behind something that reads it."""
+"""Modules of the stream's width that read the output of another reader."""
 
 
 def stream(anatomy: Anatomy) -> UnitGroup:
-    """The residual stream; a unit is one of its dimensions, and `outputs` are what reads it.
+    """The residual stream; a unit is one of its dimensions, and `outputs` are the modules that read it.
 
     Raises:
-        CookError: the family's stream is not known, or something of its width is not accounted for.
+        CookError: the family's stream is unknown, or a module of its width is not accounted for.
     """
     model = anatomy.model
     if (known := STREAMS.get(anatomy.kind)) is None:
@@ -78,7 +78,7 @@ def stream(anatomy: Anatomy) -> UnitGroup:
 
 
 def _reach(model: nn.Module, name: str, axis: str) -> int | None:
-    """How wide a module is on one side; None if there is none, or it has no such side."""
+    """The width of a module on one side; None if there is no such module or it has no such side."""
     if not surgery.has(model, name):
         return None
     module: Any = surgery.get(model, name)
@@ -94,10 +94,10 @@ def _reach(model: nn.Module, name: str, axis: str) -> int | None:
 
 
 def _account(anatomy: Anatomy, width: int, known: list[str]) -> None:
-    """Raise CookError if something of this width is none of the known modules."""
+    """Raise CookError if a module of this width is not one of the known modules."""
     present = [whole(anatomy.model, name) for name in known if surgery.has(anatomy.model, name)]
     inside = {name: surgery.get(anatomy.model, name) for name in present}
-    # What a stand-in of cook has inside goes with it, and what a layer is made of.
+    # Modules inside cook's replacements and composites are resized with them.
     made = {name for name, each in inside.items() if linear.is_linear(each) or linear.is_composite(each)}
     standing = tuple(f"{name}." for name in made)
     unknown = [
@@ -126,16 +126,15 @@ def norms(model: nn.Module, units: UnitGroup) -> list[str]:
 def writers(model: nn.Module, units: UnitGroup) -> list[str]:
     """The modules whose outputs [..., width] are added to a stream, or begin it."""
     named = {part.module for part in units.parts if part.axis == "out"} - set(norms(model, units))
-    # What comes out of a convolution lies otherwise; the vectors beside it are added to it.
+    # Convolution outputs have another layout; position parameters beside them are added to the stream.
     return sorted(name for name in named if not surgery.is_channels(surgery.get(model, name)))
 
 
 def weighted_norm(states: Tensor, gates: Tensor, module: Any) -> Tensor:
-    """What a LayerNorm or RMSNorm gives where dimensions count as much as their gates are open.
+    """The output of a LayerNorm or RMSNorm in which each dimension is weighted by its gate z.
 
-    Mean and variance are `sum z x / sum z` and `sum z (x - mean)^2 / sum z`, and what comes out is
-    multiplied with z: with gates of 0 and 1 exactly the norm of the narrower states.
-
+    Mean and variance are `sum z x / sum z` and `sum z (x - mean)^2 / sum z`, and the output is multiplied
+    by z: for gates of 0 and 1 it is exactly the norm of the narrowed states.
     Args:
         states: [..., width].
         gates: [width], from 0 to 1, not all 0.
@@ -154,10 +153,10 @@ def weighted_norm(states: Tensor, gates: Tensor, module: Any) -> Tensor:
 
 
 def narrowing(model: nn.Module, units: UnitGroup, hooks: Hooks, gates: Any) -> None:
-    """Put hooks on all that writes and norms a stream, which multiply it with gates.
+    """Register hooks that multiply with gates on all modules that write to or normalise a stream.
 
     Args:
-        gates: called in every forward: [width], or None to leave all as it is.
+        gates: called in every forward: [width], or None to leave everything unchanged.
     """
 
     def write(_: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:

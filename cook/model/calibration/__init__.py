@@ -1,1 +1,1 @@
-"""Statistics of what linear layers get, on calibration examples."""
+"""Statistics of the inputs of linear layers, on calibration examples."""

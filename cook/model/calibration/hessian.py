@@ -1,7 +1,7 @@
-"""The inverse Hessian of a layer-wise least-squares problem, as SparseGPT and GPTQ need it.
+"""The inverse Hessian of a layer-wise least-squares problem, as used by SparseGPT and GPTQ.
 
-For outputs `W X` the Hessian of the squared error by a row of W is `2 X X^T`; its Gram matrix is gathered by
-`cook.model.calibration.statistics.Gram`.
+For outputs `W X` the Hessian of the squared error with respect to a row of W is `2 X X^T`; the Gram matrix
+is accumulated by `cook.model.calibration.statistics.Gram`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 DAMPING = 0.01
 DEAD = 1e-6
-"""The share of the damping that an input which is always zero gets."""
+"""The fraction of the damping applied to inputs that are always zero."""
 ATTEMPTS = 8
 
 
@@ -19,16 +19,16 @@ def inverse_factor(gram: Tensor, damping: float = DAMPING) -> tuple[Tensor, floa
     """The upper Cholesky factor of the inverse Hessian, `H^-1 = U^T U`.
 
     Args:
-        gram: [in, in], the sum of x x^T over tokens: the Hessian but for a factor that does not matter.
-        damping: what is added to the diagonal, as a share of its mean. An input that is always zero gets
-            next to nothing, so that its weights go first.
+        gram: [in, in], the sum of x x^T over tokens: the Hessian up to an irrelevant factor.
+        damping: added to the diagonal, as a fraction of its mean. Inputs that are always zero get almost
+            none, so that their weights are pruned first.
 
     Returns:
-        [in, in] in the type of `gram`, and the damping that was needed: where float32 gives no factor,
-        float64 is tried, and after that ten times the damping.
+        [in, in] in the dtype of `gram`, and the damping used: if the factorisation fails in float32,
+        float64 is tried, and then ten times the damping.
 
     Raises:
-        ValueError: numbers that are not finite, or that no damping helps.
+        ValueError: values are not finite, or the factorisation fails with any damping.
     """
     if not bool(gram.isfinite().all()):
         raise ValueError("the inputs hold numbers that are not finite")

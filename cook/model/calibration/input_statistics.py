@@ -1,4 +1,4 @@
-"""Statistics of linear layers' inputs in the making, without padding."""
+"""Accumulates statistics of linear layers' inputs, excluding padding."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from cook.model.calibration.statistics import Statistic
 from cook.model.nn.linear import shape
 
 Kind = Callable[[int, torch.device], Any]
-"""Makes an empty statistic for inputs of a width."""
+"""Creates an empty statistic for inputs of a given width."""
 
 
 @dataclass
 class InputStatistics:
-    """Statistics by target; targets that get the same tensor share one.
+    """Statistics by target; targets with the same input tensor share one.
 
     Attributes:
-        kind: of statistic.
-        own: kinds of those targets that share theirs with none.
-        found: what there is so far.
+        kind: class of the shared statistics.
+        own: classes of statistics that are not shared, by target.
+        found: the statistics so far.
         added: the tensors of this forward, each with the statistic that it was added to.
     """
 
@@ -38,10 +38,10 @@ class InputStatistics:
 
         Args:
             inputs: [..., width].
-            valid: which tokens are no padding, bool [batch, tokens]; None: all.
+            valid: which tokens are not padding, bool [batch, tokens]; None: all.
 
         Raises:
-            CookError: they are other tokens than those.
+            CookError: the inputs do not have these tokens.
         """
         kind = self.own.get(name)
         shared = kind is None
@@ -66,30 +66,30 @@ class InputStatistics:
 
 
 def _without_padding(inputs: Tensor, valid: Tensor) -> bool:
-    """Whether these are no tokens of a text: one state of each example, which is what a head reads, or what
-    all examples get alike (relative positions)."""
+    """Whether the inputs are not tokens of a text: one state per example, as read by a head, or values that
+    all examples share (relative positions)."""
     alone = inputs.ndim == 2 and len(inputs) == len(valid)
     return alone or (inputs.ndim == 3 and len(inputs) == 1 and inputs.shape[1] != valid.numel())
 
 
 def valid_tokens(batch: Mapping[str, Tensor]) -> Tensor | None:
-    """Which tokens of a batch are no padding, bool [batch, tokens]; None: all.
+    """Which tokens of a batch are not padding, bool [batch, tokens]; None: all.
 
     Raises:
-        CookError: its mask tells more than that.
+        CookError: the mask marks more than padding.
     """
     return _told(batch, "attention_mask")
 
 
 def output_tokens(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor | None:
-    """The same of what comes out of a model: of the answer's tokens after an encoder, else of the text's."""
+    """`valid_tokens` for the outputs of a model: those of its decoder after an encoder, else of the text."""
     return answered_tokens(batch) if _decodes(model) else valid_tokens(batch)
 
 
 def source_tokens(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[int, Tensor | None]:
-    """How many tokens an encoder gets where its decoder gets another number, and which are no padding.
+    """The number of encoder tokens if it differs from the decoder's, and which are not padding.
 
-    0 where all of a model gets the same tokens, or the numbers do not tell.
+    0 if all parts of a model have the same tokens, or the numbers are equal.
     """
     text, answer = batch.get("input_ids"), batch.get("decoder_input_ids", batch.get("labels"))
     if not _decodes(model) or text is None or answer is None or answer.numel() == text.numel():
@@ -98,12 +98,12 @@ def source_tokens(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[int, T
 
 
 def answered_tokens(batch: Mapping[str, Tensor]) -> Tensor | None:
-    """The same of what the decoder after an encoder gets: its own mask, or the tokens that have a label.
+    """`valid_tokens` for the inputs of a decoder after an encoder: from its mask, or tokens with a label.
 
-    One that is given neither (a classifier) gets the encoder's tokens.
+    If neither is given (a classifier), the decoder reads the encoder's tokens.
 
     Raises:
-        CookError: its mask tells more than that.
+        CookError: the mask marks more than padding.
     """
     if "decoder_attention_mask" in batch:
         return _told(batch, "decoder_attention_mask")
@@ -114,7 +114,7 @@ def answered_tokens(batch: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def _decodes(model: nn.Module) -> bool:
-    """Whether it has a decoder after an encoder."""
+    """Whether the model is an encoder-decoder."""
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 

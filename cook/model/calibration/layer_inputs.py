@@ -1,4 +1,4 @@
-"""Statistics of any linear layers of a model: layer by layer where it is built so, else by whole forwards."""
+"""Statistics of any linear layers of a model: layer by layer if possible, else by whole forwards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def throughout(
     kind: Kind,
     own: Mapping[str, Kind] | None = None,
 ) -> dict[str, Any]:
-    """The same from whole forwards: for linears outside of layers, and layers that run several times.
+    """Statistics from whole forwards: for linears outside of layers, and layers that run several times.
 
     Raises:
         CookError: there are no examples, or a target is not run.
@@ -36,8 +36,8 @@ def throughout(
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            del state.added[:-1]  # what gets the same tensor does so in a row
-            # What of a decoder reads the encoder is told by how many tokens it gets.
+            del state.added[:-1]  # modules that share an input tensor run consecutively
+            # Decoder modules that read the encoder's output are recognised by their number of tokens.
             count, mask = source
             reads = count == inputs[0].shape[:-1].numel()
             state.add(name, module, inputs[0], mask if reads else valid)
@@ -50,7 +50,7 @@ def throughout(
         with evaluating(model):
             for batch in batches:
                 state.added.clear()
-                # What lies outside of layers reads what they give.
+                # Modules outside of layers read the layers' outputs.
                 valid, source = output_tokens(model, batch), source_tokens(model, batch)
                 model(**batch)
     finally:
@@ -67,12 +67,12 @@ def walk(
     kind: Kind,
     own: Mapping[str, Kind] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The statistics of all targets, those of one layer at a time, for a caller that changes them in between.
+    """Yield the statistics of the targets of one layer at a time; the caller may change them in between.
 
-    Layers that run several times are one, all of them together; what lies outside of layers comes at the end.
+    Layers that run several times are yielded as one group; targets outside of layers come last.
 
     Args:
-        examples: gives the same batches at every call.
+        examples: returns the same batches at every call.
 
     Raises:
         CookError: as in `Layerwise` and `throughout`.
@@ -92,7 +92,7 @@ def walk(
 
 
 def one_by_one(anatomy: Anatomy) -> list[str]:
-    """The layers that are known and run one after another, each once."""
+    """The layers, if known and run one after another, each once."""
     if anatomy.family is None or any("*" in stack.layers for stack in anatomy.stacks.values()):
         return []
     return anatomy.layers

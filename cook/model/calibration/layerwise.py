@@ -1,14 +1,14 @@
-"""Calibration examples on their way through a model, one transformer layer after another.
+"""Runs calibration examples through a model one transformer layer at a time.
 
     way = Layerwise(anatomy, session.examples(128))
     for layer in way:
         found = way.statistics(targets_in(layer), Gram)     of the inputs of its linear layers
         ...                                                 change the layer
 
-Each layer is calls with what the layers before it give *now*, after they were changed. What is kept is what
-enters one layer: examples x tokens x width numbers, and the sums of that layer's statistics. A layer runs
-twice, once for the statistics and once, changed, for the next one's inputs. A decoder after an encoder starts
-from what the changed encoder gives.
+Each layer is run on the outputs of the layers before it *after* their change. Only one layer's inputs are
+kept: examples x tokens x width numbers, and the sums of that layer's statistics. A layer runs twice: once
+for the statistics and once, changed, for the next layer's inputs. A decoder after an encoder starts from
+the outputs of the changed encoder.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ S = TypeVar("S", bound=Statistic)
 
 
 class _Enough(BaseException):
-    """Ends a forward whose rest nobody needs; no error, so no `except Exception` on the way takes it."""
+    """Ends a forward early; derives from BaseException so that no `except Exception` catches it."""
 
 
 @dataclass
 class _Call:
-    """One batch in front of a layer.
+    """The inputs of a layer for one batch.
 
     Attributes:
-        hidden: [batch, tokens, width], what the layer before gave.
-        given: the other arguments of each layer, by its number, or those of all of them.
-        valid: which tokens are no padding, bool [batch, tokens]; None: all.
-        source: the same of the encoder's tokens, in a decoder.
+        hidden: [batch, tokens, width], the output of the previous layer.
+        given: the other arguments of each layer, by its number, or those common to all layers.
+        valid: which tokens are not padding, bool [batch, tokens]; None: all.
+        source: the same for the encoder's tokens, in a decoder.
     """
 
     hidden: Tensor
@@ -58,7 +58,7 @@ class _Call:
         return (self.hidden, *rest), named
 
     def valid_of(self, inputs: Tensor, layer: int) -> Tensor | None:
-        """Which of a linear layer's inputs are no padding; what the encoder gave is handed on as it is."""
+        """Which of a linear layer's inputs are not padding; encoder outputs are recognised by identity."""
         rest, named = self.arguments(layer)
         handed_on = any(inputs is each for each in (*rest[1:], *named.values()))
         return self.source if handed_on else self.valid
@@ -68,9 +68,9 @@ class Layerwise:
     """The inputs of a model's layers over calibration examples, in eval mode and without gradients.
 
     Args:
-        anatomy: of the model; its family has to be known.
-        batches: as the model takes them; `attention_mask` [batch, tokens] tells padding, which no statistic
-            counts.
+        anatomy: of the model; its family must be known.
+        batches: model inputs; `attention_mask` [batch, tokens] marks padding, which is excluded from all
+            statistics.
 
     Raises:
         CookError: there are no examples, or the layers are not run one after another, each once.
@@ -81,14 +81,14 @@ class Layerwise:
         self._stacks = [
             list(names) for _, names in groupby(anatomy.layers, lambda name: id(anatomy.stacks[name]))
         ]
-        # Only a decoder after an encoder needs them again.
+        # Needed again only by a decoder after an encoder.
         self._batches = list(batches) if len(self._stacks) > 1 else batches
         self._enter(0)
         if not self._calls:
             raise CookError("there are no calibration examples to look at", hint="give some batches")
 
     def __iter__(self) -> Iterator[str]:
-        """The name of each layer, when its inputs are those that the layers before it give."""
+        """Yield the name of each layer once its inputs are the outputs of the layers before it."""
         for number, names in enumerate(self._stacks):
             if number:
                 self._enter(number)
@@ -98,7 +98,7 @@ class Layerwise:
                     self._advance()
 
     def _enter(self, stack: int) -> None:
-        """In front of the first layer of a stack."""
+        """Start at the first layer of a stack."""
         self._layers = [self._model.get_submodule(name) for name in self._stacks[stack]]
         self._calls: list[_Call] = []
         self._at = 0
@@ -111,18 +111,18 @@ class Layerwise:
         kind: Callable[[int, torch.device], S],
         own: Mapping[str, Kind] | None = None,
     ) -> dict[str, S]:
-        """A statistic of the inputs of each target, over all valid tokens.
+        """Compute a statistic of the inputs of each target, over all valid tokens.
 
         Args:
-            targets: linear layers inside of the present layer.
-            kind: makes an empty one for inputs of a width.
-            own: other kinds, by target; these are shared with none.
+            targets: linear layers inside the current layer.
+            kind: creates an empty statistic for inputs of a given width.
+            own: other kinds, by target; these statistics are not shared.
 
         Returns:
-            By target. Targets that get the same tensor (queries, keys and values) have the same statistic.
+            Statistics by target. Targets with the same input tensor (queries, keys and values) share one.
 
         Raises:
-            CookError: a target was not run, or gets other tokens than the layer.
+            CookError: a target was not run, or its inputs have other tokens than the layer.
         """
         state, hooks = InputStatistics(kind, own or {}), Hooks()
         order: list[str] = []
@@ -140,7 +140,7 @@ class Layerwise:
         def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
                 order.append(name)
-                # A second factor gets what the first one gives: whose tokens, the whole layer's inputs tell.
+                # A second factor reads the first one's output: its tokens are those of the composite.
                 valid = call.valid_of(entered.get(wholes[name], inputs[0]), self._at)
                 state.add(name, module, inputs[0], valid)
                 if name == last:
@@ -160,7 +160,7 @@ class Layerwise:
                     entered.clear()
                     with suppress(_Enough):
                         self._run(call)
-                    # What comes behind the last of them need not run, if each runs once.
+                    # Modules after the last target need not run, if each target runs once.
                     last = order[-1] if sorted(order) == sorted(targets) else None
         finally:
             hooks.close()
@@ -170,10 +170,10 @@ class Layerwise:
 
     @torch.no_grad()
     def _record(self, batches: Iterable[Mapping[str, Tensor]], decodes: bool) -> None:
-        """Keep what enters the first layer, and what every layer gets beside it.
+        """Record the first layer's inputs, and the other arguments of every layer.
 
         Args:
-            decodes: the layers are a decoder's, after an encoder.
+            decodes: whether the layers are those of a decoder after an encoder.
         """
         alike, mixed = False, _mixed(self._model)
         with _without_cache(self._model), evaluating(self._model):
@@ -187,14 +187,14 @@ class Layerwise:
                 self._calls.append(_Call(calls[0][0], given, valid, source))
 
     def _record_calls(self, batch: Mapping[str, Tensor], layers: Sequence[nn.Module]) -> list[Any]:
-        """(hidden states, other arguments, named ones) of each layer; the forward ends before the last."""
+        """(hidden states, other arguments, named ones) of each layer; the forward stops before the last."""
         calls: list[Any] = []
         order: list[nn.Module] = []
 
         def before(module: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
             rest = dict(named)
             hidden = arguments[0] if arguments else rest.pop("hidden_states")
-            # Only the first layer's hidden states are needed; the others are there again later.
+            # Only the first layer's hidden states are needed; the others are recomputed later.
             calls.append((None if calls else hidden, arguments[1:], rest))
             order.append(module)
             if module is layers[-1]:
@@ -218,7 +218,7 @@ class Layerwise:
 
     @torch.no_grad()
     def _advance(self) -> None:
-        """Through the present layer, as it is now."""
+        """Run the current layer in its present state and keep its outputs."""
         with evaluating(self._model):
             for call in self._calls:
                 output = self._run(call)
@@ -226,7 +226,7 @@ class Layerwise:
 
 
 def _mixed(model: nn.Module) -> bool:
-    """Whether layers attend in several ways: a batch without padding and shorter than a window hides that."""
+    """Whether layers use different attention masks, which an unpadded batch shorter than a window hides."""
     config: Any = getattr(model, "config", None)
     kinds = getattr(config.get_text_config(), "layer_types", None) if config is not None else None
     return len(set(kinds or ())) > 1
@@ -234,8 +234,8 @@ def _mixed(model: nn.Module) -> bool:
 
 @contextmanager
 def _without_cache(model: nn.Module) -> Iterator[None]:
-    """No key-value cache inside, which would grow with every run of a layer."""
-    # Parts of a model may have a copy of the config.
+    """Disable the key-value cache in the context; it would grow with every run of a layer."""
+    # Submodules may have a copy of the config.
     configs = {id(config): config for each in model.modules() if (config := getattr(each, "config", None))}
     caching = [config for config in configs.values() if getattr(config, "use_cache", None)]
     try:

@@ -1,4 +1,4 @@
-"""Gradients by what linear layers give, without those of any weight."""
+"""Gradients with respect to the outputs of linear layers, without weight gradients."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from cook.model.nn.hooks import Hooks
 from cook.model.probe.measure import evaluating
 
 OnOutput = Callable[[str, Tensor, Tensor], None]
-"""Called with a layer's name, its inputs and what it gives, where hooks can be put on the latter."""
+"""Called with a layer's name, its inputs and its output, on which gradient hooks can be registered."""
 
 
 @contextmanager
 def slopes(model: nn.Module, names: Sequence[str], on_output: OnOutput) -> Iterator[Callable[[Tensor], None]]:
-    """Forwards inside, in eval mode, give each layer's output to `on_output`; what is yielded differentiates.
+    """In the context, forwards pass each layer's output to `on_output`; yields a function for the backward.
 
-    Parameters need no gradient inside: it starts at the first layers, and a backward holds activations alone.
+    The model is in eval mode and parameters need no gradient: the graph starts at the first layers and holds
+    activations only.
 
     Args:
         names: linear layers.
 
     Yields:
-        A function of a scalar that one forward gave, which lets hooks on outputs see their gradients.
+        A function that backpropagates a scalar from one forward, so that hooks on outputs run.
     """
     first: list[Tensor] = []
     hooks, learned = Hooks(), [each for each in model.parameters() if each.requires_grad]
@@ -34,7 +35,7 @@ def slopes(model: nn.Module, names: Sequence[str], on_output: OnOutput) -> Itera
         def after(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if not output.requires_grad:
                 first.append(output.detach().requires_grad_())
-                output = first[-1].clone()  # which may be changed in place
+                output = first[-1].clone()  # the output may be modified in place
             on_output(name, inputs[0].detach(), output)
             return output
 

@@ -1,7 +1,7 @@
-"""What the inputs of linear layers are like: sums over tokens, streamed, in float32 unless told otherwise.
+"""Statistics of the inputs of linear layers: sums over tokens, streamed, in float32 by default.
 
-Methods that look at data need no inputs, only such sums: squared norms to weigh inputs, the Gram matrix for
-whatever is least squares. A batch is added and forgotten.
+Data-dependent methods need no inputs, only such sums: squared norms to weigh inputs, the Gram matrix for
+least squares. Batches are not kept.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class Statistic(ABC):
     Args:
         width: of the inputs.
         device: where the inputs are.
-        dtype: that is summed in; float64 where float32 loses too much.
+        dtype: of the sum; float64 if float32 is not precise enough.
 
     Attributes:
-        tokens: how many were added.
+        tokens: the number of tokens added.
         value: the sum.
     """
 
@@ -42,7 +42,7 @@ class Statistic(ABC):
         """The shape of the sum."""
 
     def add(self, inputs: Tensor) -> None:
-        """Add inputs [tokens, width], of any float type."""
+        """Add inputs [tokens, width], of any float dtype."""
         self.tokens += len(inputs)
         self._add(inputs.to(self.value.dtype))
 
@@ -76,7 +76,7 @@ class OutputGram(Statistic):
     """The sum of (W x) (W x)^T over the tokens, [out, out], for a layer with fewer outputs than inputs.
 
     Args:
-        module: the linear layer; its bias is left out.
+        module: the linear layer; its bias is ignored.
 
     Attributes:
         squares: the sum of all squared inputs, a scalar.
@@ -100,17 +100,17 @@ class OutputGram(Statistic):
 
 
 def loss_shares(model: Any, batch: Mapping[str, Tensor], size: int, outputs: Any) -> Tensor:
-    """What each example's own mean loss counts in a batch's: [size], with a sum of 1.
+    """The weight of each example's mean loss in the batch's loss: [size], with a sum of 1.
 
     Args:
         batch: with labels.
-        size: its examples.
-        outputs: what the model gave for the batch.
+        size: number of examples.
+        outputs: of the model for the batch.
     """
     labels = batch["labels"]
     if labels.ndim == 1:
         return torch.full((size,), 1 / size)
-    # A decoder's label is the token after; what is left out counts nothing.
+    # A decoder's label is that of the next token; ignored labels have no weight.
     shifted = labels[:, 1:] if predicts_next(model, outputs, labels) else labels
     counts = (shifted != IGNORED).sum(1).float()
     return counts.clamp_min(1) / counts.sum().clamp_min(1)

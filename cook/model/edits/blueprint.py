@@ -1,6 +1,6 @@
-"""The record of structural edits that rebuilds a reshaped model before its weights load.
+"""The record of structural edits that rebuilds a reshaped model before its weights are loaded.
 
-It travels in `config.json`, so what is read from there is checked like any input from strangers.
+It is stored in `config.json`, so its contents are validated like any untrusted input.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Blueprint:
 
     Args:
         version: of this format.
-        edits: applied first to last.
+        edits: applied in order.
         inner: another quantizer's config; always None for now.
         lock: name of the parameter that is stored with an extra leading axis, so that a plain load
             fails instead of misreading the folder.
@@ -37,30 +37,30 @@ class Blueprint:
     lock: str | None = None
 
     def append(self, edit: Edit) -> None:
-        """Check `edit` and add it at the end."""
+        """Validate `edit` and append it."""
         edit.check()
         self.edits.append(edit)
 
     @property
     def shared(self) -> list[tuple[str, str]]:
-        """Modules that have the parameters of others: (module, whose) each."""
+        """Modules that share the parameters of others, as pairs (module, owner)."""
         return [(edit.module, edit.options["of"]) for edit in self.edits if edit.op == "share"]
 
     def without(self, op: str) -> Blueprint:
-        """A new Blueprint, unlocked, without the edits of one op."""
+        """A new Blueprint, without lock and without the edits of one op."""
         return Blueprint(edits=[edit for edit in self.edits if edit.op != op])
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The Blueprint as JSON values."""
         edits = [edit.to_dict() for edit in self.edits]
         return {"version": self.version, "edits": edits, "inner": self.inner, "lock": self.lock}
 
     @classmethod
     def from_dict(cls, value: object) -> Blueprint:
-        """Check and read what `to_dict` gave.
+        """Validate and read the result of `to_dict`.
 
         Raises:
-            CookError: for anything that this version of cook would not have written.
+            CookError: the value could not have been written by this version of cook.
         """
         entry = mapping(value, "the blueprint", {"version", "edits", "inner", "lock"}, closed=False)
         version, edits, lock = entry.get("version"), entry.get("edits"), entry.get("lock")
@@ -78,25 +78,25 @@ class Blueprint:
         return cls(edits=[Edit.from_dict(edit) for edit in edits], lock=lock)
 
     def apply(self, model: nn.Module) -> Blueprint:
-        """Make every edit on `model`: its structure; values are loaded afterwards.
+        """Apply every edit to the structure of `model`; values are loaded afterwards.
 
-        Names are those of the model that was saved. A base model has them without its prefix, and the
-        other way round; modules that another class does not have, such as a head, are skipped.
+        Names are those of the saved model. A base model has them without its prefix, and the reverse; modules
+        that another class does not have, such as a head, are skipped.
 
         Args:
             model: on the meta device, or real.
 
         Returns:
-            The same Blueprint in the names of `model`, without what was skipped.
+            The same Blueprint in the names of `model`, without skipped edits.
 
         Raises:
-            CookError: when a name resolves to nothing, or a module does not fit its edit.
+            CookError: a name resolves to nothing, or a module does not fit its edit.
         """
         architectures = getattr(getattr(model, "config", None), "architectures", None)
         return self._resolved(model, architectures or [type(model).__name__], edit=True)
 
     def renamed(self, part: nn.Module, whole: nn.Module) -> Blueprint:
-        """This Blueprint of `whole`, in the names of `part`, its base model; both are edited already."""
+        """This Blueprint of `whole` in the names of `part`, its base model; both are already edited."""
         return self._resolved(part, [type(whole).__name__], edit=False)
 
     def _resolved(self, model: nn.Module, saved_as: Sequence[str], *, edit: bool) -> Blueprint:
@@ -114,7 +114,7 @@ class Blueprint:
             module, _, parameter = lock.rpartition(".")
             parent = resolve(model, module, saved_as)
             if parent is None:
-                return Blueprint(edits=edits)  # it lies in a part that this class does not have
+                return Blueprint(edits=edits)  # the lock belongs to a part that this class does not have
             if parameter not in dict(surgery.get(model, parent).named_parameters()):
                 raise CookError(f"{type(model).__name__} has no parameter {lock!r}", where="blueprint")
             lock = f"{parent}.{parameter}"
@@ -122,18 +122,18 @@ class Blueprint:
 
 
 def resolve(model: nn.Module, name: str, saved_as: Sequence[str]) -> str | None:
-    """The name in `model` of a module that was called `name` in the model that was saved.
+    """The name in `model` of a module of the saved model.
 
     Args:
-        model: the model that is loaded.
-        name: of a module.
-        saved_as: names of the classes of the model that was saved.
+        model: the model being loaded.
+        name: of the module in the saved model.
+        saved_as: class names of the saved model.
 
     Returns:
-        None when `model` is of another class than the one saved, and has no such part at all.
+        None if `model` is of another class than the saved one and lacks the part that contains the module.
 
     Raises:
-        CookError: when the part is there, and the module is not.
+        CookError: the part exists, but the module does not.
     """
     prefix = getattr(model, "base_model_prefix", "")
     short = name.removeprefix(f"{prefix}.")

@@ -1,4 +1,4 @@
-"""Layers that are dropped: skipped at once, gone and counted anew when the model is done."""
+"""Dropping of layers: skipped at first, removed and renumbered when the model is finished."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from cook.model.nn.skipped import Skipped
 
 
 def droppable(anatomy: Anatomy) -> list[str]:
-    """The names of the layers, if this family's can be dropped one by one.
+    """The names of the layers, if layers of this family can be dropped individually.
 
     Raises:
-        CookError: the family is unknown, or its layers give each other more than their states.
+        CookError: the family is unknown, or its layers return more than their states to the next.
     """
     config: Any = getattr(anatomy.model, "config", None)
     for layer, stack in anatomy.stacks.items():
@@ -44,7 +44,7 @@ def droppable(anatomy: Anatomy) -> list[str]:
 
 
 def skips(anatomy: Anatomy, layers: Sequence[str]) -> list[Edit]:
-    """The edits that put a `Skipped` in the place of each of these layers."""
+    """The edits that replace each of these layers by a `Skipped`."""
     return [Edit("skip", layer, {"pair": anatomy.stacks[layer].gives == "pair"}) for layer in layers]
 
 
@@ -59,7 +59,7 @@ def matrices(model: nn.Module, layers: Sequence[str]) -> list[str]:
 
 
 def beyond(numbers: Iterable[int], count: int) -> str | None:
-    """What to say of the first number that none of so many layers has, from either end; None for no such."""
+    """Describe the first number that is out of range for `count` layers, from either end; None if none is."""
     for number in numbers:
         if not -count <= number < count:
             return f"there is no layer {number}: the model has {count}, 0 to {count - 1}"
@@ -68,9 +68,9 @@ def beyond(numbers: Iterable[int], count: int) -> str | None:
 
 @contextmanager
 def left_out(anatomy: Anatomy, layers: Sequence[str]) -> Iterator[None]:
-    """Skip some layers of a model inside; afterwards each is in its place again, whatever happened.
+    """Skip layers of a model in the context; they are always restored afterwards.
 
-    Hooks of a layer fire as ever, and see that it gives what it gets.
+    Hooks of a skipped layer still run, and see an output equal to the input.
     """
     model = anatomy.model
     places = {name: surgery.get(model, name) for name in layers}
@@ -85,10 +85,10 @@ def left_out(anatomy: Anatomy, layers: Sequence[str]) -> Iterator[None]:
 
 
 def unreached(anatomy: Anatomy, layers: Sequence[str]) -> list[nn.Parameter]:
-    """The parameters that a forward without these layers may not come to.
+    """The parameters that a forward without these layers may not use.
 
-    Those of the layers; and all of the model where no layer is left of a kind, since what leads to these
-    alone is not come to either: an encoder that only the decoder's layers look at.
+    Those of the layers; if no layer of a kind is left, all of the model, because modules that feed only
+    these layers are not used either: an encoder that only the decoder's layers attend to.
     """
     if not layers:
         return []
@@ -99,12 +99,12 @@ def unreached(anatomy: Anatomy, layers: Sequence[str]) -> list[nn.Parameter]:
 
 
 STAYS = "name the layer's own .output, or let the layer stay: keep in prune.layerdrop"
-"""What to do where `missing` finds something."""
+"""The hint for errors found by `missing`."""
 
 
 def missing(modules: Iterable[str], layers: Iterable[str]) -> str | None:
-    """What to say of modules that are needed in every forward and lie inside of layers that some forwards
-    leave out; None if there are none."""
+    """Describe modules that every forward needs and that lie inside layers that some forwards skip; None if
+    there are none."""
     owners = tuple(layers)
     for module in sorted(modules):
         for layer in owners:
@@ -114,24 +114,24 @@ def missing(modules: Iterable[str], layers: Iterable[str]) -> str | None:
 
 
 def shorten(config: Any, kept: Sequence[int], count: int, key: str = "num_hidden_layers") -> None:
-    """Let a config say that of `count` layers those of these numbers are left."""
+    """Update a config from `count` layers to the layers of the given numbers."""
     setattr(config, key, len(kept))
     for name, value in list(vars(config).items()):
-        # One entry a layer: layer_types and its like.
+        # One entry per layer: layer_types and similar.
         if "layer" in name and isinstance(value, (list, tuple)) and len(value) == count:
             setattr(config, name, type(value)(value[number] for number in kept))
     if hasattr(config, "stage_names"):
-        # Of a backbone: what it gives is what comes behind a layer, or out of the stem (0).
+        # Of a backbone: its outputs are those of layers, or of the stem (0).
         given = [sum(number < stage for number in kept) for stage in config.out_indices]
         config.stage_names = ["stem", *(f"stage{number}" for number in range(1, len(kept) + 1))]
         config.set_output_features_output_indices(out_features=None, out_indices=sorted(set(given)))
 
 
 def compact(model: nn.Module, blueprint: Blueprint) -> Blueprint:
-    """Take skipped layers out, and count the others from 0.
+    """Remove skipped layers, and renumber the others from 0.
 
     Returns:
-        The Blueprint in the new names, without what was skipped: the config says how many layers there are.
+        The Blueprint in the new names, without skipped layers: the config states the number of layers.
     """
     skipped = [(name, module) for name, module in model.named_modules() if isinstance(module, Skipped)]
     if not skipped:
@@ -151,7 +151,7 @@ def compact(model: nn.Module, blueprint: Blueprint) -> Blueprint:
         if len(kept) < len(layers):
             shorten(model.config, kept, len(layers), stack.config.get("layers", "num_hidden_layers"))
 
-    gone = tuple(f"{name}." for name, _ in skipped)
+    removed = tuple(f"{name}." for name, _ in skipped)
 
     def renamed(name: str) -> str:
         for old, new in places.items():
@@ -159,10 +159,10 @@ def compact(model: nn.Module, blueprint: Blueprint) -> Blueprint:
                 return new + name.removeprefix(old)
         return name
 
-    # What was done to a layer before it was left out goes with it.
+    # Edits of a layer made before it was skipped are removed with it.
     left = [
         edit
         for edit in blueprint.edits
-        if edit.op != "skip" and not any(name.startswith(gone) for name in edit.modules)
+        if edit.op != "skip" and not any(name.startswith(removed) for name in edit.modules)
     ]
     return Blueprint(edits=[edit.renamed([renamed(name) for name in edit.modules]) for edit in left])

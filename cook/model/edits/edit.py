@@ -1,7 +1,7 @@
-"""One structural edit: the ops that there are, what each takes, and how it changes a model.
+"""Structural edits: the available ops, their options, and how each changes a model.
 
-Edits are read from `config.json`, so they are input from strangers: every type, name and size is checked
-before a module is touched. An op is one entry of `OPS`.
+Edits are read from `config.json`, so they are untrusted input: every type, name and size is validated
+before a module is changed. Each op is one entry of `OPS`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
 @dataclass(frozen=True)
 class Field:
-    """What an option of an op must be: the check, and the words for it."""
+    """Requirement on an option of an op: the check, and its description."""
 
     valid: Callable[[Any], bool]
     words: str
@@ -37,14 +37,14 @@ class Field:
 
 @dataclass(frozen=True)
 class Op:
-    """One kind of edit: the options it takes, and how it changes the module `name` of a model."""
+    """A kind of edit: its options, and how it changes the module `name` of a model."""
 
     fields: Mapping[str, Field]
     apply: Callable[[nn.Module, str, Mapping[str, Any]], None]
     stored: bool = True
-    """Whether it may stand in a folder; what may not is undone before a model is finished."""
+    """Whether it may be saved in a folder; other edits are undone before a model is finished."""
     names: tuple[str, ...] = ()
-    """The fields that name other modules."""
+    """The options that name other modules."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Edit:
 
     Args:
         op: a key of `OPS`.
-        module: name of the module in the model that is saved.
+        module: name of the module in the saved model.
         options: exactly the fields of the op, as JSON values.
     """
 
@@ -62,26 +62,26 @@ class Edit:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The edit as JSON values."""
         options = {key: dict(v) if isinstance(v, Mapping) else v for key, v in self.options.items()}
         return {"op": self.op, "module": self.module, "options": options}
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """All modules that it names, the one that it changes first."""
+        """All modules that the edit names, the one it changes first."""
         return (self.module, *(self.options[key] for key in OPS[self.op].names))
 
     def renamed(self, names: Sequence[str]) -> Edit:
-        """The same with other names in the place of `modules`."""
+        """The same edit with `modules` renamed."""
         module, *others = names
         return Edit(self.op, module, {**self.options, **dict(zip(OPS[self.op].names, others, strict=True))})
 
     @classmethod
     def from_dict(cls, value: object) -> Edit:
-        """Check what `to_dict` gave.
+        """Validate and read the result of `to_dict`.
 
         Raises:
-            CookError: when it is anything else.
+            CookError: the value is not a valid edit.
         """
         entry = mapping(value, "an edit", {"op", "module", "options"})
         edit = cls(entry.get("op"), entry.get("module"), entry.get("options"))  # type: ignore[arg-type]
@@ -190,7 +190,7 @@ def mapping(
 
 
 def shown(value: object) -> str:
-    """A short text of anything, for one line of an error."""
+    """A short text for any value, for one line of an error."""
     if isinstance(value, (list, tuple, set, Mapping)):
         return f"a {type(value).__name__} of {len(value)}"
     if isinstance(value, (str, bytes)):
@@ -226,4 +226,4 @@ OPS: dict[str, Op] = {
         _counts,
     ),
 }
-"""Every op by its name."""
+"""Every op, by name."""

@@ -1,4 +1,4 @@
-"""What a config can say needs no Blueprint: a model whose layers are all alike again becomes a plain one."""
+"""Moves edits into the config: a model whose layers have equal sizes again becomes a plain one."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from cook.model.nn.linear import is_composite
 from cook.model.probe.loading_errors import LOADING_ERRORS
 
 SIZES = ("resize", "counts")
-"""The edits that a config may be able to say."""
+"""The edits that a config may be able to express."""
 
 
 def current(model: nn.Module, blueprint: Blueprint) -> Blueprint:
-    """The Blueprint with one `resize` for each module, which says the sizes that it has in the end.
+    """The Blueprint with one `resize` per module, which states its final sizes.
 
-    A module may lose columns by one pass and rows by another, which records no edit where the config will
-    say so: the vocabulary.
+    A module may lose columns by one pass and rows by another, which records no edit if the config will
+    express it: the vocabulary.
     """
     edits: dict[tuple[str, str], Edit] = {}
     for edit in blueprint.edits:
-        # A layer that is made of several now was resized before it was, and its factors have their own edits.
+        # A module that is now a composite was resized before, and its factors have their own edits.
         if edit.op == "resize" and not is_composite(surgery.get(model, edit.module)):
             sizes = {axis: units.size(model, edit.module, axis) for axis in ("out", "in")}
             edits.setdefault((edit.op, edit.module), Edit("resize", edit.module, sizes))
@@ -42,16 +42,16 @@ def current(model: nn.Module, blueprint: Blueprint) -> Blueprint:
 
 
 def settle(model: PreTrainedModel, blueprint: Blueprint) -> Blueprint:
-    """Let the config say the sizes of a model, if it can say all of them.
+    """Store the sizes of a model in its config, if it can express all of them.
 
-    Whether it can is tried: a model without weights is built from it, and must have the same parameters and
-    count the same heads.
+    This is tested: a model without weights is built from the config, and must have the same parameters and
+    the same numbers of heads.
 
     Args:
-        model: edited as `blueprint` says; its config is changed if that suffices.
+        model: edited according to `blueprint`; its config is changed if it suffices.
 
     Returns:
-        The Blueprint without the edits that the config says now; the same one where it cannot.
+        The Blueprint without the edits now expressed by the config; the same one if it does not suffice.
     """
     rest = Blueprint(edits=[edit for edit in blueprint.edits if edit.op not in SIZES])
     if len(rest.edits) == len(blueprint.edits):
@@ -70,12 +70,12 @@ def settle(model: PreTrainedModel, blueprint: Blueprint) -> Blueprint:
 def _says_all(
     model: PreTrainedModel, changes: Mapping[str, int], rest: Blueprint, blueprint: Blueprint
 ) -> bool:
-    """Whether a model built from the changed config, with the rest of the edits, is like the one there is."""
+    """Whether a model built from the changed config, with the rest of the edits, matches the given one."""
     config = copy.deepcopy(model.config)
     for name, value in changes.items():
         setattr(config, name, value)
     try:
-        # As saving does: some families want a width that is a multiple of the number of heads.
+        # As on saving: some families require a width that is a multiple of the number of heads.
         if callable(validate := getattr(config, "validate", None)):
             validate()
         with torch.device("meta"):
@@ -87,9 +87,9 @@ def _says_all(
 
 
 def _said(model: PreTrainedModel) -> list[dict[str, int]]:
-    """The sizes of the first layer of each stack, in the config's words; nothing for an unknown family.
+    """The sizes of the first layer of each stack, as config keys; nothing for an unknown family.
 
-    Some families take the width of a head from their config only if it is there: with it, and without.
+    Some families read the width of a head from their config only if it is set: with it, and without.
     """
     try:
         anatomy = Anatomy(model)
@@ -112,7 +112,7 @@ def _said(model: PreTrainedModel) -> list[dict[str, int]]:
         narrow = stream(anatomy).count
     except CookError:
         return [found, {**found, **width}]
-    # Some families say how wide embeddings are beside that: those that are as wide as the model stay so.
+    # Some families state the embedding width separately: embeddings as wide as the model remain so.
     former = owner.config.hidden_size
     alike = ("hidden_size", "embedding_size", "word_embed_proj_dim")
     found.update({name: narrow for name in alike if getattr(owner.config, name, None) == former})

@@ -1,7 +1,7 @@
-"""Taking units out of a family without an entry is tried before it is done: its code is known by names alone.
+"""Tests the removal of units in a family without an entry before it is done, since only its names are known.
 
-Modules that are called as in Llama may still compute something else with their heads. So the outputs of the
-model with some units held at zero are compared with those of the model without them, on a small example.
+Modules named as in Llama may still compute something else with their heads. So the outputs of the model
+with some units masked to zero are compared with those of the model without them, on a small example.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cook.model.probe.equivalence import outputs
 from cook.model.probe.example import FAILURES, Unmeasured, random_examples
 
 FAR = 1e-3
-"""How far an output may move, relative to the largest one; a wrong cut moves it by about its size."""
+"""The tolerance of an output, relative to the largest one; a wrong cut changes it by about its size."""
 
 Batch = Mapping[str, Tensor]
 Given = dict[str, Tensor]
@@ -33,25 +33,25 @@ Given = dict[str, Tensor]
 def prove(
     anatomy: Anatomy, several: Sequence[UnitGroup], batches: Callable[[], Iterator[Batch]] | None = None
 ) -> None:
-    """Take every other unit out of the first and the last of each kind, compare, and put it back.
+    """Remove every other unit of the first and the last group of each kind, compare, and restore them.
 
-    Nothing is done for a family that has an entry: the shared tests prove it. On the meta device only shapes
-    are compared. Of a model with weights only what these units own is copied, one of them after the other.
+    Families with an entry are skipped: the shared tests cover them. On the meta device only shapes are
+    compared. Of a model with weights only the units' parameters are copied, one group after the other.
 
     Args:
-        several: what may leave.
-        batches: gives inputs of the model, for those that take no small example of random tokens or pixels.
+        several: the groups whose units may be removed.
+        batches: yields inputs of the model, for models that do not run on random tokens or pixels.
 
     Raises:
-        CookError: the model then fails, or gives something else than with these units at zero; or there is
-            no example to compare on.
+        CookError: the model then fails, or its output differs from that with these units masked; or there
+            is no example to compare on.
     """
     if anatomy.kind not in FAMILIES:
         Proof(anatomy, batches).try_out(several)
 
 
 class Proof:
-    """Compares what a model gives for an example before and after units leave."""
+    """Compares a model's outputs on an example before and after the removal of units."""
 
     def __init__(self, anatomy: Anatomy, batches: Callable[[], Iterator[Batch]] | None = None):
         self.anatomy = anatomy
@@ -60,7 +60,7 @@ class Proof:
         self._example: Batch | None = None
 
     def try_out(self, several: Sequence[UnitGroup]) -> None:
-        """Try one or two units of each kind."""
+        """Test one or two groups of each kind."""
         if self.example() is None:
             return
         kinds: dict[Any, list[UnitGroup]] = {}
@@ -72,10 +72,10 @@ class Proof:
                 self._try(each)
 
     def example(self) -> Batch | None:
-        """Inputs that the model takes; None on the meta device where it takes none.
+        """Inputs that the model runs on; None on the meta device if there are none.
 
         Raises:
-            CookError: it takes none that cook can make, and none were given.
+            CookError: the model runs on no inputs that cook can create, and none were given.
         """
         if self._example is None:
             self._example = next((each for each in self._examples() if self._runs(each)), None)
@@ -144,7 +144,7 @@ class Proof:
             raise CookError(self._moves(units.kind, *found), hint=self._hint)
 
     def _kind(self, units: UnitGroup) -> Any:
-        """What units have in common that are tried out by some of them."""
+        """The key under which groups count as the same kind."""
         modules = tuple(
             (part.module.removeprefix(units.layers[0]), part.axis, part.spans) for part in units.parts
         )
@@ -156,10 +156,10 @@ class Proof:
         return f"a family needs an entry for that; there are {', '.join(FAMILIES)}"
 
     def _fails(self, what: str, failure: Exception) -> str:
-        told = str(failure).strip().partition("\n")[0]
+        reason = str(failure).strip().partition("\n")[0]
         return (
             f"a {self.anatomy.kind!r} model does not run without some of its {what}"
-            f" ({type(failure).__name__}: {told}): cook knows it by the names of its modules alone"
+            f" ({type(failure).__name__}: {reason}): cook knows it by the names of its modules alone"
         )
 
     def _moves(self, what: str, where: str, far: float) -> str:
@@ -170,7 +170,7 @@ class Proof:
 
 
 def moved(before: Given, after: Given) -> tuple[str, float] | None:
-    """The first output that is another one, and how far it moved relative to its largest number."""
+    """The first output that differs, and by how much relative to its largest value."""
     for name, was in before.items():
         now = after.get(name)
         if now is None or now.shape != was.shape:
@@ -187,9 +187,9 @@ def moved(before: Given, after: Given) -> tuple[str, float] | None:
 
 @contextmanager
 def restored(model: nn.Module, units: UnitGroup) -> Iterator[None]:
-    """Whatever becomes of some units inside, afterwards the model has the parameters that it had, and values.
+    """Restore the model's parameters and values when the context ends, whatever happens to these units.
 
-    Only what these units own of it is copied.
+    Only the parameters that these units own are copied.
     """
     inner = [source for each in model.modules() for source in vars(each).get("_source", ())]
     several = [*model.modules(), *inner]

@@ -1,4 +1,4 @@
-"""What leaves a model in the end: held at zero while it trains, taken out when that is over, and recorded."""
+"""Removal of units and layers: masked to zero during training, removed and recorded at the end."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from cook.model.nn.masks import Masks
 def remove(
     model: nn.Module, units: UnitGroup, keep: Tensor
 ) -> tuple[list[Edit], dict[str, dict[int, Tensor]]]:
-    """Take the other units out of the model.
+    """Remove the units not kept from the model.
 
     Args:
         keep: bool [units.count], at least one True.
 
     Returns:
-        The edits that were made, and for each parameter that lost something, by axis, the numbers left.
+        The edits, and for each parameter that lost entries, by axis, the indices kept.
     """
     left: dict[str, dict[int, Tensor]] = {}
     edits = []
@@ -49,12 +49,12 @@ def remove(
 
 
 class Removal:
-    """Holds units and layers by masks, and removes them with the masks of all others following.
+    """Masks units and layers, and removes them, adapting all other masks.
 
     Args:
         anatomy: of the model, which is changed.
         masks: of that model.
-        blueprint: gets an entry for all that is removed.
+        blueprint: each removal is recorded in it.
     """
 
     def __init__(self, anatomy: Anatomy, masks: Masks, blueprint: Blueprint):
@@ -62,25 +62,25 @@ class Removal:
         self.anatomy, self.masks, self.blueprint = anatomy, masks, blueprint
 
     def hold(self, owner: str, units: UnitGroup, keep: Tensor, *, too: bool = False) -> None:
-        """Hold heads, neurons or dimensions at zero until they leave.
+        """Mask heads, neurons or dimensions to zero until they are removed.
 
         Args:
             owner: id of the pass.
-            keep: bool [units.count]: which of them stay.
-            too: beside what `owner` holds already of the same parameters, and not in its place.
+            keep: bool [units.count]: the units to keep.
+            too: add to the masks of `owner` on the same parameters instead of replacing them.
         """
         for name, mask in unit_masks(self.model, units, keep):
             held = self.masks.get(owner, name) if too else None
             self.masks.set(owner, name, mask if held is None else mask & held, leaves=True)
 
     def hold_layer(self, owner: str, layer: str) -> None:
-        """Hold all that a layer has at zero until it leaves; `owner` sees to it that it is passed by."""
+        """Mask all parameters of a layer to zero until it is removed; `owner` ensures that it is skipped."""
         for name, parameter in self.model.get_submodule(layer).named_parameters():
-            gone = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
-            self.masks.set(owner, f"{layer}.{name}", gone, leaves=True)
+            nothing = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
+            self.masks.set(owner, f"{layer}.{name}", nothing, leaves=True)
 
     def remove(self, units: UnitGroup, keep: Tensor) -> None:
-        """Take what `hold` held out of the model; other passes' masks follow."""
+        """Remove units masked by `hold` from the model, and adapt the masks of other passes."""
         edits, left = remove(self.model, units, keep)
         for name, kept in left.items():
             self.masks.select(name, kept)
@@ -88,10 +88,10 @@ class Removal:
             self.blueprint.append(edit)
 
     def remove_layers(self, layers: Sequence[str]) -> None:
-        """Skip layers until the run is finished and counts the others anew.
+        """Skip layers; they are removed and the others renumbered when the run is finished.
 
         Raises:
-            CookError: others share their parameters.
+            CookError: other layers share their parameters.
         """
         sharing.check_stay(self.blueprint.shared, self.anatomy.layers, layers)
         edits = skips(self.anatomy, layers)

@@ -1,4 +1,4 @@
-"""Models in and out: loading, saving, verification, and the quantizer that transformers calls."""
+"""Loading, saving and verifying models, and the quantizer that transformers calls."""
 
 METHOD = "cook"
 """The `quant_method` in config.json."""

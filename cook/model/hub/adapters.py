@@ -1,4 +1,4 @@
-"""Adapters of PEFT inside of a model: saving such a model writes the adapter alone."""
+"""Detection of PEFT adapters in a model, because saving such a model writes the adapter alone."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ def refuse_adapters(
 ) -> None:
     """Refuse a model with injected adapters.
 
-    `save_pretrained` of such a model writes the adapter without the model, so that what a pass did to the
-    model would be lost. Classes are recognised by their module, so that peft need not be installed.
+    `save_pretrained` of such a model writes the adapter without the model, so that the changes made by a
+    pass would be lost. Classes are recognised by their module name, so that peft need not be installed.
 
     Args:
-        model: of transformers, or a PeftModel.
-        error: makes the error of a message and a hint.
+        model: a transformers model or a PeftModel.
+        error: creates the error from a message and a hint.
 
     Raises:
-        CookError: with the way to merge them.
+        CookError: the model has adapters; the hint says how to merge them.
     """
     if type(model).__module__.startswith("peft."):
         message = f"found a {type(model).__name__}, whose adapters are not part of the model yet"

@@ -1,4 +1,4 @@
-"""Model folders: written whole or not at all, and loaded back by a stranger to prove it."""
+"""Model folders: written atomically, and verified by loading them in a fresh process."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MAX_HEADER = 100_000_000
-"""The safetensors format's own bound on its header, in bytes."""
+"""The limit of the safetensors format on its header, in bytes."""
 
 WEIGHTS = ("*.safetensors", "*.bin")
-"""What weight files are called; a folder without one is no model, whatever config.json it holds."""
+"""Names of weight files; a folder without one is not a model, even if it has a config.json."""
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
-    """`model` itself when it has `dtype` already (or None is asked), else a copy that has.
+    """`model` itself if it has `dtype` already (or `dtype` is None), else a converted copy.
 
-    Integers stay integers, their scales float32.
+    Integers stay integers, and their scales float32.
     """
     return model if dtype in (None, model.dtype) else copy.deepcopy(model).to(dtype)  # type: ignore[arg-type]
 
@@ -48,20 +48,20 @@ def save(
     extra: Mapping[str, str | bytes] | None = None,
     force: bool = False,
 ) -> None:
-    """Write a model folder: beside its place, flushed to the disk, then renamed into it.
+    """Write a model folder atomically: to a temporary sibling, flushed to disk, then renamed.
 
     Args:
         model: plain, or with a quantizer attached.
-        path: the folder; its parents are made.
-        processor: a tokenizer or image processor that is saved along.
+        path: the folder; its parents are created.
+        processor: a tokenizer or image processor to save with the model.
         dtype: of the floats that are written; None for the model's own. See `cast`.
-        shard_size: the largest weight file, as transformers spells it.
+        shard_size: the maximum size of a weight file, in the notation of transformers.
         extra: further files: relative name -> content.
-        force: replace a model folder that is there already.
+        force: replace an existing model folder.
 
     Raises:
-        CookError: when `path` is taken.
-        RunError: when it cannot be written; what was there before is untouched.
+        CookError: `path` exists.
+        RunError: writing failed; what existed at `path` is untouched.
     """
     final = Path(path).expanduser().absolute()
     partial = final.with_name(f".{final.name}.partial")
@@ -71,7 +71,7 @@ def save(
         partial.mkdir(parents=True)
         with quiet():
             cast(model, dtype).save_pretrained(partial, max_shard_size=shard_size)
-        for file in partial.glob("*.safetensors"):  # some versions write them for their owner alone
+        for file in partial.glob("*.safetensors"):  # some versions create them readable by the owner only
             shutil.copymode(partial / "config.json", file)
         if processor is not None:
             save_processor(processor, partial)
@@ -88,27 +88,27 @@ def save_processor(processor: Any, folder: str | Path) -> None:
     """Write a tokenizer or image processor into a folder.
 
     Raises:
-        OSError: the disk refuses.
+        OSError: writing failed.
     """
     try:
         processor.save_pretrained(folder)
     except Exception as failure:
-        # The tokenizers library raises a bare Exception for what the system refuses.
+        # The tokenizers library raises a bare Exception for operating system errors.
         if isinstance(failure, OSError) or "os error" not in str(failure):
             raise
         raise OSError(str(failure)) from failure
 
 
 def publish(draft: Path, final: Path, *, force: bool = False) -> None:
-    """Flush a written folder to the disk and rename it into its place, on the same disk.
+    """Flush a finished folder to disk and rename it to its final path, on the same disk.
 
     Args:
-        draft: complete; it is gone afterwards.
-        final: where it goes; a model folder that is there is replaced only with `force`.
+        draft: the complete folder; it no longer exists afterwards.
+        final: the target; an existing model folder is replaced only with `force`.
 
     Raises:
-        CookError: when `final` is taken.
-        RunError: when the disk refuses; what was there before is untouched.
+        CookError: `final` exists.
+        RunError: writing failed; what existed at `final` is untouched.
     """
     check_free(final, force=force)
     former = final.with_name(f".{final.name}.former")
@@ -137,18 +137,18 @@ def _cannot_write(final: Path, failure: Exception) -> RunError:
 
 
 def check_free(path: str | Path, *, force: bool = False) -> None:
-    """Refuse an output path that is taken.
+    """Check that an output path is free.
 
     Args:
         path: where a model folder is to be written.
-        force: whether a model folder may be replaced: one with a config.json and weights, which is no
-            repository of git and holds neither the home folder nor the current one.
+        force: whether an existing model folder may be replaced: one with a config.json and weights that is
+            not a git repository and contains neither the home nor the current directory.
 
     Raises:
-        CookError: when something is there and may not be replaced.
+        CookError: something exists there that may not be replaced.
     """
     final = Path(path).expanduser()
-    if final.is_symlink():  # renaming would put a folder in the place of the link, or fail at the end
+    if final.is_symlink():  # renaming would replace the link by a folder, or fail at the end
         target = f"give the folder that it points to: {os.path.realpath(final)}"
         raise CookError("there is a link where the folder should go", where=str(path), hint=target)
     if not final.exists() or (final.is_dir() and not any(final.iterdir())):
@@ -169,10 +169,10 @@ def check_free(path: str | Path, *, force: bool = False) -> None:
 
 
 def weight_bytes(folder: str | Path) -> int:
-    """Bytes of all tensors in the safetensors files of a folder, without headers.
+    """Total bytes of all tensors in the safetensors files of a folder, without headers.
 
     Raises:
-        CookError: when there is none, or one is damaged.
+        CookError: there are none, or one is damaged.
     """
     files = sorted(Path(folder).glob("*.safetensors"))
     if not files:
@@ -189,10 +189,10 @@ def weight_bytes(folder: str | Path) -> int:
 
 
 def read_blueprint(folder: str | Path) -> Blueprint | None:
-    """The Blueprint of a saved folder, None for a plain one.
+    """The Blueprint of a saved folder, or None for a plain one.
 
     Raises:
-        CookError: when config.json is missing or damaged, or its Blueprint is not one.
+        CookError: config.json is missing or damaged, or its Blueprint is invalid.
     """
     file = Path(folder) / "config.json"
     try:
@@ -208,10 +208,10 @@ def read_blueprint(folder: str | Path) -> Blueprint | None:
 
 
 def write(root: Path, name: str, content: str | bytes) -> None:
-    """Write one more file into a folder; `name` may lie in a folder below.
+    """Write one more file into a folder; `name` may include subfolders.
 
     Raises:
-        RunError: the disk refuses.
+        RunError: writing failed.
     """
     file = root / name
     if ".." in Path(name).parts or Path(name).is_absolute():

@@ -1,4 +1,4 @@
-"""The head of a model, what it has outside of its base model: replaced by a new one."""
+"""The head of a model, its modules outside of the base model, and its replacement by a new one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cook.model.hub.source import Refuse
 
 
 def parts(model: Any) -> list[str]:
-    """The names of the head's modules that have parameters; none where the model is a base model itself."""
+    """The names of the head's modules that have parameters; none if the model is a base model."""
     if model.base_model is model:
         return []
     base = model.base_model_prefix
@@ -20,19 +20,19 @@ def parts(model: Any) -> list[str]:
 
 
 def holds(model: Any, key: str) -> bool:
-    """Whether a parameter is one of the head's."""
+    """Whether a parameter belongs to the head."""
     return key.partition(".")[0] in parts(model)
 
 
 def check(model: Any, blueprint: Blueprint, error: Refuse) -> None:
-    """Refuse to replace a head that the model does not have, or that an edit has changed.
+    """Refuse to replace a head that does not exist or that an edit has changed.
 
     Args:
         model: as it was saved.
-        blueprint: the edits that cook made to it.
+        blueprint: the edits made to it by cook.
 
     Raises:
-        CookError: at the key `head`.
+        CookError: the head cannot be replaced; at the key `head`.
     """
     if not parts(model):
         raise error("head", f"a {type(model).__name__} has no head apart from its layers", "leave it out")
@@ -44,7 +44,7 @@ def check(model: Any, blueprint: Blueprint, error: Refuse) -> None:
 
 @torch.no_grad()
 def renew(model: Any) -> list[str]:
-    """Start the head from random weights, as its family does.
+    """Reinitialise the head randomly, as its family does.
 
     Returns:
         The names of its modules.
@@ -54,7 +54,7 @@ def renew(model: Any) -> list[str]:
         head: nn.Module = model.get_submodule(name)
         for module in head.modules():
             for key, parameter in module.named_parameters(recurse=False):
-                # A new object: transformers leaves those alone that it marked as loaded.
+                # A new object: transformers skips those that it marked as loaded.
                 setattr(module, key, nn.Parameter(parameter.clone()))
         head.apply(model._init_weights)
     return names

@@ -1,7 +1,7 @@
-"""Models and processors from the model section of a recipe: a folder, a hub id, or a config.
+"""Loads models and processors from the model section of a recipe: a folder, a hub id, or a config.
 
-Nothing is loaded in silence: what starts from random weights, what was integers, is told in
-`model.cook_origin.notes`; what would be re-initialised behind the user's back is an error.
+Deviations from the source, such as randomly initialised heads and dequantised integers, are listed in
+`model.cook_origin.notes`; an unrequested re-initialisation is an error.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "spiece.model", "sentencepiece*", "me
 
 @dataclass
 class Origin:
-    """What is known of where a loaded model comes from.
+    """Provenance of a loaded model.
 
     Attributes:
-        notes: lines for people about what was not as in the source.
-        dtype: of the source's weights; None when there were none, or the source does not say.
-        bytes: of the source's weights, as stored; None when unknown.
-        new_head: whether the head starts from random weights.
+        notes: lines for people about differences from the source.
+        dtype: of the source's weights; None if there were none, or the source does not state it.
+        bytes: of the source's weights, as stored; None if unknown.
+        new_head: whether the head is randomly initialised.
     """
 
     notes: list[str] = field(default_factory=list)
@@ -55,28 +55,28 @@ def load(
     integers: bool = False,
     error: Refuse,
 ) -> PreTrainedModel:
-    """The model that a section asks for.
+    """Load the model described by a model section.
 
     Args:
         section: attributes `path` or `config`; optional `revision`, `labels`, `head`, `trust_remote_code`,
-            `allow_pickle`, `attention`. An absent one counts as None. With `head` `new`, what a checkpoint
-            has outside of its base model is left out, and the head starts afresh.
+            `allow_pickle`, `attention`. An absent one counts as None. If `head` is `new`, the checkpoint's
+            weights outside of its base model are ignored and the head is initialised randomly.
         auto_class: `AutoModelForSequenceClassification` and the like.
-        labels: names for a head that starts afresh; `section.labels` goes first. A head that the
-            checkpoint brings keeps its own.
+        labels: names for a new head; `section.labels` takes precedence. A head loaded from the checkpoint
+            keeps its own.
         dtype: of the weights in memory.
-        meta: build on the meta device, Blueprint applied, and load no weights.
-        integers: leave the integer layers of a folder of cook as they are, for use but not for training.
-        error: error(key, message, hint) makes the CookError; `key` is relative to the section.
+        meta: build on the meta device with the Blueprint applied, without loading weights.
+        integers: keep the integer layers of a folder written by cook, for inference but not for training.
+        error: error(key, message, hint) creates the CookError; `key` is relative to the section.
 
     Returns:
-        The model in eval mode with an `Origin` as `model.cook_origin`. A folder of cook comes back with
-        its integers as floats unless `integers`, and with the rest of its Blueprint
+        The model in eval mode with an `Origin` as `model.cook_origin`. A folder written by cook is
+        dequantised to floats unless `integers`, and keeps the rest of its Blueprint
         (`quantizer.blueprint_of`).
 
     Raises:
-        CookError: for a source that is missing, unreachable, damaged, not a model, refused, or that
-            would leave weights at random.
+        CookError: the source is missing, unreachable, damaged, not a model or refused, or loading it would
+            leave weights uninitialised.
     """
     path = _option(section, "path")
     label = "config" if path is None else str(path)
@@ -91,23 +91,23 @@ def load(
 
 
 def origin_of(model: PreTrainedModel) -> Origin:
-    """Where a model that `load` gave comes from."""
+    """The provenance of a model returned by `load`."""
     origin = vars(model).get("cook_origin")
     return origin if isinstance(origin, Origin) else Origin()
 
 
 def load_processor(section: Any, kind: str) -> Any | None:
-    """The tokenizer or image processor of a model section.
+    """Load the tokenizer or image processor of a model section.
 
     Args:
         section: attributes `tokenizer` or `path`, optional `revision`, `trust_remote_code`.
         kind: "tokenizer" or "image".
 
     Returns:
-        None when the section names none and the model's folder has none.
+        The processor; None if the section names none and the model's folder has none.
 
     Raises:
-        CookError: when there is one and it cannot be loaded.
+        CookError: there is one and it cannot be loaded.
     """
     from transformers import AutoImageProcessor, AutoTokenizer
 
@@ -179,7 +179,7 @@ def _load(
     replaced = not fresh and _option(section, "head") == "new"
     if replaced:
         origin.new_head = fresh = True
-        config.problem_type = None  # it was that of the head that goes
+        config.problem_type = None  # it described the removed head
     _set_labels(config, path, named, labels, fresh=fresh, error=error)
     if replaced:
         head.check(_from_config(auto, config, options, meta=True), blueprint, error)
@@ -243,7 +243,7 @@ def _described(model: Any, origin: Origin) -> PreTrainedModel:
 
 
 def _own_memory(model: PreTrainedModel) -> None:
-    """Copy weights mapped from a file: they can lie unaligned, where kernels sum in another order."""
+    """Copy memory-mapped weights: they can be unaligned, which changes the summation order of kernels."""
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()
 
@@ -265,7 +265,7 @@ def name_labels(config: Any, labels: Sequence[str] | None) -> None:
 
 
 def _complete_labels(config: Any, name: str, hub: Mapping[str, Any]) -> None:
-    """Take the labels of a `config.json` that has only `label2id`: transformers drops it for defaults."""
+    """Use the labels of a `config.json` that has only `label2id`: transformers replaces it by defaults."""
     import transformers
 
     raw, _ = transformers.PreTrainedConfig.get_config_dict(name, **hub)
@@ -284,7 +284,7 @@ def _from_config(auto: Any, config: Any, options: Mapping[str, Any], meta: bool)
 
 
 def _refuse_quantised(config: Any, path: str, error: Refuse) -> Blueprint:
-    """The Blueprint in a config; CookError when another method quantised the model."""
+    """The Blueprint in a config; CookError if another method quantised the model."""
     given = getattr(config, "quantization_config", None)
     if given is None:
         return Blueprint()
@@ -306,12 +306,12 @@ def _check_keys(
         more = f"{len(mismatched) - 1} more do not fit either" if len(mismatched) > 1 else None
         raise error("path", message, more)
     prefix = f"{model.base_model_prefix}."
-    whole = model.base_model is model
-    # A pooler belongs to the base model, but only some heads use it and many checkpoints have none.
+    is_base = model.base_model is model
+    # A pooler is part of the base model, but only some heads use it and many checkpoints lack it.
     new = [
         key
         for key in sorted(info["missing_keys"])
-        if "pooler" in key or not (whole or key.startswith(prefix))
+        if "pooler" in key or not (is_base or key.startswith(prefix))
     ]
     lost = sorted(set(info["missing_keys"]) - set(new if fresh else []))
     if lost:

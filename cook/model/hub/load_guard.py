@@ -1,8 +1,8 @@
-"""The lock of a folder: one parameter that is stored with an extra leading axis.
+"""The load guard of a folder: one parameter is stored with an extra leading axis.
 
-So a plain load, which knows nothing of the Blueprint, fails instead of misreading the folder. transformers
-then prints a report of the keys that do not fit, and raises an error that points at it and that no folder can
-change. So that the report names the remedy, an empty tensor is stored as well, whose name says it.
+This makes a load without the Blueprint fail instead of misreading the folder. transformers then prints a
+report of mismatched keys and raises an error that refers to it and that a folder cannot change. An empty
+tensor whose name states the remedy is stored as well, so that the report shows it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ NOTICE = "import_cook_before_loading_this_model"
 
 
 def guard_parameter(model: Any) -> str:
-    """The parameter that is locked when the model is saved: a vector of a norm if there is one.
+    """The parameter used as the lock when the model is saved: preferably the weight of a norm.
 
     Raises:
-        CookError: all parameters that a file would hold are shared.
+        CookError: all stored parameters are shared.
     """
     base = getattr(model, "base_model", model)
     prefix = next((f"{name}." for name, module in model.named_modules() if module is base and name), "")
@@ -64,13 +64,13 @@ def _set(module: nn.Module, name: str, value: Tensor) -> None:
 
 
 def widen(model: nn.Module, lock: str) -> None:
-    """Give the parameter the axis that it has in the file, before that is read."""
+    """Add the extra axis to the parameter before its stored value is loaded."""
     module, name = _owner(model, lock)
     _set(module, name, getattr(module, name).unsqueeze(0))
 
 
 def remove_guard(model: nn.Module, lock: str) -> None:
-    """Take the axis away again; of an offloaded model, from what its hook reads."""
+    """Remove the extra axis; for an offloaded model, from the weights its hook reads."""
     module, name = _owner(model, lock)
     value = getattr(module, name)
     if value.is_meta:
@@ -80,7 +80,7 @@ def remove_guard(model: nn.Module, lock: str) -> None:
 
 
 def _offloaded(model: nn.Module, name: str) -> tuple[Any, str]:
-    """The accelerate hook that holds an offloaded parameter, and its key there."""
+    """The accelerate hook that holds an offloaded parameter, and the parameter's key there."""
     parts = name.split(".")
     for depth in range(len(parts) - 1, -1, -1):
         hook = getattr(model.get_submodule(".".join(parts[:depth])), "_hf_hook", None)
@@ -90,7 +90,7 @@ def _offloaded(model: nn.Module, name: str) -> tuple[Any, str]:
 
 
 def guarded_state(model: nn.Module, lock: str) -> dict[str, Tensor]:
-    """The state of a model as it is written, with that axis."""
+    """The state dict of a model as it is written, with the extra axis."""
     state = model.state_dict()
     value = state[lock]
     if value.is_meta:

@@ -1,12 +1,12 @@
-"""How `import cook` teaches transformers to load reshaped and integer models.
+"""The transformers quantizer, registered by `import cook`, that loads reshaped and integer models.
 
-transformers lets a registered quantizer change a model between its creation on the meta device and
-the loading of its weights. Ours applies the Blueprint there. One parameter, the lock, lies in the file
-with an extra leading axis: a process without cook stops at that shape instead of misreading integers
-as floats or re-initialising layers that it does not know.
+transformers lets a registered quantizer change a model after its creation on the meta device and before
+its weights are loaded. This one applies the Blueprint there. One parameter, the lock, is stored with an
+extra leading axis: a process without cook fails on that shape instead of misreading integers as floats or
+re-initialising unknown layers.
 
-`cook._hook` registers it. transformers may be half imported when this module is, so nothing here needs
-more of it at the top than the two base classes.
+`cook._hook` registers it. transformers may be only partly imported at that time, so this module imports
+no more of it at the top than the two base classes.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class CookConfig(QuantizationConfigMixin):
     """The `quantization_config` of a model: the Blueprint as a dict.
 
     Args:
-        blueprint: a Blueprint, or what its `to_dict` gave.
+        blueprint: a Blueprint, or the result of its `to_dict`.
 
     Raises:
-        CookError: when it is not one.
+        CookError: the value is not a valid Blueprint.
     """
 
     def __init__(self, blueprint: Blueprint | Mapping[str, Any] | None = None):
@@ -46,16 +46,16 @@ class CookConfig(QuantizationConfigMixin):
 
     @classmethod
     def from_dict(cls, config_dict: Any, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """Read the entry of a config.json; whatever stands beside the Blueprint is ignored."""
+        """Read the entry of a config.json; keys other than the Blueprint are ignored."""
         config = cls(config_dict.get("blueprint"))
         return (config, kwargs) if return_unused_kwargs else config
 
 
 class CookQuantizer(HfQuantizer):
-    """Applies the Blueprint when a model is loaded, and locks what is written when it is saved.
+    """Applies the Blueprint when a model is loaded, and adds the lock when it is saved.
 
-    `model.is_quantized` is True only while the model holds integers: a reshaped float model trains
-    and casts like any other.
+    `model.is_quantized` is True only while the model holds integers: a reshaped float model can be trained
+    and cast like any other.
     """
 
     def __init__(self, quantization_config: CookConfig, **kwargs: Any):
@@ -81,8 +81,8 @@ class CookQuantizer(HfQuantizer):
         for name, module in model.named_modules():
             if isinstance(module, IntLinear):
                 self._integers.add(f"{name}.weight")
-                # What is loaded or missing gets a new Parameter; what is offloaded stays this one, and
-                # GPT-2 would draw its integers from a normal distribution.
+                # Loaded and missing parameters are replaced by new ones, but offloaded parameters stay these,
+                # and GPT-2 would draw their integers from a normal distribution.
                 for parameter in module.parameters():
                     parameter._is_hf_initialized = True  # type: ignore[attr-defined]
 
@@ -100,14 +100,14 @@ class CookQuantizer(HfQuantizer):
         return model
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
-        """Integers stay integers, scales stay float32: the type they have in the model.
+        """Integers stay integers and scales stay float32: the dtype they have in the model.
 
         Raises:
-            CookError: when the file has integers where the model has floats, or the other way round.
+            CookError: the file has integers where the model has floats, or the reverse.
         """
         kind = param.get_dtype() if hasattr(param, "get_dtype") else str(param.dtype)
         stored_float = "F" in kind or "float" in kind
-        # A model that keeps some layers in float32 asks for that of their integers too.
+        # A model that keeps some layers in float32 requests that for their integers too.
         integers = self._integers.intersection(getattr(converter, "target_patterns", None) or ())
         if dtype is not None and stored_float != (dtype.is_floating_point and not integers):
             names = ", ".join(getattr(converter, "source_patterns", [])) or "a weight"
@@ -119,11 +119,11 @@ class CookQuantizer(HfQuantizer):
         return dtype if stored_float else None
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
-        """What `save_pretrained` writes: the state with the lock's extra axis, and a fitting config."""
+        """What `save_pretrained` writes: the state with the lock's extra axis; updates the config."""
         from cook.model.edits.plain import current
 
         lock = self.blueprint.lock
-        # Somebody may have given the model more tokens since.
+        # The token embedding may have been resized since.
         self.blueprint = Blueprint(edits=current(model, self.blueprint).edits, lock=lock)
         self.quantization_config = CookConfig(self.blueprint)
         model.config.quantization_config = self.quantization_config
@@ -140,7 +140,7 @@ class CookQuantizer(HfQuantizer):
         return model
 
     def dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
-        """Integers become floats, and GPT-2 gets its Conv1D back; other edits stay in the Blueprint."""
+        """Convert integers to floats and restore GPT-2's Conv1D; other edits stay in the Blueprint."""
         model = self._dequantize(model, dtype or model.dtype)
         attach_quantizer(model, self.blueprint.without("integer"))
         return model
@@ -153,8 +153,8 @@ class CookQuantizer(HfQuantizer):
         """Whether `Trainer` may train the model.
 
         Raises:
-            CookError: when it holds integers. Trainer asks here first, and its own error would not
-                say how to go on.
+            CookError: the model holds integers. Trainer calls this first, and its own error would not
+                explain what to do.
         """
         if self.integers:
             raise CookError(
@@ -165,18 +165,18 @@ class CookQuantizer(HfQuantizer):
 
 
 def attach_quantizer(model: Any, blueprint: Blueprint) -> Blueprint:
-    """Tie `blueprint` to a model in memory, so that anyone's `save_pretrained` writes a fitting folder.
+    """Attach `blueprint` to a model in memory, so that any `save_pretrained` writes a matching folder.
 
     Args:
-        model: a PreTrainedModel, edited as `blueprint` says.
+        model: a PreTrainedModel, already edited according to `blueprint`.
         blueprint: in the names of `model`. One without edits makes the model plain again.
 
     Returns:
         The Blueprint with its lock: an untied parameter of the base model (`guard_parameter`), so that
-        a base model, a head and any other class find it.
+        the base model and every class with a head have it.
 
     Raises:
-        CookError: when the model has no parameter that can be the lock.
+        CookError: no parameter of the model can be the lock.
     """
     detach_quantizer(model)
     if not blueprint.edits:
@@ -196,7 +196,7 @@ def attach_quantizer(model: Any, blueprint: Blueprint) -> Blueprint:
 
 
 def detach_quantizer(model: Any) -> None:
-    """Forget the Blueprint of a model in memory."""
+    """Remove the Blueprint of a model in memory."""
     for part in {id(part): part for part in (getattr(model, "base_model", model), model)}.values():
         for name in ("hf_quantizer", "quantization_method"):
             if name in vars(part):
@@ -208,7 +208,7 @@ def detach_quantizer(model: Any) -> None:
 
 
 def _check_head(model: Any) -> None:
-    """Refuse a head that the saved model did not have and that would be wider than what it reads."""
+    """Refuse a head that the saved model did not have and that is wider than its input."""
     base, saved_as = getattr(model, "base_model", model), model.config.architectures or []
     if base is model or type(model).__name__ in saved_as:
         return
@@ -219,18 +219,18 @@ def _check_head(model: Any) -> None:
         width = stream(Anatomy(base)).count
     except CookError:
         return  # a family whose width no pass changes
-    said = getattr(model.config, "hidden_size", width)
+    size = getattr(model.config, "hidden_size", width)
     inside = {id(parameter) for parameter in base.parameters()}
     for name, parameter in model.named_parameters():
-        if said != width and id(parameter) not in inside and said in parameter.shape:
+        if size != width and id(parameter) not in inside and size in parameter.shape:
             raise CookError(
-                f"the model in this folder is {width} wide, and {name} of a {type(model).__name__} {said}",
+                f"the model in this folder is {width} wide, and {name} of a {type(model).__name__} {size}",
                 hint=f"load it as the {' or '.join(saved_as)} that it is, or by AutoModel and give it a head",
             )
 
 
 def blueprint_of(model: nn.Module) -> Blueprint:
-    """A copy of the Blueprint of a model in memory, empty for a plain one."""
+    """A copy of the Blueprint of a model in memory; empty for a plain model."""
     quantizer = getattr(model, "hf_quantizer", None)
     if not isinstance(quantizer, CookQuantizer):
         return Blueprint()
@@ -238,11 +238,11 @@ def blueprint_of(model: nn.Module) -> Blueprint:
 
 
 def float_module(module: IntLinear, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The float layer that stood where `module` is: nn.Linear, GPT-2's Conv1D, a head's factor."""
+    """The float layer that `module` replaced: nn.Linear, GPT-2's Conv1D, a head's factor."""
     plain = module.to_linear(dtype)
     if not module.conv1d:
         return plain
-    if module.bias is None:  # every Conv1D has one
+    if module.bias is None:  # a Conv1D always has one
         weight = nn.Parameter(plain.weight.detach().t().contiguous())
         return TransposedLinear(weight).train(module.training)
     from transformers.pytorch_utils import Conv1D
@@ -257,7 +257,7 @@ def float_module(module: IntLinear, dtype: torch.dtype = torch.float32) -> nn.Mo
 
 
 def _check_shared(model: nn.Module, shared: Sequence[tuple[str, str]]) -> None:
-    """Tensors that the folder holds twice, and not alike, would be left apart."""
+    """Check that shared tensors stored twice are equal; otherwise they would not be tied."""
     for target, source in sharing.ties(model, shared).items():
         one, other = model.get_parameter(target), model.get_parameter(source)
         if one is not other and not one.is_meta and not other.is_meta:
@@ -268,7 +268,7 @@ def _check_shared(model: nn.Module, shared: Sequence[tuple[str, str]]) -> None:
 
 
 def _check_loaded(name: str, module: nn.Module) -> None:
-    """Integers that the folder lacks would be whatever was in memory, factors would be drawn at random."""
+    """Check that integers and factors were in the folder; missing ones would be uninitialised or random."""
     hint = "the folder is damaged: get it again"
     for key, parameter in module.named_parameters():
         if not parameter.is_meta and not getattr(parameter, "_is_hf_initialized", False):

@@ -1,4 +1,4 @@
-"""transformers without its own bars and its table of absent keys: cook draws one bar, and checks the keys."""
+"""Suppresses progress bars and missing-key reports of transformers: cook has its own bar and key checks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No bar of transformers inside, and no load report; afterwards as before."""
+    """Disable the progress bars and load report of transformers in the context."""
     from transformers.utils import logging as bars
 
     reports = logging.getLogger("transformers.modeling_utils")

@@ -1,4 +1,4 @@
-"""Where a model comes from: what can be told before it loads, and plain words for why it did not."""
+"""Checks of a model's source before loading, and readable explanations of loading errors."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from cook.errors import CookError, nearest
 from cook.model.probe.loading_errors import LOADING_ERRORS
 
 Refuse = Callable[[str, str, "str | None"], CookError]
-"""error(key, message, hint): the CookError that points at `key` of the section being read."""
+"""error(key, message, hint): creates the CookError that points at `key` of the section being read."""
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def is_local(path: str) -> bool:
-    """Whether `path` means a place on this machine, there or not, rather than a hub id."""
+    """Whether `path` denotes a local path, existing or not, rather than a hub id."""
     return path.startswith(("/", "./", "../", "~")) or path in (".", "..") or Path(path).exists()
 
 
 def check(path: str, error: Refuse, *, allow_pickle: bool = False, weights: bool = True) -> None:
-    """Refuse a local path that cannot be a model; hub ids pass.
+    """Check a local path before loading; hub ids are accepted.
 
     Args:
         path: a folder or a hub id.
-        error: makes the CookError.
-        allow_pickle: whether weights other than safetensors may be read.
-        weights: whether weights must be there.
+        error: creates the CookError.
+        allow_pickle: whether weights in formats other than safetensors may be read.
+        weights: whether weights are required.
 
     Raises:
-        CookError: when it is missing, not a model, or has no weights that may be read.
+        CookError: the path is missing, not a model, or has no weights that may be read.
     """
     if not is_local(path):
         return
@@ -63,12 +63,12 @@ def check(path: str, error: Refuse, *, allow_pickle: bool = False, weights: bool
 
 
 def explain(failure: Exception, path: str, auto_class: str) -> tuple[str, str | None]:
-    """What `failure` means for somebody who gave `path`: a message, and what to do.
+    """Explain `failure` in terms of the given `path`: a message, and a hint.
 
     Args:
         failure: one of LOADING_ERRORS, raised while loading.
         path: the folder or hub id.
-        auto_class: the class it was to be loaded through.
+        auto_class: the Auto class used for loading.
     """
     text = " ".join(str(failure).split())
     causes = _chain(failure)
@@ -99,7 +99,7 @@ def explain(failure: Exception, path: str, auto_class: str) -> tuple[str, str | 
 
 
 def class_name(auto: Any, config: Any) -> str:
-    """What an Auto class of transformers makes of a config; nothing where it knows no such models."""
+    """The class that an Auto class of transformers creates for a config; empty if unsupported."""
     mapping = auto._model_mapping
     if type(config) in mapping:
         found = mapping[type(config)]
@@ -109,10 +109,10 @@ def class_name(auto: Any, config: Any) -> str:
 
 
 def auto_class_of(folder: Path) -> str:
-    """The Auto class that loads the model in a folder with its head; AutoModel where it names none.
+    """The Auto class that loads the model in a folder with its head; AutoModel if the config names none.
 
     Raises:
-        CookError: its config cannot be read.
+        CookError: the config cannot be read.
     """
     import transformers
     from transformers.models.auto import modeling_auto
@@ -129,7 +129,7 @@ def auto_class_of(folder: Path) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Frozen mappings and tuples as dicts and lists, all the way down."""
+    """Convert frozen mappings and tuples to dicts and lists, recursively."""
     if isinstance(value, (str, bytes)) or value is None:
         return value
     if hasattr(value, "items"):

@@ -1,6 +1,6 @@
-"""The student of a recipe: fewer layers of a model, a smaller model of its kind, or another model.
+"""The student of a recipe: fewer layers of a model, a smaller model of its family, or another model.
 
-By layers or config it is a plain model: its config alone rebuilds it, so what is saved loads without cook.
+A student made by layers or config is a plain model: its config alone rebuilds it, so it loads without cook.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ IMAGES = ("image_size", "num_channels")
 BOOKKEEPING = frozenset(
     "model_type transformers_version _name_or_path architectures dtype quantization_config".split()
 )
-"""What a config says of a folder rather than of the model that it builds."""
+"""Config keys that describe a folder rather than the model."""
 
 
 def make(
     source: PreTrainedModel, section: Mapping[str, Any], error: Refuse, *, auto_class: str | None = None
 ) -> PreTrainedModel:
-    """The student that a section asks for; the source stays as it is.
+    """Create the student described by a section; the source is unchanged.
 
     Args:
         source: on the meta device for a student without weights.
         section: one of
             `layers`: numbers of the layers to keep, increasing; negative ones count from the end. All
-            else is kept, weights are copied and all to be trained.
-            `config`: keys of the source's config to change, or with another `model_type` that family's;
-            the weights are random, from torch's generator.
+            other modules are kept, weights are copied, and all of them are trainable.
+            `config`: keys of the source's config to change, or with another `model_type` that family's keys;
+            weights are random, from torch's generator.
             `path`: another model, with `revision`, `trust_remote_code`, `allow_pickle`.
             For `path` and another family `attention` may name the implementation.
-        error: error(key, message, hint) makes the CookError; `key` is relative to the section.
-        auto_class: that the source was loaded through; default: the one that knows its class.
+        error: error(key, message, hint) creates the CookError; `key` is relative to the section.
+        auto_class: the class the source was loaded through; default: the one that contains its class.
 
     Returns:
-        The student on the source's device, in its type and mode, with its labels, and an `Origin` of its
-        own. For `layers` and `config` it says of stored types and bytes what the source's says.
+        The student on the source's device, in its dtype and mode, with its labels, and an `Origin` of its
+        own. For `layers` and `config` the stored dtype and bytes in it are the source's.
 
     Raises:
-        CookError: there are no such layers, the config has no such key or builds nothing, the other
+        CookError: a layer does not exist, the config has no such key or builds no model, or the other
             model cannot be loaded or has other labels.
     """
     for key in ("revision", "trust_remote_code", "allow_pickle"):
@@ -106,7 +106,7 @@ def _shallower(source: PreTrainedModel, numbers: list[int], error: Refuse) -> Pr
 
 
 def _kept(numbers: Sequence[int], count: int, error: Refuse) -> list[int]:
-    """The numbers counted from 0."""
+    """The layer numbers, counted from 0."""
     has = f"the model has {count} layers, 0 to {count - 1}"
     for number in numbers:
         if not -count <= number < count:
@@ -121,11 +121,11 @@ def _kept(numbers: Sequence[int], count: int, error: Refuse) -> list[int]:
 
 
 def _copy(source: PreTrainedModel, student: PreTrainedModel, path: str, places: Mapping[str, str]) -> None:
-    """Give the student the source's weights.
+    """Copy the source's weights to the student.
 
     Args:
-        path: of all layers.
-        places: where the names of a layer begin, in the source and in the student.
+        path: of the list of layers.
+        places: prefixes of a layer's names, in the source and in the student.
     """
 
     def named(name: str) -> str | None:
@@ -161,7 +161,7 @@ def _smaller(
             raise error("config", f"a student has at least one layer, found {layers}", None)
         if family == ours:
             return _build(source, type(source), config)
-        config.architectures = []  # where several classes would do, an Auto class walks through this list
+        config.architectures = []  # if several classes are possible, an Auto class searches this list
         auto = getattr(transformers, auto_class or _auto_class(source, "config", error))
         return _build(source, auto, config, section.get("attention"))
     except CookError:
@@ -172,9 +172,9 @@ def _smaller(
 
 
 def _said(config: PreTrainedConfig) -> dict[str, Any]:
-    """What a config says by itself: its values less those that its class derives from the others.
+    """The independent values of a config: all except those its class derives from others.
 
-    A head's width that was worked out from the model's would be wrong for another width.
+    A head width derived from the model's width would be wrong for another width.
     """
     kind = type(config)
     values = {key: value for key, value in config.to_dict().items() if key not in BOOKKEEPING}
@@ -186,14 +186,14 @@ def _said(config: PreTrainedConfig) -> dict[str, Any]:
             return False
         return bool(fresh.to_dict().get(key) == values[key])
 
-    # By the custom of transformers None asks for the derived value.
+    # By convention in transformers, None requests the derived value.
     optional = {name for name, each in inspect.signature(kind).parameters.items() if each.default is None}
     optional -= {*LABELS, *VOCABULARY}
     return {key: value for key, value in values.items() if key not in optional or not derived(key)}
 
 
 def _shared(config: PreTrainedConfig, kind: type[PreTrainedConfig]) -> dict[str, Any]:
-    """Labels and what is read, for a config of another family."""
+    """Values for a config of another family: labels, and the input format."""
     known = kind().to_dict()
     names = [name for name in (*LABELS, *VOCABULARY, *IMAGES) if name != "num_labels"]
     return {name: getattr(config, name) for name in names if name in known and hasattr(config, name)}
@@ -212,22 +212,22 @@ def _check_keys(given: Mapping[str, Any], config: PreTrainedConfig, error: Refus
 def _check_reads(
     source: PreTrainedModel, student: PreTrainedModel, section: Mapping[str, Any], error: Refuse
 ) -> None:
-    """What is read is prepared once, for both. The tokens of another model are its tokenizer's to tell."""
+    """Check that the input format is the same, since it is prepared once. Tokens are checked by tokenizer."""
     other = section.get("path") is not None
-    for name, ours, theirs in unlike(
+    for name, source_value, student_value in unlike(
         source.config, student.config, IMAGES if other else (*IMAGES, "vocab_size")
     ):
-        message = f"the student reads what the model reads: its {name} is {ours}, not {theirs}"
+        message = f"the student reads what the model reads: its {name} is {source_value}, not {student_value}"
         raise error("path" if other else f"config.{name}", message, None if other else "leave it out")
 
 
 def unlike(
     one: PreTrainedConfig, other: PreTrainedConfig, names: Sequence[str] = IMAGES
 ) -> list[tuple[str, Any, Any]]:
-    """In what two models differ that are to read the same: the name, and what it is in each. What one of
-    them does not say is no difference."""
-    said = [name for name in names if None not in (getattr(one, name, None), getattr(other, name, None))]
-    values = [(name, getattr(one, name), getattr(other, name)) for name in said]
+    """The first input property in which two models differ: its name, and both values. A property missing in
+    one of them is no difference."""
+    shared = [name for name in names if None not in (getattr(one, name, None), getattr(other, name, None))]
+    values = [(name, getattr(one, name), getattr(other, name)) for name in shared]
     return [each for each in values if _sides(each[1]) != _sides(each[2])]
 
 
@@ -258,7 +258,7 @@ def _other(
 def _build(
     source: PreTrainedModel, kind: Any, config: PreTrainedConfig, attention: str | None = None
 ) -> PreTrainedModel:
-    """A model of random weights on the source's device. `kind` is its class, or an Auto class."""
+    """A randomly initialised model on the source's device. `kind` is its class, or an Auto class."""
     options: dict[str, Any] = {"dtype": source.dtype}
     if kind is type(source):
         attention = source.config._attn_implementation
@@ -271,7 +271,7 @@ def _build(
 
 
 def _auto_class(source: PreTrainedModel, key: str, error: Refuse) -> str:
-    """The Auto class that gives models of the source's class."""
+    """The Auto class that creates models of the source's class."""
     from transformers.models.auto import modeling_auto
 
     config = type(source.config)

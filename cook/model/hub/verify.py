@@ -1,4 +1,4 @@
-"""Load saved folders back in a process of their own, as a stranger would, and compare outputs."""
+"""Load saved folders in a separate process, without any state of this one, and compare outputs."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ for case in order["cases"]:
     found = {name: value.contiguous().clone() for name, value in outputs.items() if torch.is_tensor(value)}
     save_file(found, case["outputs"])
 """
-"""Run with `python -c`, so that nothing of cook is there unless the folder needs it."""
+"""Run with `python -c`, so that no module of cook is imported unless the folder needs it."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One folder to load back.
+    """A folder to verify.
 
     Args:
         folder: as saved.
         batch: the model's inputs by name, on any device.
-        expected: what the model in memory gave: the logits, or several outputs by name.
+        expected: output of the model in memory: the logits, or several outputs by name.
         auto_class: `AutoModelForSequenceClassification` and the like.
         trust_remote_code: whether the folder's own code may run.
         attention: the attention implementation that `expected` was computed with.
@@ -79,20 +79,20 @@ def verify(
 ) -> dict[str, Any]:
     """Load `folder` in a fresh process on the CPU, run `batch`, and compare with `expected`.
 
-    A plain folder is loaded without cook, any other after `import cook` and nothing else. The
-    arguments are those of `Case`.
+    A plain folder is loaded without cook, any other after `import cook` alone. The arguments are those of
+    `Case`.
 
     Returns:
-        `max_abs_difference`; `max_rel_difference`, to the largest magnitude expected; `exact`; `plain`.
+        `max_abs_difference`; `max_rel_difference`, to the largest expected magnitude; `exact`; `plain`.
 
     Raises:
-        RunError: when the folder does not load or run.
+        RunError: the folder does not load or run.
     """
     return verify_all([Case(folder, batch, expected, auto_class, trust_remote_code, attention)])[0]
 
 
 def verify_all(cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """`verify` for many folders in one process; plain ones go first, before cook is imported."""
+    """`verify` for several folders in one process; plain ones come first, before cook is imported."""
     plain = [not getattr(read_blueprint(case.folder), "edits", []) for case in cases]
     with tempfile.TemporaryDirectory() as scratch:
         orders = [_order(Path(scratch), i, case, plain[i]) for i, case in enumerate(cases)]
@@ -134,7 +134,7 @@ def _run(scratch: Path, orders: list[dict[str, Any]]) -> None:
 
 
 def _start(script: Path) -> subprocess.CompletedProcess[str]:
-    """STRANGER in a process of its own, which finds the modules that this one finds."""
+    """Run STRANGER in a separate process with the same module search path."""
     paths = [str(Path(each).absolute()) for each in sys.path if each]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(

@@ -1,1 +1,1 @@
-"""Modules that stand in a model, views over linear layers, and what is kept on modules: hooks and masks."""
+"""Modules used inside models, a uniform view of linear layers, and the hooks and masks kept on modules."""

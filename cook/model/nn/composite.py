@@ -1,8 +1,8 @@
-"""Linear layers that are made of several: where the rows and the columns of the whole live.
+"""Linear layers composed of several modules: which inner modules hold their rows and columns.
 
-A composite has `in_features`, `out_features` and `faces(axis, spans)`: which modules inside of it have its
-rows (`out`) or columns (`in`), and what of theirs is what units own of the whole. The linear layers inside
-are plain ones, which any pass finds by name.
+A composite has `in_features`, `out_features` and `faces(axis, spans)`, which maps spans of its rows (`out`)
+or columns (`in`) to spans of the inner modules that hold them. The inner linear layers are plain ones, which
+any pass finds by name.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import nn
 from cook.model.nn import linear, surgery
 
 Spans = tuple[tuple[int, int], ...]
-"""(start, size) of what units own, as in `cook.model.arch.units.Part`."""
+"""(start, size) of the rows or columns that units own, as in `cook.model.arch.units.Part`."""
 
 
 def places(model: nn.Module, name: str, axis: str, spans: Spans) -> Iterator[tuple[str, Spans]]:
-    """Where rows (`out`) or columns (`in`) of a module live: the module itself, or what it is made of.
+    """The modules that hold rows (`out`) or columns (`in`) of a module: itself, or the parts of a composite.
 
     Args:
-        spans: (start, size) of what a unit owns of it.
+        spans: (start, size) of what a unit owns of the module.
 
     Raises:
-        CookError: units that reach over parts of a fused layer in another way than its heads do.
+        CookError: units span the parts of a fused layer differently from its heads.
     """
     module: Any = surgery.get(model, name)
     if not linear.is_composite(module):
@@ -36,7 +36,7 @@ def places(model: nn.Module, name: str, axis: str, spans: Spans) -> Iterator[tup
 
 
 def whole(model: nn.Module, name: str) -> str:
-    """The composite that a module is a part of; its own name if it is of none."""
+    """The outermost composite that contains a module; the module's own name if there is none."""
     above = name.rpartition(".")[0]
     while above and linear.is_composite(model.get_submodule(above)):
         name, above = above, above.rpartition(".")[0]

@@ -1,9 +1,9 @@
-"""Word embeddings of a lower rank: a narrower table, and a factor that widens what it gives.
+"""Factorised word embeddings: a narrower table followed by a factor that projects to the full width.
 
-`h = table[ids] @ factor`, and an output head that shares the table's matrix gives its logits by the same two
-factors, the other way round: `logits = (h @ factor^T) @ table^T + bias` (Z. Lan et al., "ALBERT", ICLR 2020,
-section 3.1). The table inside is the module that was there, narrowed: its class scales what it gives and
-knows the padding token as before.
+`h = table[ids] @ factor`. An output head tied to the table uses the same two factors in reverse order:
+`logits = (h @ factor^T) @ table^T + bias` (Z. Lan et al., "ALBERT", ICLR 2020, section 3.1). The inner
+table is the original module, narrowed, so that its class still scales its output and handles the padding
+token.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from cook.errors import CookError
 from cook.model.nn import linear, surgery
 
 INNER = "table"
-"""What the module that was there is called inside of the one that takes its place."""
+"""The name of the original module inside the one that replaces it."""
 
 
 class TransposedLinear(nn.Module):
-    """A linear layer without a bias whose weight lies as [in, out], so that it can be that of another layer
-    which goes the other way.
+    """A linear layer without bias whose weight is stored as [in, out], so that it can share the weight of a
+    layer that maps in the opposite direction.
 
     Args:
         weight: [in, out].
@@ -47,13 +47,13 @@ class TransposedLinear(nn.Module):
 
 
 class FactorisedEmbedding(nn.Module):
-    """Token numbers [...] to vectors [..., width], by a table [entries, rank] and a factor.
+    """Maps token ids [...] to vectors [..., width] by a table [entries, rank] and a factor.
 
-    It is no nn.Embedding: what would put a plain one in its place (`resize_token_embeddings`) refuses it.
+    Not a subclass of nn.Embedding, so that `resize_token_embeddings` refuses it instead of replacing it.
 
     Args:
-        table: an embedding, of the rank's width.
-        weight: of the factor, [width, rank].
+        table: an embedding of width rank.
+        weight: the factor's weight, [width, rank].
     """
 
     def __init__(self, table: nn.Embedding, weight: nn.Parameter):
@@ -72,22 +72,22 @@ class FactorisedEmbedding(nn.Module):
 
     @property
     def embedding_dim(self) -> int:
-        """The width of what comes out."""
+        """The width of the output vectors."""
         return linear.shape(self.factor)[0]
 
     @property
     def weight(self) -> Tensor:
-        """What an embedding of full width would hold, [entries, width]: made at each look, and not a place to
-        write to."""
+        """The equivalent full-width matrix, [entries, width]; computed on each access, so writing to it has
+        no effect."""
         return _product(self.table.weight, linear.matrix(self.factor).t())
 
 
 class FactorisedHead(nn.Module):
-    """States [..., width] to a number for each token, by the two factors of the embedding that it is tied to.
+    """Maps states [..., width] to a logit per token by the two factors of the embedding it is tied to.
 
     Args:
-        table: the head, of the rank's width.
-        weight: of the embedding's factor, [width, rank].
+        table: the head, reading vectors of width rank.
+        weight: the weight of the embedding's factor, [width, rank].
     """
 
     def __init__(self, table: nn.Linear, weight: nn.Parameter):
@@ -113,33 +113,33 @@ class FactorisedHead(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """What a head of full width would hold, [entries, width]; as that of `FactorisedEmbedding`."""
+        """The equivalent full-width head matrix, [entries, width]; see `FactorisedEmbedding.weight`."""
         return _product(linear.matrix(self.table), linear.matrix(self.factor))
 
 
 def _product(table: Tensor, factor: Tensor) -> Tensor:
     found = table @ factor
-    # T5 initialises what its embedding says to be its weight, whatever was loaded into that.
+    # T5 initialises the tensor returned as its embedding's weight, even after loading.
     found._is_hf_initialized = True  # type: ignore[attr-defined]
     return found
 
 
 def within(module: nn.Module | None) -> nn.Module | None:
-    """What has an entry for each token: the table inside of a factorised module, else the module itself."""
+    """The module with one entry per token: the table inside a factorised module, else the module itself."""
     return module.table if isinstance(module, (FactorisedEmbedding, FactorisedHead)) else module
 
 
 def widening(model: nn.Module, name: str) -> str:
-    """The name of what has the model's width: the factor of a factorised module, else the module itself."""
+    """The name of the module with the model's width: the factor of a factorised module, else the module."""
     there = surgery.has(model, name) and within(surgery.get(model, name)) is not surgery.get(model, name)
     return f"{name}.factor" if there else name
 
 
 def word_embedding(model: nn.Module) -> Any:
-    """What looks up the tokens of `model`: an embedding, or a factorised one.
+    """The input embedding of `model`: an embedding, or a factorised one.
 
     Raises:
-        CookError: it reads no tokens.
+        CookError: the model reads no tokens.
     """
     whole: Any = model
     try:
@@ -156,8 +156,8 @@ def find(model: nn.Module) -> str:
     """The name of the word embedding of `model`, which may be on the meta device, if it can be factorised.
 
     Raises:
-        CookError: there is none, it is factorised already, it or a head tied to it does more than look up or
-            multiply, encoder and decoder have two, or the model ties it otherwise than its config says.
+        CookError: the model has no embedding, it is factorised already, it or a tied head does more than a
+            lookup or a product, encoder and decoder have separate ones, or the ties contradict the config.
     """
     whole: Any = model
     kind = type(model).__name__
@@ -184,7 +184,7 @@ def find(model: nn.Module) -> str:
 
 
 def places(model: nn.Module, name: str) -> list[str]:
-    """The modules that share the matrix of embedding `name`, itself the first, as transformers ties them."""
+    """The modules that share the matrix of embedding `name`, starting with it, as transformers ties them."""
     pairs = (getattr(model, "all_tied_weights_keys", None) or {}).items()
     found = {f"{name}.weight": None}
     while more := {each: None for pair in pairs if set(pair) & found.keys() for each in pair} - found.keys():
@@ -193,19 +193,19 @@ def places(model: nn.Module, name: str) -> list[str]:
 
 
 def factorise(model: nn.Module, name: str, rank: int) -> None:
-    """Put two factors in the place of a word embedding and of all that shares its matrix.
+    """Replace a word embedding and all modules that share its matrix by factorised modules.
 
-    What fits is kept of the table, and the factor is zero: values come afterwards, by `fill` or from a file.
-    Ties stay, and the model tells transformers of those between factors.
+    The leading columns of the table are kept and the factor is zero: values are set afterwards, by `fill` or
+    from a file. Ties are kept, and the model declares those between factors to transformers.
 
     Args:
         model: real, or on the meta device.
-        name: of the embedding.
-        rank: below its width.
+        name: the embedding's name.
+        rank: smaller than the embedding's width.
 
     Raises:
-        CookError: the module, or one that shares its matrix, is no plain embedding or linear layer, or is not
-            wider.
+        CookError: the module, or one that shares its matrix, is not a plain embedding or linear layer, or is
+            not wider than `rank`.
     """
     together = places(model, name)
     for each in together:
@@ -215,7 +215,7 @@ def factorise(model: nn.Module, name: str, rank: int) -> None:
     old = first.weight
     weight = nn.Parameter(old.new_zeros(old.shape[1], rank), requires_grad=old.requires_grad)
     renamed = [(module, _retied(module, prefix, set(together))) for prefix, module in _tying(model)]
-    # Where nothing is tied yet, a model that is being loaded, each has a matrix of its own until it is.
+    # In a model that is being loaded nothing is tied yet, and each module has its own matrix.
     with surgery.tied(model):
         for each in together:
             inner: Any = surgery.get(model, each)
@@ -232,7 +232,7 @@ def factorise(model: nn.Module, name: str, rank: int) -> None:
 
 @torch.no_grad()
 def fill(model: nn.Module, name: str, table: Tensor, factor: Tensor) -> None:
-    """Give the factors of embedding `name` their values, for all that share them.
+    """Set the factors of embedding `name`, for all modules that share them.
 
     Args:
         table: [entries, rank].
@@ -244,14 +244,14 @@ def fill(model: nn.Module, name: str, table: Tensor, factor: Tensor) -> None:
 
 
 def _width(name: str, module: Any) -> int:
-    """The width of an embedding, or of what a head reads.
+    """The width of an embedding, or the input width of a head.
 
     Raises:
-        CookError: it does more than an embedding or a linear layer.
+        CookError: the module does more than an embedding or a linear layer.
     """
     kind = type(module).__name__
     if isinstance(module, nn.Embedding):
-        # What it gives has to be rows of its matrix times a number: a norm of them would be another.
+        # The output must be rows of the matrix times a constant: max_norm would renormalise the rows.
         plain = type(module) is nn.Embedding or kind.endswith("ScaledWordEmbedding")
         if plain and module.max_norm is None:
             return module.embedding_dim
@@ -261,21 +261,21 @@ def _width(name: str, module: Any) -> int:
 
 
 def _tying(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The models inside of a model, itself among them, that say what is tied, and where each lies."""
+    """The submodels of a model, itself included, that declare ties, each with its name prefix."""
     for name, module in model.named_modules():
         if hasattr(module, "all_tied_weights_keys"):
             yield f"{name}." if name else "", module
 
 
 def _retied(module: Any, prefix: str, together: set[str]) -> dict[str, Mapping[str, str]]:
-    """What a model is to say of its ties when these modules, by their names in the whole, have factors."""
+    """The ties that a model has to declare once these modules, by their full names, are factorised."""
     own = module.get_expanded_tied_weights_keys(all_submodels=False)
 
     def inside(key: str) -> tuple[bool, str, str]:
         path, _, last = key.rpartition(".")
         return prefix + path in together, path, last
 
-    def told(keys: Mapping[str, str]) -> dict[str, str]:
+    def retied(keys: Mapping[str, str]) -> dict[str, str]:
         found: dict[str, str] = {}
         for pair in keys.items():
             (one, target, key), (other, source, _) = map(inside, pair)
@@ -289,9 +289,9 @@ def _retied(module: Any, prefix: str, together: set[str]) -> dict[str, Mapping[s
                 found[new[0]] = new[1]
         return found
 
-    said = {"_tied_weights_keys": own, "all_tied_weights_keys": module.all_tied_weights_keys}
+    declared = {"_tied_weights_keys": own, "all_tied_weights_keys": module.all_tied_weights_keys}
     return {
-        name: told(keys)
-        for name, keys in said.items()
+        name: retied(keys)
+        for name, keys in declared.items()
         if any(inside(key)[0] for key in (*keys, *keys.values()))
     }

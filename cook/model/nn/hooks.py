@@ -1,4 +1,4 @@
-"""Hooks that are all removed again: the session owns one `Hooks`, nobody registers a hook elsewhere."""
+"""Hooks that can all be removed: the session owns one `Hooks`, and no hook is registered elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 
 class Hooks:
-    """Registers hooks, silences them for a while, removes every one of them in `close`."""
+    """Registers hooks, can silence them temporarily, and removes all of them in `close`."""
 
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []
@@ -38,12 +38,12 @@ class Hooks:
         self._handles.append(module.register_forward_pre_hook(self._unless_silenced(hook), with_kwargs=named))
 
     def after_step(self, optimizer: Optimizer, hook: Callable[[], None]) -> None:
-        """Call `hook()` after each step that `optimizer` really makes; silencing does not apply."""
+        """Call `hook()` after each step that `optimizer` actually takes; silencing does not apply."""
         self._handles.append(optimizer.register_step_post_hook(lambda *_: hook()))
 
     @contextmanager
     def silenced(self) -> Iterator[None]:
-        """No forward hook fires inside; calls nest."""
+        """Silence all forward hooks in the context; calls may be nested."""
         self._silenced += 1
         try:
             yield

@@ -1,7 +1,7 @@
-"""Weights as integers: packing, rounding, and the linear layer that computes with them.
+"""Integer weights: packing, rounding, and the linear layer that computes with them.
 
-Everything is symmetric with a narrow range: b bits hold -(2^(b-1) - 1) .. 2^(b-1) - 1, a row of the
-weight has one scale. `IntLinear` gives what the fake-quantised layer gave in training, digit for digit.
+Quantisation is symmetric with a narrow range: b bits hold -(2^(b-1) - 1) .. 2^(b-1) - 1, and each row of
+the weight has one scale. The output of `IntLinear` equals that of the fake-quantised layer exactly.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from cook.model.nn import linear
 
 WIDTHS = range(2, 9)
-"""The widths in bits that can be read; earlier versions wrote all of them."""
+"""The bit widths that can be read; earlier versions wrote all of them."""
 STORED = (2, 3, 4, 8)
-"""The widths in bits that are written."""
+"""The bit widths that are written."""
 
 
 def stored_width(bits: int) -> int:
-    """The width in which integers of `bits` bits are written: the next one of STORED."""
+    """The bit width in which integers of `bits` bits are stored: the smallest sufficient one of STORED."""
     return next(width for width in STORED if width >= bits)
 
 
@@ -31,7 +31,7 @@ def limit(bits: int) -> int:
     """The largest integer of the narrow range: 127 for 8 bits, 7 for 4.
 
     Raises:
-        ValueError: when `bits` is not in 2..8.
+        ValueError: `bits` is not in 2..8.
     """
     if bits not in WIDTHS:
         raise ValueError(f"integers have 2 to 8 bits, not {bits}")
@@ -39,7 +39,7 @@ def limit(bits: int) -> int:
 
 
 def packed_columns(columns: int, bits: int) -> int:
-    """Bytes that a row of `columns` integers takes: whole groups of the values that fill whole bytes."""
+    """The bytes of a packed row of `columns` integers, padded to whole groups that fill whole bytes."""
     limit(bits)
     period = 8 // gcd(bits, 8)
     return -(-columns // period) * period * bits // 8
@@ -48,12 +48,12 @@ def packed_columns(columns: int, bits: int) -> int:
 def pack(values: Tensor, bits: int) -> Tensor:
     """Pack int8 [..., columns] into int8 [..., packed_columns]: low bits first, along the row.
 
-    8 bits are returned as they are. Narrower ones are stored with an offset of 2^(b-1), so that no
-    sign has to be put back. The bytes are typed int8, because some models (T5) cast the input of a
-    layer to its weight's type unless that is int8.
+    8 bits are returned unchanged. Narrower values are stored with an offset of 2^(b-1), so that no sign
+    extension is needed. The bytes have dtype int8, because some models (T5) cast the input of a layer to
+    its weight's dtype unless that is int8.
 
     Raises:
-        ValueError: for a width other than 2..8, or values that it cannot hold.
+        ValueError: the width is not in 2..8, or a value is out of its range.
     """
     half = limit(bits) + 1
     if values.is_meta:
@@ -93,35 +93,35 @@ def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
 
 
 def row_scale(weight: Tensor, bits: int) -> Tensor:
-    """float32 [out] scales of a weight [out, in]: the largest magnitude of a row meets the limit.
+    """float32 [out] scales of a weight [out, in]: the largest magnitude of a row maps to the limit.
 
-    A row of zeros gets 1, so that dividing by the scale is always defined.
+    The scale of a zero row is 1, so that division by the scale is always defined.
     """
     return _defined(weight.detach().float().abs().amax(dim=1) / limit(bits))
 
 
 def quantize(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """Round a weight [out, in] to int8 in the narrow range of `bits`, one scale [out] a row."""
+    """Round a weight [out, in] to int8 in the narrow range of `bits`, with one scale [out] per row."""
     edge = limit(bits)
     steps = weight.detach().float() / scale.float().unsqueeze(1)
     return steps.round_().clamp_(-edge, edge).to(torch.int8)
 
 
 def quantize_activation(x: Tensor, bits: int, scale: Tensor | None = None) -> Tensor:
-    """Fake-quantise activations: rounded to `bits`, in the type and shape of `x`.
+    """Fake-quantise activations to `bits`, keeping the dtype and shape of `x`.
 
     Args:
-        x: [..., features], any float type; the rounding itself happens in float32.
+        x: [..., features], any float dtype; rounding is computed in float32.
         bits: 2..8.
-        scale: None for a scale a token (the largest magnitude of the last dimension), else one fixed
-            scale; what is beyond it is clipped.
+        scale: None for one scale per token (the largest magnitude of the last dimension), else one fixed
+            scale; values beyond its range are clipped.
     """
     edge = limit(bits)
     wide = x.float()
     if scale is not None:
         step = scale.float()
         return (wide / step).round_().clamp_(-edge, edge).mul_(step).to(x.dtype)
-    # The largest magnitude meets the limit, so nothing has to be clipped; a row of zeros stays zero.
+    # The largest magnitude maps to the limit, so nothing needs clipping; a row of zeros stays zero.
     tiny = torch.finfo(torch.float32).tiny
     step = wide.abs().amax(dim=-1, keepdim=True).div_(edge).clamp_(min=tiny)
     return (wide / step).round_().mul_(step).to(x.dtype)
@@ -132,20 +132,20 @@ def _defined(scale: Tensor) -> Tensor:
 
 
 class IntLinear(nn.Module):
-    """A linear layer whose weight is stored as integers and a scale a row.
+    """A linear layer with integer weights and one scale per row.
 
     Args:
-        in_features, out_features: the sizes of the matrix, whatever the packing.
-        bits: width of the weight, 2..8.
+        in_features, out_features: sizes of the unpacked matrix.
+        bits: bit width of the weight, 2..8.
         activation: None, `{"bits": b, "kind": "token"}`, or `{"bits": b, "kind": "static"}`, which adds
             the scalar `input_scale`.
-        bias: whether there is one.
-        conv1d: the layer stands where the model had a Conv1D, or another whose weight lies as [in, out];
-            dequantising the model puts one back.
-        device, dtype: of the parameters; `dtype` is the bias's.
+        bias: whether the layer has a bias.
+        conv1d: the layer replaces a Conv1D or another layer whose weight is stored as [in, out];
+            dequantising the model restores it.
+        device, dtype: of the parameters; `dtype` applies to the bias.
 
-    The parameters are created empty: they are loaded, or filled by `from_linear`. Integers and scales
-    are frozen Parameters, not buffers, so that they are counted, placed and saved as any weight.
+    The parameters are uninitialised: they are loaded, or set by `from_linear`. Integers and scales are
+    frozen Parameters, not buffers, so that they are counted, placed and saved like any weight.
     """
 
     cook_linear = True
@@ -193,17 +193,17 @@ class IntLinear(nn.Module):
         *,
         input_scale: Tensor | None = None,
     ) -> IntLinear:
-        """Round a linear layer: nn.Linear, Conv1D or a linear of cook.
+        """Quantise a linear layer: nn.Linear, Conv1D or a linear layer of cook.
 
         Args:
             module: the layer; its bias is shared, not copied.
-            bits: the width that the weight is rounded to; it is stored in `stored_width(bits)`.
-            activation: as above.
-            scale: the scales [out] of the rows; None takes `row_scale`.
-            input_scale: the scale of a static activation.
+            bits: the bit width to round to; the weight is stored in `stored_width(bits)`.
+            activation: as for the class.
+            scale: the row scales [out]; None for `row_scale`.
+            input_scale: the scale of static activations.
 
         Raises:
-            ValueError: for a static activation without its scale.
+            ValueError: static activations without `input_scale`.
         """
         weight = linear.matrix(module)
         rows, columns = weight.shape
@@ -226,7 +226,7 @@ class IntLinear(nn.Module):
     def dequantise(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight [out, in] as floats."""
         values = unpack(self.weight, self.bits, self.in_features)
-        # As the fake quantiser has it: multiplied in float32, and rounded to the type once.
+        # As in the fake quantiser: multiplied in float32 and rounded to the dtype once.
         return values.float().mul_(self.scale.float().unsqueeze(1)).to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -235,7 +235,7 @@ class IntLinear(nn.Module):
         return F.linear(x, self.dequantise(x.dtype), self.bias)
 
     def slice(self, rows: Tensor | None = None, columns: Tensor | None = None) -> IntLinear:
-        """A new layer with these rows and columns (indices, None for all), integers and scales kept."""
+        """A new layer with the given rows and columns (indices; None: all), keeping integers and scales."""
         values = unpack(self.weight, self.bits, self.in_features)
         scale, bias = self.scale.detach(), self.bias
         if rows is not None:
@@ -259,7 +259,7 @@ class IntLinear(nn.Module):
         return new.train(self.training)
 
     def to_linear(self, dtype: torch.dtype = torch.float32) -> nn.Linear:
-        """A plain float layer with the same weight; the rounding of activations is gone."""
+        """A plain float layer with the same weight; activation quantisation is dropped."""
         new = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         new.weight = nn.Parameter(self.dequantise(dtype))
         if self.bias is not None:
@@ -267,13 +267,13 @@ class IntLinear(nn.Module):
         return new.train(self.training)
 
     def freeze(self) -> None:
-        """Integers and scales take no gradient; loaders give one to every float."""
+        """Disable gradients of integers and scales; loaders enable them for every float."""
         for parameter in (self.weight, self.scale, self.input_scale):
             if parameter is not None:
                 parameter.requires_grad_(False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> IntLinear:
-        """Move with the model, but keep the scales float32 when it is cast."""
+        """Move with the model, but keep the scales float32 when the model is cast."""
 
         def keep(tensor: Tensor) -> Tensor:
             new = fn(tensor)

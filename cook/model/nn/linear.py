@@ -1,10 +1,10 @@
-"""One view over every linear layer.
+"""One interface to every kind of linear layer.
 
-`nn.Linear` keeps its weight as [out, in], GPT-2's `Conv1D` as [in, out], and the linears that cook
-puts in their place have scales or packed integers. Passes ask here and never look at a class.
+`nn.Linear` stores its weight as [out, in], GPT-2's `Conv1D` as [in, out], and cook's replacements have
+scales or packed integers. Passes use these functions and do not check classes.
 
-A subclass of `nn.Linear` counts when its forward computes what that of `nn.Linear` does (Falcon's does).
-Routers that return scores and indices, and layers that normalise their weights, are no linear layers.
+A subclass of `nn.Linear` counts as linear if its forward computes the same as `nn.Linear` (Falcon's does).
+Routers that return scores and indices, and layers that normalise their weights, do not count.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _proved: dict[tuple[Any, ...], bool] = {}
-"""For subclasses of nn.Linear with a forward of their own: whether it is that of nn.Linear."""
+"""For subclasses of nn.Linear that override forward: whether they compute the same as nn.Linear."""
 
 
 def is_conv1d(module: nn.Module) -> bool:
-    """True for transformers' Conv1D, told by name: it may not be importable yet."""
+    """Whether a module is transformers' Conv1D, recognised by name: it may not be importable yet."""
     return any(
         cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
         for cls in type(module).__mro__
@@ -29,9 +29,9 @@ def is_conv1d(module: nn.Module) -> bool:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """True for nn.Linear, Conv1D, and the linears of cook (class attribute `cook_linear`).
+    """Whether a module is an nn.Linear, a Conv1D, or a linear layer of cook (class attribute `cook_linear`).
 
-    A subclass of nn.Linear with a forward of its own has to compute the same.
+    A subclass of nn.Linear that overrides forward has to compute the same.
     """
     if type(module) is nn.Linear or getattr(module, "cook_linear", False) or is_conv1d(module):
         return True
@@ -41,7 +41,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def _computes_linear(module: nn.Linear) -> bool:
-    """Compare the forward of a subclass with nn.Linear's, on random weights and inputs."""
+    """Compare a subclass's forward with that of nn.Linear on random weights and inputs."""
     own = {name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float, str))}
     own.pop("training", None)
     key = (type(module), module.bias is not None, *sorted(own.items()))
@@ -58,19 +58,19 @@ def _computes_linear(module: nn.Linear) -> bool:
             with torch.no_grad():
                 found = type(module).forward(replica, inputs)
             same = isinstance(found, Tensor) and torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
-        except Exception:  # whatever a forward of others raises: it is not that of nn.Linear
+        except Exception:  # any error: the forward is not that of nn.Linear
             same = False
         _proved[key] = same
     return _proved[key]
 
 
 def is_composite(module: nn.Module) -> bool:
-    """True for what stands for a linear layer and is made of several (`cook.model.nn.composite`)."""
+    """Whether a module replaces a linear layer and consists of several (`cook.model.nn.composite`)."""
     return bool(getattr(module, "cook_composite", False))
 
 
 def linears(module: nn.Module) -> list[str]:
-    """The names of all linear layers in a module; one that is made of several counts as one."""
+    """The names of all linear layers in a module; a composite counts as one."""
     found: list[str] = []
     inner: tuple[str, ...] = ()
     for name, each in module.named_modules():
@@ -84,22 +84,22 @@ def linears(module: nn.Module) -> list[str]:
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """True when the weight lies as [in, out]: Conv1D, or a linear of cook that says `transposed`."""
+    """Whether the weight is stored as [in, out]: Conv1D, or a cook layer with attribute `transposed`."""
     return is_conv1d(module) or bool(getattr(module, "transposed", False))
 
 
 def stands_for(module: nn.Module) -> str:
-    """The class of a module in the model as it was loaded: a linear of cook is the layer it replaced."""
+    """The class of a module in the original model: for a linear layer of cook, the class it replaced."""
     if not getattr(module, "cook_linear", False):
         return type(module).__name__
     return "Conv1D" if is_transposed(module) or getattr(module, "conv1d", False) else "Linear"
 
 
 def shape(module: nn.Module) -> tuple[int, int]:
-    """(out, in) of a linear layer, also of one that is made of several.
+    """(out, in) of a linear layer, including composites.
 
     Raises:
-        TypeError: when `module` is not a linear layer.
+        TypeError: `module` is not a linear layer.
     """
     if is_composite(module):
         return _sizes(module)
@@ -112,7 +112,7 @@ def shape(module: nn.Module) -> tuple[int, int]:
 
 
 def weight_count(module: nn.Module) -> int:
-    """How many weights a linear layer or an embedding has, however it packs them."""
+    """The number of weights of a linear layer or an embedding, independent of packing."""
     rows, columns = shape(module) if is_linear(module) else _weight(module).shape
     return rows * columns
 
@@ -121,7 +121,7 @@ def matrix(module: nn.Module) -> Tensor:
     """The weight as [out, in]: a view of the parameter, or the dequantised integers of an IntLinear.
 
     Raises:
-        TypeError: when `module` is not a linear layer.
+        TypeError: `module` is not a linear layer.
     """
     if not is_linear(module):
         raise TypeError(f"{type(module).__name__} is not a linear layer")

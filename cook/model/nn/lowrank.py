@@ -1,7 +1,7 @@
-"""Linear layers that are two smaller ones, and fused ones that are their parts: what low-rank passes leave.
+"""Low-rank linear layers of two factors, and fused linear layers split into their parts.
 
-The rows of such a matrix live in `up`, which has its bias, and its columns in `down`; both are plain linears
-that any other pass finds by name.
+The rows of a low-rank matrix are in `up`, which has its bias, and its columns in `down`; both are plain
+linear layers that any other pass finds by name.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from cook.model.nn.composite import Spans
 
 
 class Factors(nn.Module):
-    """Something in the place of a linear layer that has its columns in `down` and its rows in `up`."""
+    """Replacement of a linear layer with its columns in `down` and its rows in `up`."""
 
     cook_composite: ClassVar[bool] = True
     down: nn.Linear
     up: nn.Linear
 
     def select(self, *, out: Tensor | None = None, in_: Tensor | None = None) -> None:
-        """Keep some rows, which are those of `up`, and some columns, those of `down`."""
+        """Keep the given rows, which are those of `up`, and columns, which are those of `down`."""
         if out is not None:
             surgery.select(self.up, out=out)
         if in_ is not None:
             surgery.select(self.down, in_=in_)
 
     def faces(self, axis: str, spans: Spans) -> Iterator[tuple[str, Spans]]:
-        """Rows live in `up`, columns in `down` (`cook.model.nn.composite`)."""
+        """Rows are in `up`, columns in `down` (`cook.model.nn.composite`)."""
         yield ("up" if axis == "out" else "down"), spans
 
     @property
@@ -48,8 +48,8 @@ class LowRank(Factors):
     """A linear layer whose matrix is `up.weight @ down.weight`.
 
     Args:
-        in_features, out_features: of the whole.
-        rank: numbers in between.
+        in_features, out_features: sizes of the product.
+        rank: the inner dimension.
     """
 
     def __init__(self, in_features: int, out_features: int, rank: int, *, bias: bool = True):
@@ -59,10 +59,10 @@ class LowRank(Factors):
 
     @classmethod
     def like(cls, module: Any, rank: int) -> LowRank:
-        """One in the place of a linear layer, with its bias; its factors are zero."""
+        """A low-rank layer of the same sizes and bias as `module`, with zero factors."""
         out, columns = linear.shape(module)
         weight, bias = module.weight, getattr(module, "bias", None)
-        with torch.device("meta"):  # no numbers are drawn
+        with torch.device("meta"):  # no random values are drawn
             new = cls(columns, out, rank, bias=bias is not None)
         for each in (new.up, new.down):
             zeros = torch.zeros(each.weight.shape, dtype=weight.dtype, device=weight.device)
@@ -76,7 +76,7 @@ class LowRank(Factors):
 
     @property
     def rank(self) -> int:
-        """How many numbers lie in between."""
+        """The inner dimension."""
         return self.up.in_features
 
     @property
@@ -85,24 +85,24 @@ class LowRank(Factors):
 
     @property
     def weight(self) -> Tensor:
-        """Shape and type of the whole matrix, on the meta device: there is none in memory.
+        """A tensor with the shape and dtype of the product, on the meta device; the product is not stored.
 
-        T5 asks for the type in every forward, and making the product each time would cost more than is saved.
+        T5 reads the dtype in every forward; computing the product each time would cost more than is saved.
         """
         size = self.out_features, self.in_features
         found = torch.empty(size, dtype=self.down.weight.dtype, device="meta")
-        # Or a model would draw numbers for it before its factors are loaded.
+        # Otherwise a model would initialise it randomly before its factors are loaded.
         found._is_hf_initialized = True  # type: ignore[attr-defined]
         return found
 
 
 class Apart(nn.ModuleList):
-    """A fused linear layer as one linear layer a part, which get the same and whose outputs are joined.
+    """A fused linear layer split into one linear layer per part; outputs are concatenated.
 
     Args:
-        parts: linear layers, or what stands for one.
-        width: rows that each part gives in turn (queries, keys and values of one head after the other); None
-            where all rows of a part lie together.
+        parts: linear layers, or replacements of them.
+        width: rows per part in each interleaved block (queries, keys and values of one head after the
+            other); None if the rows of a part are contiguous.
     """
 
     cook_composite: ClassVar[bool] = True
@@ -113,7 +113,7 @@ class Apart(nn.ModuleList):
 
     @classmethod
     def like(cls, module: Any, rows: Sequence[int], width: int | None = None) -> Apart:
-        """The parts of a linear layer, of so many rows each, with their weights."""
+        """Split a linear layer into parts of the given numbers of rows, keeping the weights."""
         weight, bias = linear.matrix(module).detach(), getattr(module, "bias", None)
         parts = []
         for numbers in part_rows(rows, width):
@@ -134,10 +134,10 @@ class Apart(nn.ModuleList):
         return torch.stack([each.unflatten(-1, (-1, self.width)) for each in given], -2).flatten(-3)
 
     def faces(self, axis: str, spans: Spans) -> Iterator[tuple[str, Spans]]:
-        """Rows live in their part, columns in all of them (`cook.model.nn.composite`).
+        """Rows are in their part, columns in all parts (`cook.model.nn.composite`).
 
         Raises:
-            CookError: units reach over the parts in another way than the heads do.
+            CookError: units span the parts differently from the heads.
         """
         start = 0
         for number, part in enumerate(self):
@@ -161,10 +161,10 @@ class Apart(nn.ModuleList):
 
 
 def part_rows(rows: Sequence[int], width: int | None) -> list[Tensor]:
-    """Which rows of a fused matrix are those of each part.
+    """The row indices of each part in a fused matrix.
 
     Args:
-        rows: of each part.
+        rows: number of rows per part.
         width: as in `Apart`.
     """
     if width is None:
@@ -173,14 +173,14 @@ def part_rows(rows: Sequence[int], width: int | None) -> list[Tensor]:
 
 
 def _own(module: Apart, spans: Spans, start: int, rows: int) -> Spans:
-    """What units own of one part: the rows of a fused layer from `start` on."""
+    """The spans that units own in one part: the `rows` rows of a fused layer from `start` on."""
     if module.width is not None:
         return ((0, module.width),) if spans == ((0, len(module) * module.width),) else ()
     return tuple((first - start, size) for first, size in spans if start <= first < start + rows)
 
 
 def factorise(model: nn.Module, name: str, options: Mapping[str, Any]) -> None:
-    """The Blueprint's op `lowrank`: a layer of two factors in the place of a linear one."""
+    """The Blueprint op `lowrank`: replace a linear layer by two factors."""
     old = _linear(model, name)
     rank, full = options["rank"], min(linear.shape(old))
     if rank >= full:

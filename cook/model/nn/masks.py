@@ -1,4 +1,4 @@
-"""Which numbers of the model are kept: masks that passes lay over parameters.
+"""Masks that passes set on parameters, marking which values are kept.
 
 A *hard* mask zeroes weights in place after each optimizer step. Under it the gradient of a masked
 weight times the weight is zero, so methods whose masks grow back use the *soft* kind: the layer keeps
@@ -19,7 +19,7 @@ M = TypeVar("M", bound=SoftMask)
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:
-    """True for exactly `count` of the lowest scores; among equal ones the first in order.
+    """A mask that is True for exactly `count` of the lowest scores; ties are broken by order.
 
     Args:
         scores: any shape, finite; memory of one copy is needed.
@@ -41,27 +41,27 @@ def lowest(scores: Tensor, count: int) -> Tensor:
 
 
 class Masks:
-    """The hard masks of a session, by (owner, parameter name); several meet by intersection.
+    """The hard masks of a session, by (owner, parameter name); several masks are intersected.
 
     Args:
-        model: its parameters are looked up by name, and one that is tied under two names is one.
+        model: the model whose parameters are looked up by name; a tied parameter counts once.
     """
 
     def __init__(self, model: nn.Module):
         self._model = model
         self._masks: dict[str, dict[str, Tensor]] = {}
-        # What `apply` multiplies with, made when it first does: where nothing trains it never is.
+        # The factors that `apply` multiplies with, created on its first call: never without training.
         self._joint: dict[str, tuple[nn.Parameter, Tensor]] = {}
         self._structural: set[str] = set()
 
     def set(self, owner: str, name: str, keep: Tensor, *, leaves: bool = False) -> None:
-        """Lay or replace the mask of `owner` over parameter `name`, and zero what it drops now.
+        """Set or replace the mask of `owner` on parameter `name`, and zero what it masks immediately.
 
         Args:
             owner: the id of a pass.
             name: a parameter's name in the model.
             keep: bool, in the parameter's own shape; True is kept.
-            leaves: whether what is dropped will leave the model at the end: whole rows and columns.
+            leaves: whether the masked rows and columns will be removed from the model at the end.
         """
         parameter = self._model.get_parameter(name)
         if keep.shape != parameter.shape:
@@ -78,7 +78,7 @@ class Masks:
             parameter.mul_(_meet(owners.values()))
 
     def drop(self, owner: str) -> None:
-        """Forget the masks of `owner`: what they zeroed is zero now and free to learn again."""
+        """Remove the masks of `owner`: the masked values stay zero, but can be trained again."""
         self._structural.discard(owner)
         for name in [name for name, owners in self._masks.items() if owner in owners]:
             owners = self._masks[name]
@@ -91,15 +91,15 @@ class Masks:
                 del self._masks[name]
 
     def get(self, owner: str, name: str) -> Tensor | None:
-        """The mask that `owner` laid over parameter `name`, if any."""
+        """The mask that `owner` set on parameter `name`, if any."""
         return self._masks.get(self._first_name(self._model.get_parameter(name)), {}).get(owner)
 
     def held(self, owner: str) -> int:
-        """How many numbers the masks of `owner` hold at zero."""
+        """The number of values that the masks of `owner` keep at zero."""
         return sum(int((~owners[owner]).sum()) for owners in self._masks.values() if owner in owners)
 
     def leaving(self, parameter: Tensor) -> Tensor | None:
-        """What of a parameter will leave the model at the end: bool, in its shape; None for nothing."""
+        """The entries of a parameter to be removed at the end: bool, of its shape; None if there are none."""
         for name, owners in self._masks.items():
             masks = [keep for owner, keep in owners.items() if owner in self._structural]
             if masks and self._model.get_parameter(name) is parameter:
@@ -107,10 +107,10 @@ class Masks:
         return None
 
     def select(self, name: str, kept: Mapping[int, Tensor]) -> None:
-        """Follow parameter `name`, which has lost rows or columns.
+        """Adapt the masks of parameter `name` after it has lost rows or columns.
 
         Args:
-            kept: by axis of the parameter, the numbers that are left.
+            kept: indices kept, by axis of the parameter.
         """
         if name not in self._masks:
             return
@@ -121,7 +121,7 @@ class Masks:
         self.set(owner, name, keep)
 
     def forget(self, module: str) -> None:
-        """Drop all masks over what is in a module, which is about to leave the model."""
+        """Remove all masks on the parameters of a module that is about to be removed."""
         inside = [name for name in self._masks if name.startswith(f"{module}.")]
         for name in inside:
             self._joint.pop(name, None)
@@ -129,7 +129,7 @@ class Masks:
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Zero in place what any mask drops."""
+        """Zero the masked values in place."""
         for name in self._masks.keys() - self._joint.keys():
             parameter = self._model.get_parameter(name)
             # In the weight's dtype: multiplying by bool would convert the mask at every step.
@@ -139,12 +139,12 @@ class Masks:
             torch._foreach_mul_(parameters, masks)
 
     def __bool__(self) -> bool:
-        """Whether any mask is laid."""
+        """Whether any mask is set."""
         return bool(self._masks)
 
     @torch.no_grad()
     def broken(self) -> list[str]:
-        """The parameters that are not zero where a mask holds them."""
+        """The parameters with nonzero masked values."""
         names = list(self._masks)
         counts = [
             torch.count_nonzero(parameter.masked_fill(_meet(self._masks[name].values()), 0)).cpu()
@@ -170,15 +170,15 @@ class Masks:
 
 
 def _meet(keeps: Collection[Tensor]) -> Tensor:
-    """What all of some masks keep."""
+    """The intersection of several masks."""
     return torch.stack(list(keeps)).all(0) if len(keeps) > 1 else next(iter(keeps))
 
 
 def soften(model: nn.Module, name: str, owner: str, kind: type[M] = SoftMask) -> M:  # type: ignore[assignment]
-    """Give linear layer `name` a soft mask of `owner`, replacing the layer if it is a plain one.
+    """Add a soft mask of `owner` to linear layer `name`, replacing the layer if it is a plain one.
 
     Args:
-        kind: of mask: `SoftMask`, whose gradients are straight-through, or a subclass with other ones.
+        kind: the mask class: `SoftMask`, with straight-through gradients, or a subclass with others.
 
     Returns:
         The mask, all True; set its `keep` [out, in] in place.
@@ -191,7 +191,7 @@ def soften(model: nn.Module, name: str, owner: str, kind: type[M] = SoftMask) ->
 
 @torch.no_grad()
 def fold(model: nn.Module, name: str, owner: str) -> None:
-    """Multiply the soft mask of `owner` into the weight of layer `name` and take the mask away."""
+    """Multiply the soft mask of `owner` into the weight of layer `name` and remove the mask."""
     layer = model.get_submodule(name)
     assert isinstance(layer, TransformedLinear)
     mask = layer.weight_transform(owner)

@@ -1,4 +1,4 @@
-"""A linear layer whose weight others share, and a low-rank residual of its own."""
+"""A linear layer that shares its weight with other layers and adds a low-rank residual of its own."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Residual(Factors):
     """`shared(x) + up(down(x))` (S. Bae et al., "Relaxed Recursive Transformers", 2024).
 
     Args:
-        shared: nn.Linear or Conv1D, kept as it is: its weight and bias may be those of other layers.
-        rank: of what the layer adds, at least 1; it begins as nothing.
+        shared: nn.Linear or Conv1D, kept as it is: its weight and bias may be shared with other layers.
+        rank: rank of the residual, at least 1; the residual is initially zero.
     """
 
     def __init__(self, shared: nn.Module, rank: int):
@@ -30,11 +30,11 @@ class Residual(Factors):
 
     @property
     def weight(self) -> nn.Parameter:
-        """The shared one: models look at its type."""
+        """The shared weight: models read its dtype."""
         return self.shared.get_parameter("weight")
 
     def faces(self, axis: str, spans: Spans) -> Iterator[tuple[str, Spans]]:
-        """Rows live in `shared` and `up`, columns in `shared` and `down` (`cook.model.nn.composite`)."""
+        """Rows are in `shared` and `up`, columns in `shared` and `down` (`cook.model.nn.composite`)."""
         yield "shared", spans
         yield from super().faces(axis, spans)
 
@@ -44,16 +44,16 @@ class Residual(Factors):
         return found + added
 
     def select(self, *, out: Tensor | None = None, in_: Tensor | None = None) -> None:
-        """Keep some rows and columns, as `surgery.select`."""
+        """Keep the given rows and columns, as `surgery.select`."""
         surgery.select(self.shared, out=out, in_=in_)
         super().select(out=out, in_=in_)
 
 
 def add_residual(model: nn.Module, name: str, rank: int) -> Residual:
-    """Give linear layer `name` a residual.
+    """Add a residual to linear layer `name`.
 
     Raises:
-        CookError: it is no linear layer of floats, or the rank is not below both of its sizes.
+        CookError: the module is not a float linear layer, or the rank is not below both of its sizes.
     """
     module = surgery.get(model, name)
     if not linear.is_linear(module) or getattr(module, "packed", False):

@@ -1,8 +1,8 @@
-"""Modules that share Parameters and stay apart themselves: a decoder's cache tells layers apart by modules.
+"""Parameter sharing between distinct modules: a decoder's cache distinguishes layers by their modules.
 
-A `share` edit says of a module whose parameters it takes. transformers writes a tensor once and ties it again
-only where it is told to: when it saves, by `_tied_weights_keys`, which stand at the very modules here and so
-follow them through every renaming; when it loads, by `all_tied_weights_keys` of the model.
+A `share` edit names the module whose parameters another one takes. transformers writes a shared tensor once
+and ties it again only if declared: on saving by `_tied_weights_keys`, which are set on the modules here and
+so survive every renaming; on loading by the model's `all_tied_weights_keys`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from cook.errors import CookError
 from cook.model.nn import linear, surgery
 
 OWN = ("input_scale",)
-"""Parameters that modules never share: what one of them gets is no matter of the others."""
+"""Parameters that modules never share, because each module's values are its own."""
 
 
 def own(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of a module itself that it can share, by their names in it."""
+    """The shareable parameters held directly by a module, by name."""
     return {name: each for name, each in module.named_parameters(recurse=False) if name not in OWN}
 
 
 def share(model: nn.Module, name: str, of: str) -> None:
-    """Let module `name` have the very parameters of module `of`; its own are given up.
+    """Make module `name` use the parameters of module `of`, dropping its own.
 
     Raises:
-        CookError: the two do not hold parameters of the same names, shapes and types.
+        CookError: the parameters of the two differ in names, shapes or dtypes.
     """
     module, source = surgery.get(model, name), surgery.get(model, of)
     target, given = own(module), own(source)
@@ -40,9 +40,9 @@ def share(model: nn.Module, name: str, of: str) -> None:
 
 
 def pairs(model: nn.Module, names: Iterable[str]) -> list[tuple[str, str]]:
-    """Those of these modules that have all parameters of an earlier one: (module, the first such) each.
+    """The modules that share all parameters of an earlier one, as pairs (module, first such module).
 
-    One that reads a matrix turned round is no such: of its rows it would make integers of their own.
+    Excludes modules that read the matrix transposed: their integers would be quantised along the other axis.
     """
     first: dict[tuple[int, ...], str] = {}
     found = []
@@ -56,7 +56,7 @@ def pairs(model: nn.Module, names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def torn(model: nn.Module, shared: Iterable[tuple[str, str]]) -> tuple[str, str] | None:
-    """The first of these pairs that, as they are in the model now, do not share all that they can."""
+    """The first of these pairs whose shareable parameters are not all shared in the model now."""
     for name, of in shared:
         if not (surgery.has(model, name) and surgery.has(model, of)):
             return name, of
@@ -67,7 +67,7 @@ def torn(model: nn.Module, shared: Iterable[tuple[str, str]]) -> tuple[str, str]
 
 
 def check(model: nn.Module, shared: Iterable[tuple[str, str]]) -> None:
-    """Raise CookError unless all of these pairs share what they can."""
+    """Raise CookError unless all of these pairs share all parameters they can."""
     if pair := torn(model, shared):
         raise CookError(
             f"{pair[0]} and {pair[1]} share their parameters, and only one of them would be changed, or each"
@@ -77,10 +77,10 @@ def check(model: nn.Module, shared: Iterable[tuple[str, str]]) -> None:
 
 
 def check_stay(shared: Iterable[tuple[str, str]], layers: Sequence[str], gone: Collection[str]) -> None:
-    """Raise CookError if one of the layers that are to leave has parameters that others have too.
+    """Raise CookError if a layer that is to be removed shares parameters with others.
 
     Args:
-        layers: of the model, first to last: their numbers are told.
+        layers: names of the model's layers, first to last, for the layer numbers in the message.
     """
     named = [f"{name}." for pair in shared for name in pair]
     bound = {layer for layer in gone if any(name.startswith(f"{layer}.") for name in named)}
@@ -92,7 +92,7 @@ def check_stay(shared: Iterable[tuple[str, str]], layers: Sequence[str], gone: C
 
 
 def ties(model: nn.Module, shared: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """For each parameter that is another one too, the name of that one, as transformers wants it."""
+    """Maps each parameter that is an alias to the parameter it aliases, as transformers expects."""
     found: dict[str, str] = {}
     for name, of in shared:
         for key in own(surgery.get(model, name)):
@@ -105,7 +105,7 @@ def ties(model: nn.Module, shared: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def declare(model: Any, shared: Sequence[tuple[str, str]]) -> None:
-    """Tell transformers what is tied in a model, in the place of what was told of it before."""
+    """Declare the ties of a model to transformers, replacing earlier declarations."""
     told: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     held = dict(model.named_parameters(remove_duplicate=False))
     kept = {
@@ -118,8 +118,8 @@ def declare(model: Any, shared: Sequence[tuple[str, str]]) -> None:
 
 
 def keep_bias(*_: object) -> None:
-    """In the place of `_adjust_bias` while shared parameters load: it would cut the bias of a Conv1D to the
-    first axis of its weight, which there is the width of what comes in."""
+    """Replaces `_adjust_bias` while shared parameters are loaded, which would cut the bias of a Conv1D to the
+    first axis of its weight, its input width."""
 
 
 def _like(parameters: Mapping[str, nn.Parameter]) -> dict[str, tuple[Any, ...]]:
@@ -127,6 +127,6 @@ def _like(parameters: Mapping[str, nn.Parameter]) -> dict[str, tuple[Any, ...]]:
 
 
 def _held(module: nn.Module) -> dict[str, int]:
-    """What a module can share; of one that was replaced by several, what these hold."""
+    """The shareable parameters of a module, including those inside a composite."""
     named = own(module) or dict(module.named_parameters(remove_duplicate=False))
     return {name: id(each) for name, each in named.items()}

@@ -1,4 +1,4 @@
-"""What stands where a layer was dropped, so that the numbers of the others stay until the model is done."""
+"""Placeholder for a dropped layer; the other layers keep their numbers until the model is finished."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from torch import Tensor, nn
 
 
 class Skipped(nn.Module):
-    """Gives on what it gets.
+    """Returns its input unchanged.
 
     Args:
-        layer: that was here; what it says of itself in words and numbers stays, since models look at it.
-        pair: whether layers of its kind give their states in a pair.
-        watched: whether the layer's hooks fire here, since it will be back.
+        layer: the replaced layer; its plain attributes are copied, since models read them.
+        pair: whether layers of its kind return their states as a pair.
+        watched: whether the layer's hooks run here, because the layer will be restored.
     """
 
     def __init__(self, layer: nn.Module, *, pair: bool = False, watched: bool = False):
         super().__init__()
-        said = {name: value for name, value in vars(layer).items() if isinstance(value, (str, int, float))}
-        vars(self).update({name: value for name, value in said.items() if name != "training"})
+        attributes = {
+            name: value for name, value in vars(layer).items() if isinstance(value, (str, int, float))
+        }
+        vars(self).update({name: value for name, value in attributes.items() if name != "training"})
         if watched:
             vars(self).update({name: vars(layer)[name] for name in vars(self) if name.startswith("_forward")})
         self.pair = pair

@@ -17,7 +17,7 @@ def get(model: nn.Module, name: str) -> nn.Module:
     """The module called `name`.
 
     Raises:
-        CookError: with the nearest name when there is none.
+        CookError: there is none; the message names the nearest one.
     """
     try:
         return model.get_submodule(name)
@@ -36,10 +36,10 @@ def has(model: nn.Module, name: str) -> bool:
 
 
 def replace(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
-    """Put `new` where `name` was and return the old module.
+    """Replace module `name` by `new` and return the old module.
 
     Raises:
-        CookError: when there is no such module, or `name` is the model itself.
+        CookError: there is no such module, or `name` is the model itself.
     """
     old = get(model, name)
     parent, _, child = name.rpartition(".")
@@ -50,15 +50,15 @@ def replace(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
 
 
 def resize(module: nn.Module, out: int, in_: int) -> None:
-    """Give a module other sizes, in place; what fits is kept, what is new is zero.
+    """Resize a module in place; overlapping entries are kept, new ones are zero.
 
     Args:
         module: nn.Linear, Conv1D, nn.Embedding, an ungrouped nn.Conv2d, or one of `is_vectors`.
-        out: rows of the matrix; channels that come out; the width of an embedding or of vectors.
-        in_: columns of the matrix; channels that come in; the entries of an embedding; the width of vectors.
+        out: rows of the matrix; output channels; the width of an embedding or of vectors.
+        in_: columns of the matrix; input channels; the entries of an embedding; the width of vectors.
 
     Raises:
-        CookError: for any other module, or vectors whose sizes differ.
+        CookError: any other module, or vectors whose sizes differ.
     """
     sizes: Any = module
     kind = type(module).__name__
@@ -92,16 +92,16 @@ def resize(module: nn.Module, out: int, in_: int) -> None:
 
 @torch.no_grad()
 def select(module: nn.Module, *, out: Tensor | None = None, in_: Tensor | None = None) -> None:
-    """Keep some rows and columns of a module, in place.
+    """Keep the given rows and columns of a module, in place.
 
     Args:
-        module: what `resize` takes, or a stand-in of cook that can `select` by itself.
-        out: numbers of the rows of the matrix to keep, in order; of an embedding or of vectors, of their
+        module: any that `resize` takes, or a replacement of cook with its own `select`.
+        out: indices of the rows of the matrix to keep, in order; of an embedding or of vectors, of their
             width. None: all.
-        in_: numbers of its columns; of an embedding, of its entries; not for vectors.
+        in_: indices of its columns; of an embedding, of its entries; not for vectors.
 
     Raises:
-        CookError: for any other module.
+        CookError: any other module.
     """
     if callable(own := getattr(module, "select", None)):
         own(out=out, in_=in_)
@@ -130,12 +130,12 @@ def select(module: nn.Module, *, out: Tensor | None = None, in_: Tensor | None =
 
 
 def is_channels(module: nn.Module) -> bool:
-    """Whether a module is a convolution over all channels: a matrix of small kernels."""
+    """Whether a module is an ungrouped convolution, whose weight is a matrix of kernels."""
     return isinstance(module, nn.Conv2d) and module.groups == 1
 
 
 def is_vectors(module: nn.Module) -> bool:
-    """Whether a module holds vectors of one width and nothing else: a norm with a weight [width], or
+    """Whether a module holds only vectors of one width: a norm with a weight [width], or
     parameters [1, n, width] that are added to states (ViT's positions)."""
     own = dict(module.named_parameters(recurse=False))
     if len({each.shape[-1] for each in own.values() if each.ndim}) != 1:
@@ -147,10 +147,10 @@ def is_vectors(module: nn.Module) -> bool:
 
 @contextmanager
 def tied(model: nn.Module) -> Iterator[dict[int, tuple[str, nn.Parameter]]]:
-    """What shared a parameter before shares one afterwards, the first one that was made anew inside.
+    """Preserve parameter sharing: modules that shared a parameter share its first replacement afterwards.
 
     Yields:
-        Filled at the end: the parameters made anew, each by one of its names.
+        A dict filled at the end: the replaced parameters, each with one of its names.
     """
     former = dict(model.named_parameters(remove_duplicate=False))
     lost: dict[int, tuple[str, nn.Parameter]] = {}
@@ -165,13 +165,13 @@ def tied(model: nn.Module) -> Iterator[dict[int, tuple[str, nn.Parameter]]]:
 
 
 class Changed:
-    """A config of which one module sees some values changed; all else, and what is set, is the config's."""
+    """A config of which one module sees some values changed; all other accesses go to the config."""
 
     def __init__(self, config: Any, changes: Mapping[str, int]):
         vars(self).update(_config=config, _changes=dict(changes))
 
     def __getattr__(self, name: str) -> Any:
-        # Copying asks for such names before there is anything to look in.
+        # copy reads such names before any attribute is set.
         if name.startswith("__") or "_config" not in vars(self):
             raise AttributeError(name)
         return self._changes[name] if name in self._changes else getattr(self._config, name)
@@ -180,19 +180,19 @@ class Changed:
         setattr(self._config, name, value)
 
     def whole(self) -> Any:
-        """The config without the changes."""
+        """The unchanged config."""
         return self._config
 
 
 def count(module: nn.Module, name: str) -> int | None:
-    """The number that a module has under `name`, or its config under `config.name`; None without one."""
+    """The value of a module's attribute `name`, or of its config for `config.name`; None if absent."""
     owner, _, attribute = name.rpartition(".")
     found = getattr(getattr(module, owner, None) if owner else module, attribute, None)
     return found if type(found) is int else None
 
 
 def set_count(module: nn.Module, name: str, value: int) -> None:
-    """Set a number that `count` finds; one of a config is set for this module alone.
+    """Set a number that `count` finds; one of a config is changed for this module only.
 
     Raises:
         CookError: there is no such number.

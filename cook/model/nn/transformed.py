@@ -1,7 +1,7 @@
-"""A linear layer whose weight and input pass through transforms while it trains.
+"""A linear layer whose weight and input pass through transforms during training.
 
-Soft masks and fake quantisation are transforms of one replaced layer, so that they compose: masks come
-first, quantisation last, and a weight that a mask zeroes is zero after quantisation too.
+Soft masks and fake quantisation are transforms of one replaced layer, so that they compose: masks are
+applied first, quantisation last, so that a masked weight is still zero after quantisation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cook.model.nn.linear import is_transposed, shape
 
 
 class StraightThroughMask(torch.autograd.Function):
-    """`weight * keep` forward; backward the whole gradient, so that masked weights still learn."""
+    """`weight * keep` in the forward; full gradient in the backward, so that masked weights still learn."""
 
     @staticmethod
     def forward(ctx: object, weight: Tensor, keep: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ class StraightThroughMask(torch.autograd.Function):
 
 
 class SoftMask(nn.Module):
-    """A mask over an [out, in] weight that keeps the dense weight: what is masked may grow back."""
+    """A mask over an [out, in] weight that keeps the dense weight, so that masked weights can grow back."""
 
     order: ClassVar[int] = 0
     keep: Tensor
@@ -42,17 +42,17 @@ class SoftMask(nn.Module):
         return StraightThroughMask.apply(weight, self.keep)
 
     def select(self, *, out: Tensor | None = None, in_: Tensor | None = None) -> None:
-        """Follow the weight when it loses rows or columns."""
+        """Select the rows and columns that the weight keeps."""
         for axis, index in ((0, out), (1, in_)):
             if index is not None:
                 self.keep = self.keep.index_select(axis, index.to(self.keep.device))
 
 
 class TransformedLinear(nn.Module):
-    """Stands in for a Linear or Conv1D and shares its parameters, under the same names.
+    """Replaces a Linear or Conv1D and shares its parameters, under the same names.
 
     Args:
-        source: the layer to stand in for; `source` gives it back.
+        source: the layer to replace; the property `source` returns it.
 
     Weight transforms map the weight as [out, in] to the same shape, in ascending `order`; input
     transforms map the input [..., in].
@@ -64,7 +64,7 @@ class TransformedLinear(nn.Module):
 
     def __init__(self, source: nn.Module):
         super().__init__()
-        # In a tuple, so that the source is no submodule and its parameters are counted once.
+        # In a tuple, so that the source is not a submodule and its parameters are counted once.
         self._source = (source,)
         self.transposed = is_transposed(source)
         self.out_features, self.in_features = shape(source)
@@ -75,7 +75,7 @@ class TransformedLinear(nn.Module):
         self.train(source.training)
 
     def add_weight_transform(self, name: str, transform: nn.Module) -> None:
-        """Add one under a name of its own and keep all sorted by their `order`."""
+        """Add a transform under a unique name and keep all sorted by `order`."""
         self.weight_transforms[_key(name)] = transform.train(self.training)
         items: list[tuple[str, Any]] = list(self.weight_transforms.items())
         items.sort(key=lambda item: item[1].order)
@@ -91,19 +91,19 @@ class TransformedLinear(nn.Module):
         return self.input_transforms[_key(name)]
 
     def remove(self, name: str) -> None:
-        """Take away the transforms called `name`."""
+        """Remove the transforms called `name`."""
         for transforms in (self.weight_transforms, self.input_transforms):
             if _key(name) in transforms:
                 del transforms[_key(name)]
 
     @property
     def quantised(self) -> bool:
-        """Whether a weight transform will store the weight as integers."""
+        """Whether a weight transform will cause the weight to be stored as integers."""
         return any(hasattr(transform, "stored_bits") for transform in self.weight_transforms.values())
 
     @property
     def stored_bits(self) -> int | None:
-        """The width that the weight would be stored with if it were folded now; None for a float."""
+        """The bit width in which the weight would be stored if folded now; None for floats."""
         widths = [getattr(transform, "stored_bits", None) for transform in self.weight_transforms.values()]
         return next((bits for bits in widths if bits), None)
 
@@ -125,7 +125,7 @@ class TransformedLinear(nn.Module):
         return functional.linear(inputs, self.effective(), self.bias)
 
     def select(self, *, out: Tensor | None = None, in_: Tensor | None = None) -> None:
-        """Keep some rows and columns, as `surgery.select`; transforms that know their size lose them too."""
+        """Keep the given rows and columns, as `surgery.select`, also in size-dependent transforms."""
         source = self.source()
         surgery.select(source, out=out, in_=in_)
         self.weight, self.bias = source.get_parameter("weight"), getattr(source, "bias", None)
@@ -135,7 +135,7 @@ class TransformedLinear(nn.Module):
                 own(out=out, in_=in_)
 
     def source(self) -> nn.Module:
-        """The layer that this one stands in for, with the parameters as they are now."""
+        """The replaced layer, with the current parameters."""
         source: Any = self._source[0]
         source.weight, source.bias = self.weight, self.bias
         return source.train(self.training)
@@ -147,7 +147,7 @@ class TransformedLinear(nn.Module):
 
 
 def transform(model: nn.Module, name: str) -> TransformedLinear:
-    """The stand-in for linear layer `name`, put in its place now if it is not there yet."""
+    """The replacement of linear layer `name`, created if it does not exist yet."""
     layer = model.get_submodule(name)
     if not isinstance(layer, TransformedLinear):
         layer = TransformedLinear(layer)
@@ -156,12 +156,12 @@ def transform(model: nn.Module, name: str) -> TransformedLinear:
 
 
 def restore(model: nn.Module, name: str) -> None:
-    """Put the source back in the place of its stand-in once no transform is left."""
+    """Restore the original layer once no transform is left."""
     layer = model.get_submodule(name)
     if isinstance(layer, TransformedLinear) and layer.plain:
         surgery.replace(model, name, layer.source())
 
 
 def _key(name: str) -> str:
-    """A pass's id as a module name, which can hold no dot."""
+    """A pass's id as a module name, which cannot contain dots."""
     return name.replace(".", "_")

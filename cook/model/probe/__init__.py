@@ -1,1 +1,1 @@
-"""Running a model to learn about it: example inputs, sizes, speed, and whether outputs stay the same."""
+"""Runs a model to inspect it: example inputs, sizes, speed, and whether outputs are unchanged."""

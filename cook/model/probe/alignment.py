@@ -1,8 +1,8 @@
-"""Which token each row of a language model's logits is about, as the model's own loss has it.
+"""Whether the logits of a token predict its own label or the next, determined from the model's loss.
 
 Some classes compare the logits of a token with the next token's label, others with the label of the token
-itself, and their names do not tell: `MBartForCausalLM` does not shift its labels, `XLMRobertaForCausalLM` and
-`Gemma3ForConditionalGeneration` do. So the loss of a real forward decides.
+itself, and their names do not show which: `MBartForCausalLM` does not shift its labels,
+`XLMRobertaForCausalLM` and `Gemma3ForConditionalGeneration` do. So it is derived from a real forward's loss.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from torch.nn import functional
 from cook.errors import CookError
 
 IGNORED = -100
-"""The label of a token that no loss counts."""
+"""The label value that losses ignore."""
 
 _known: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def predicts_next(model: nn.Module, outputs: Any, labels: Tensor | None) -> bool:
-    """Whether the logits of a token are about the next token. Found out once for each model.
+    """Whether the logits of a token predict the next token. Determined once per model.
 
     Args:
-        model: that gave the outputs.
+        model: that computed the outputs.
         outputs: of one forward with labels: `loss`, a scalar, and `logits`, [batch, tokens, classes].
-        labels: [batch, tokens], with -100 where nothing is to be learned.
+        labels: [batch, tokens], with -100 for ignored tokens.
 
     Returns:
-        False where logits or labels are not by token, and where nothing is labelled.
+        False if logits or labels are not per token, or there are no labels.
 
     Raises:
-        CookError: the loss fits neither alignment.
+        CookError: the loss matches neither alignment.
     """
     if model in _known:
         return _known[model]
@@ -59,9 +59,9 @@ def predicts_next(model: nn.Module, outputs: Any, labels: Tensor | None) -> bool
 
 @torch.no_grad()
 def by_value(loss: Tensor, logits: Tensor, labels: Tensor) -> bool | None:
-    """Compare the loss with the mean cross-entropy of both alignments; None when that does not decide it.
+    """Compare the loss with the mean cross-entropy of both alignments; None if that is inconclusive.
 
-    One example at a time: a copy of all logits over a large vocabulary would not fit everywhere.
+    One example at a time: a copy of all logits over a large vocabulary may not fit into memory.
     """
     totals = {True: 0.0, False: 0.0}
     counts = {True: 0, False: 0}
@@ -82,9 +82,9 @@ def by_value(loss: Tensor, logits: Tensor, labels: Tensor) -> bool | None:
 
 
 def by_gradient(loss: Tensor, logits: Tensor, labels: Tensor) -> bool | None:
-    """Compare the rows of logits that the loss depends on with both alignments; None when neither fits.
+    """Compare the rows of logits that the loss depends on with both alignments; None if neither matches.
 
-    For losses that are not a plain mean: smoothed labels, further terms. The graph of the forward stays.
+    For losses that are not a plain mean: label smoothing, further terms. The graph of the forward is kept.
     """
     if not (loss.requires_grad and logits.requires_grad):
         return None
@@ -100,12 +100,12 @@ def by_gradient(loss: Tensor, logits: Tensor, labels: Tensor) -> bool | None:
 
 
 def by_class(slope: Tensor, labels: Tensor) -> bool | None:
-    """Compare the classes that the loss wants more of with the labels; None when that does not decide it.
+    """Compare the classes whose logits the loss increases with the labels; None if that is inconclusive.
 
-    For losses that leave out further rows, by an attention mask.
+    For losses that ignore further rows, by an attention mask.
 
     Args:
-        slope: of the loss, by the logits: negative for the class of the label.
+        slope: gradient of the loss with respect to the logits: negative for the label's class.
     """
     read = slope.abs().amax(-1) > 0
     labels, wanted = labels.to(slope.device), slope.argmin(-1)
@@ -118,11 +118,11 @@ def by_class(slope: Tensor, labels: Tensor) -> bool | None:
 
 
 def beside(values: Tensor, logits: Tensor, missing: int = IGNORED) -> Tensor:
-    """Values of tokens by the rows of logits: those of a prefix, as of an image, are `missing`.
+    """Align values of tokens with rows of logits: those of a prefix, as of an image, are `missing`.
 
     Args:
         values: [batch, tokens].
-        logits: [batch, rows, classes]; a model that puts a prefix before the tokens has more rows.
+        logits: [batch, rows, classes]; a model that prepends a prefix to the tokens has more rows.
     """
     before = logits.shape[1] - values.shape[1]
     return functional.pad(values, (before, 0), value=missing) if before > 0 else values

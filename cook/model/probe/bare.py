@@ -1,4 +1,4 @@
-"""Copies of models without weights, to plan and to look on."""
+"""Copies of models without weights, for planning and inspection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def bare(model: PreTrainedModel) -> PreTrainedModel | None:
     """A copy of a model on the meta device, without hooks.
 
     Returns:
-        None where the model holds something that cannot be copied.
+        None if the model holds an object that cannot be copied.
     """
     copies: dict[int, Any] = {}
     for each in [*model.parameters(), *model.buffers()]:
@@ -28,7 +28,7 @@ def bare(model: PreTrainedModel) -> PreTrainedModel | None:
             elif isinstance(value, Tensor):
                 copies.setdefault(id(value), torch.empty_like(value, device="meta"))
             elif name in ("_hf_hook", "_old_forward", "forward"):
-                copies[id(value)] = value  # an offloaded model's weights stay where they are
+                copies[id(value)] = value  # weights of an offloaded model are not copied
     try:
         found = copy.deepcopy(model, copies)
     except (TypeError, RuntimeError, AttributeError, NotImplementedError):

@@ -1,4 +1,4 @@
-"""Batches as models take them: tensors by name, with an example a row."""
+"""Batches of model inputs: tensors by name, with one example per row."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from torch import Tensor
 
 ROWS = "rows"
-"""The key of a batch under which the numbers of its examples in the data set stand; no model gets it."""
+"""The key of a batch for the dataset indices of its examples; it is not passed to models."""
 
 
 def examples_in(batch: Mapping[str, Tensor]) -> int:
-    """How many examples there are: a tensor of one row may be told once for all of them (positions)."""
+    """The number of examples; a tensor with one row may apply to all of them (positions)."""
     return max(len(value) for value in batch.values() if value.ndim)
 
 
 def take(batch: Mapping[str, Tensor], rows: slice | Tensor) -> dict[str, Tensor]:
-    """Some of the examples; what is told once for all stays.
+    """Select examples; tensors that apply to all are kept.
 
     Args:
-        rows: a slice, or their numbers, int64.
+        rows: a slice, or indices, int64.
     """
     count, found = examples_in(batch), dict(batch)
     for name, value in batch.items():

@@ -1,4 +1,4 @@
-"""Finishing changes no output: what a model gives before and after, and the check that it is the same."""
+"""Checks that finishing does not change a model's outputs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from cook.model.probe.measure import evaluating
 from cook.model.tokens.id_map import TokenIdMap
 
 FOLDED = 1e-3
-"""How far finishing may move an output, relative to the largest one."""
+"""The tolerance for outputs changed by finishing, relative to the largest one."""
 
 
 @torch.no_grad()
 def outputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that a model gives for a batch, in eval mode, by name."""
+    """The output tensors of a model for a batch, in eval mode, by name."""
     cuda = [model.device] if model.device.type == "cuda" else []
-    # Some models draw in every forward (ViT-MAE which patches it sees): the same each time.
+    # Some models draw random numbers in every forward (ViT-MAE's patch mask): fix the seed.
     with evaluating(model), torch.random.fork_rng(devices=cuda):
         torch.manual_seed(0)
         found = model(**batch)
@@ -31,7 +31,7 @@ def outputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Te
 def outputs_to_be(
     model: PreTrainedModel, batch: Mapping[str, Tensor], numbers: TokenIdMap | None
 ) -> dict[str, Tensor]:
-    """What the model has to give for a batch when it is finished."""
+    """The expected outputs of the finished model for a batch."""
     if numbers is None:
         return outputs(model, batch)
     return numbers.outputs(outputs(model, numbers.known(batch)))
@@ -39,7 +39,7 @@ def outputs_to_be(
 
 @torch.no_grad()
 def round_to(model: PreTrainedModel, dtype: torch.dtype | None) -> None:
-    """Round float32 weights to what the file will hold, so that what is measured is what is saved."""
+    """Round float32 weights to the dtype of the file, so that measurements apply to the saved model."""
     if dtype in (None, torch.float32):
         return
     for module in model.modules():
@@ -52,12 +52,12 @@ def round_to(model: PreTrainedModel, dtype: torch.dtype | None) -> None:
 def check_folded(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], dtype: torch.dtype | None
 ) -> None:
-    """Finishing must not change what the model gives."""
+    """Check that finishing has not changed the model's outputs."""
     allowed = FOLDED if dtype in (None, torch.float32) else 50 * torch.finfo(dtype).eps
     for name, was in before.items():
         same = torch.isclose(after[name].float(), was.float(), rtol=0.0, atol=0.0, equal_nan=True)
         if same.all():
-            continue  # infinities and numbers that were none before are equal too
+            continue  # equal infinities and NaNs count as equal
         moved = float((after[name].float() - was.float())[~same].abs().max())
         if not moved <= allowed * max(1.0, float(was.float().nan_to_num(0.0, 0.0, 0.0).abs().max())):
             raise RunError(

@@ -1,4 +1,4 @@
-"""Small examples: inputs that a model runs on before there is data, also without weights."""
+"""Small example inputs that a model runs on before there is data, also without weights."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from cook.errors import CookError
 T = TypeVar("T")
 
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
-"""What a forward without values may end with."""
+"""Exceptions that a forward without values may raise."""
 
 TOKENS = 128
-"""Of the example that a plan counts multiply-accumulates for, when the data do not say more."""
+"""Length of the example used to count multiply-accumulates in a plan, unless the data state another."""
 
 SAMPLES = 4000
-"""Of an example of sound: a quarter of a second."""
+"""Length of an audio example: a quarter of a second."""
 
 
 class Unmeasured(CookError):
-    """The forward did not come there on the meta device; with weights it may."""
+    """The forward did not reach a tensor on the meta device; with weights it may."""
 
 
 def examples(model: Any, tokens: int = 3) -> list[dict[str, Tensor]]:
-    """What a forward may get through with: models differ in the masks that they take, or need."""
+    """Candidate inputs for a forward: models differ in the masks that they accept or require."""
     example = small_example(model, tokens)
     words = [name for name in example if name.endswith("input_ids")]
     if not words:
@@ -39,7 +39,7 @@ def examples(model: Any, tokens: int = 3) -> list[dict[str, Tensor]]:
 
 
 def first_through(several: Iterable[dict[str, Tensor]], call: Callable[[dict[str, Tensor]], T]) -> T | None:
-    """What `call` returns for the first example that it does not fail on; None where it fails on all."""
+    """The result of `call` for the first example on which it does not fail; None if it fails on all."""
     for example in several:
         with suppress(*FAILURES):
             return call(example)
@@ -47,20 +47,20 @@ def first_through(several: Iterable[dict[str, Tensor]], call: Callable[[dict[str
 
 
 def device_of(model: Any) -> torch.device:
-    """Where a model takes its inputs: hooks bring weights that lie elsewhere."""
+    """The device of a model's inputs: hooks move offloaded weights there."""
     offloaded = model.device.type == "meta" and "_hf_hook" in vars(model)
     return torch.device("cpu") if offloaded else model.device
 
 
 def small_example(model: Any, tokens: int = 3) -> dict[str, Tensor]:
-    """Inputs for one forward: an image or sound of zeros, or the same token several times.
+    """Inputs for one forward: an image or audio of zeros, or one token repeated.
 
     Args:
-        model: whose `main_input_name` says what it reads.
-        tokens: of the example, where the model reads tokens.
+        model: its `main_input_name` determines the kind of input.
+        tokens: length of the example, if the model reads tokens.
 
     Raises:
-        Unmeasured: the model reads something else, or its config does not say how large an image is.
+        Unmeasured: the model reads other inputs, or its config does not state the image size.
     """
     config, device = model.config, device_of(model)
     if model.main_input_name == "pixel_values":
@@ -87,16 +87,16 @@ def small_example(model: Any, tokens: int = 3) -> dict[str, Tensor]:
         words = words[:, None]
     example = {f"{part}input_ids": words for part in parts}
     if device.type == "meta":
-        # Without a mask, or with one that is yet to be made, some models look at values.
+        # Without a mask, or with one still to be created, some models inspect values.
         mask = torch.zeros(1, 1, tokens, tokens, device="meta", dtype=model.dtype)
         example.update({f"{part}attention_mask": mask for part in parts})
     return example
 
 
 def random_examples(model: Any, tokens: int = 6, size: int = 2) -> list[dict[str, Tensor]]:
-    """What a forward may get through with, of random numbers: two examples, always the same ones.
+    """Candidate inputs of random values for a forward: two examples, always the same ones.
 
-    On the meta device, `examples`.
+    On the meta device, those of `examples`.
 
     Raises:
         Unmeasured: as `small_example`.
@@ -116,7 +116,7 @@ def random_examples(model: Any, tokens: int = 6, size: int = 2) -> list[dict[str
             padding, end = (getattr(config, key, None) for key in ("pad_token_id", "eos_token_id"))
             found[found == padding] += 1 if padding == 0 else -1
             if isinstance(end, int):
-                found[:, -1] = end  # heads may look for the end of the text
+                found[:, -1] = end  # heads may search for the end-of-text token
         else:
             return value.expand(shape)
         return found.to(value)
@@ -130,12 +130,12 @@ def _vocabulary(model: Any) -> int:
 
 
 def _said(config: Any, name: str) -> Any:
-    """A value of a config, or of the part of it that is about images."""
+    """A value of a config, or of its vision part."""
     found = getattr(config, name, None)
     return getattr(getattr(config, "vision_config", None), name, None) if found is None else found
 
 
 def planned_tokens(model: Any, most: int | None = None) -> int:
-    """How many tokens an example of a plan has: `most`, or `TOKENS`, as far as the model has positions."""
+    """The length of an example in a plan: `most`, or `TOKENS`, limited to the model's positions."""
     limit = getattr(model.config, "max_position_embeddings", None) or TOKENS
     return max(1, min(most or TOKENS, limit - (2 if limit > TOKENS else 0)))

@@ -1,4 +1,4 @@
-"""The layerdrop of a model itself, switched off while passes read tensors of its layers."""
+"""Disables a model's own layerdrop while passes read tensors of its layers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import nn
 
 @contextmanager
 def without_layerdrop(model: nn.Module) -> Iterator[None]:
-    """Every `layerdrop` of a model is 0 inside, with a warning for each; afterwards each is what it was.
+    """Set every `layerdrop` of a model to 0 in the context, with a warning for each, and restore it after.
 
-    In training its forwards would leave layers out at random, whose tensors are then missing.
+    In training, forwards would otherwise skip layers at random, whose tensors are then missing.
     """
     rates: list[tuple[Any, float]] = []
     try:
-        # Some models keep the rate in a module, others read it from the config in every forward.
+        # Some models store the rate in a module, others read it from the config in every forward.
         for prefix, module in model.named_modules():
             for name, holder in ((prefix, module), ("config", getattr(module, "config", None))):
                 rate = getattr(holder, "layerdrop", None)
@@ -28,7 +28,7 @@ def without_layerdrop(model: nn.Module) -> Iterator[None]:
                 warnings.warn(
                     f"{name}.layerdrop is {rate}; it is 0 while passes learn from tensors of layers,"
                     " which have to be there in every forward",
-                    stacklevel=4,  # of the session, behind the context manager and its stack
+                    stacklevel=4,  # the session's frame, above the context manager and its stack
                 )
                 setattr(holder, "layerdrop", 0.0)  # noqa: B010 - a module or a config
         yield

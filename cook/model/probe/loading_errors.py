@@ -1,4 +1,4 @@
-"""The exceptions by which transformers says that it cannot build or load a model."""
+"""The exceptions that transformers raises if it cannot build or load a model."""
 
 from __future__ import annotations
 
@@ -20,4 +20,4 @@ LOADING_ERRORS = (
     SafetensorError,
     StrictDataclassError,
 )
-"""What transformers raises for a source that it cannot read."""
+"""Raised by transformers for a source that it cannot read."""

@@ -1,4 +1,4 @@
-"""What a model amounts to: parameters, exact zeros, bytes, multiply-accumulates, latency."""
+"""Measures of a model: parameters, exact zeros, bytes, multiply-accumulates, latency."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from cook.model.probe.batch import examples_in, take
 from cook.model.probe.memory import kept
 
 SCALE_BYTES = 4
-"""A float32 scale: of an output row, or of a layer's inputs."""
+"""Bytes of a float32 scale: of an output row, or of a layer's inputs."""
 
 
 @dataclass(frozen=True)
 class Tally:
-    """Logical parameters (an int8 weight is one, its scale is none), exact zeros among them, stored bytes."""
+    """Logical parameters (an int8 weight counts, its scale does not), their exact zeros, stored bytes."""
 
     parameters: int
     zeros: int
@@ -42,15 +42,14 @@ def tally(
     *,
     as_finished: bool = True,
 ) -> Tally:
-    """Count a model as `finish` would leave it now: masks folded, fake-quantised weights as integers.
+    """Count a model as if `finish` were called now: masks folded, fake-quantised weights as integers.
 
     Args:
-        model: with or without stand-ins; tied parameters are counted once. On the meta device all
-            zeros are 0.
-        dtype: what floating-point parameters are stored in; their own when None.
-        masks: what they say will leave is not counted.
-        as_finished: False counts weights as they are held now: in floats, without what a stand-in does to
-            them.
+        model: with or without replaced layers; tied parameters count once. On the meta device zeros are 0.
+        dtype: storage dtype of floating-point parameters; None for their own.
+        masks: entries that they mark for removal are not counted.
+        as_finished: False counts weights in their present state: as floats, without the transforms of
+            replaced layers.
     """
     leaving = masks.leaving if masks is not None else lambda _: None
     counts = [
@@ -63,9 +62,9 @@ def tally(
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    """Every parameter once, with the module that holds it; as integers a weight is tied to such alone."""
+    """Every parameter once, with its module; weights stored as integers count as tied only to each other."""
     seen: set[tuple[int, Any]] = set()
-    # Stand-ins first: what they do to a weight holds for all that share it.
+    # Replaced layers first: their transforms apply to all that share the weight.
     for module in sorted(model.modules(), key=lambda each: not isinstance(each, TransformedLinear)):
         for name, parameter in module.named_parameters(recurse=False):
             stands = isinstance(module, TransformedLinear) and name == "weight"
@@ -102,7 +101,7 @@ def _weigh(
 
 
 def _left(values: Tensor, leaving: Tensor | None) -> Tensor:
-    """A tensor without what leaves of each axis: entries of a vector, whole rows and columns of a matrix."""
+    """A tensor without entries to be removed: those of a vector, whole rows and columns of a matrix."""
     if leaving is None:
         return values
     for axis in range(values.ndim):
@@ -123,14 +122,14 @@ def _bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
 
 
 def _input_scale_bytes(model: nn.Module) -> int:
-    """Of the scales that inputs will be stored with: one each, also where layers share a weight."""
+    """Bytes of the input scales that will be stored: one per layer, also if layers share a weight."""
     standing = [each for each in model.modules() if isinstance(each, TransformedLinear) and each.stored_bits]
     fixed = sum(hasattr(inner, "scale") for each in standing for inner in each.input_transforms.values())
     return fixed * SCALE_BYTES
 
 
 def _buffer_bytes(model: nn.Module, dtype: torch.dtype | None) -> int:
-    """The persistent buffers, without those of transforms, which finish takes away."""
+    """Bytes of persistent buffers, except those of transforms, which finishing removes."""
     standing = [module for module in model.modules() if isinstance(module, TransformedLinear)]
     passing = {id(inner) for module in standing for inner in module.modules()}
     total = 0
@@ -144,7 +143,7 @@ def _buffer_bytes(model: nn.Module, dtype: torch.dtype | None) -> int:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode inside; afterwards each in the mode it was in."""
+    """Set every module to eval mode in the context, and restore each mode after."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -157,16 +156,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def macs(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
     """Multiply-accumulates of one forward: matrix products, attention products and convolutions.
 
-    Zeros in a dense weight are computed with and counted. Half the floating-point operations that
-    torch's own counter finds, with attention written out so that it is counted on every device.
+    Zeros in a dense weight are counted. The result is half the floating-point operations counted by
+    torch, with attention in its explicit form so that it is counted on every device.
     """
     return macs_by_module(model, batch)[""]
 
 
-# The counter trips over a transposed weight under no_grad: it requires a gradient and has no function.
+# The counter fails on a transposed weight under no_grad: it requires a gradient but has no grad_fn.
 @torch.enable_grad()
 def macs_by_module(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, int]:
-    """The same for every module that has any, by its name; that of the model itself is empty."""
+    """`macs` of every module that has any, by its name; the model itself has the empty name."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -181,24 +180,24 @@ def macs_by_module(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, i
 
 
 EXAMPLES = 64
-"""Examples among which the longest are counted and timed."""
+"""The number of examples from which the longest are chosen to be counted and timed."""
 
 
 def longest(model: Any, batches: Iterable[Mapping[str, Tensor]], count: int = 1) -> dict[str, Tensor]:
-    """The first of the batch with the longest examples, over and over where there are fewer.
+    """The first `count` examples of the batch with the longest ones, repeated if there are fewer.
 
     Args:
-        model: that is to be counted or timed with them.
+        model: to be measured on them.
 
     Raises:
-        CookError: there are none.
+        CookError: there are no examples.
     """
     several = list(batches)
     if not several:
         raise CookError("there are no examples to count or time", hint="give calibration batches, or data")
     batch = max(several, key=lambda each: next(iter(each.values()))[0].numel())
     rows = torch.arange(count) % examples_in(batch)
-    # A decoder's inputs may have to be made from its labels.
+    # A decoder's inputs may have to be derived from its labels.
     left = set() if getattr(model.config, "is_encoder_decoder", False) else {"labels"}
     return take({name: value for name, value in batch.items() if name not in left}, rows)
 
@@ -210,16 +209,16 @@ ROUNDS = 15
 def latency(
     models: Mapping[str, nn.Module], batch: Mapping[str, Tensor], *, rounds: int = ROUNDS
 ) -> dict[str, Any]:
-    """Time one forward of each model, in alternation in this process, which keeps its memory meanwhile.
+    """Time one forward of each model, alternately in this process, which keeps its memory meanwhile.
 
     Args:
         models: by name, in eval mode, on one device.
-        batch: what each is called with.
-        rounds: timed rounds after two that are not.
+        batch: inputs of each call.
+        rounds: timed rounds, after two warm-up rounds.
 
     Returns:
-        For each name the median and the quartiles of milliseconds, and the time of every round: the n-th
-        times of two models were taken one after the other. `{"before": {"median": ..., "times": [...]}}`.
+        For each name the median and quartiles in milliseconds, and the time of every round: the n-th times
+        of two models were measured consecutively. `{"before": {"median": ..., "times": [...]}}`.
     """
     times: dict[str, list[float]] = {name: [] for name in models}
     device = next(iter(batch.values())).device
@@ -241,17 +240,17 @@ def _summary(values: list[float]) -> dict[str, Any]:
 
 
 def paired_ratio(before: Sequence[float], after: Sequence[float]) -> dict[str, float]:
-    """How many times faster `after` is, from times taken in turns.
+    """The speed-up of `after` over `before`, from alternating measurements.
 
-    Machines slow down and speed up while they are timed, which both times of one round share: the ratio is
-    taken in each round. The interval is that of the sign test for a median, which assumes no distribution.
+    Clock speeds vary while models are timed, which affects both times of one round equally, so the ratio is
+    taken per round. The interval is that of the sign test for a median, which assumes no distribution.
 
     Args:
         before, after: times by round, in the same order and unit.
 
     Returns:
-        `ratio`, the median over the rounds; `low` and `high`, its interval of at least 95 % confidence (of
-        fewer than six rounds, which cannot give that: the smallest and the largest ratio).
+        `ratio`, the median over the rounds; `low` and `high`, its interval of at least 95 % confidence (for
+        fewer than six rounds, which cannot provide that: the smallest and the largest ratio).
     """
     ratios = sorted(was / now for was, now in zip(before, after, strict=True))
     rounds = len(ratios)
@@ -264,9 +263,9 @@ def paired_ratio(before: Sequence[float], after: Sequence[float]) -> dict[str, f
 
 
 def operations(model: nn.Module) -> list[tuple[str, str, tuple[int, ...], torch.dtype | None]]:
-    """What a model computes with: its modules and the shapes and types of what they hold, without values.
+    """The computation of a model: its modules with the shapes and dtypes of their tensors, without values.
 
-    Two models with equal ones run the same kernels on the same shapes.
+    Two models with equal results run the same kernels on the same shapes.
     """
     found: list[tuple[str, str, tuple[int, ...], torch.dtype | None]] = []
     for name, module in model.named_modules():

@@ -1,8 +1,8 @@
-"""Memory that a process keeps while something is timed in it.
+"""Keeps freed memory in the process during timing.
 
-glibc gives the top of its heap back to the system whenever enough of it is free. Whether that is so after
-each forward depends on what else happens to lie there, and a forward that must fetch its memory anew takes
-up to a quarter longer (a BERT of width 384, 32 x 64 tokens). Two models of other sizes then differ by luck.
+glibc returns the top of its heap to the system whenever enough of it is free. Whether that happens after
+each forward depends on other allocations, and a forward that has to allocate its memory again takes up to
+a quarter longer (a BERT of width 384, 32 x 64 tokens). Timings of models of different sizes then vary.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""The numbers of glibc's malloc.h."""
+"""Constants of glibc's malloc.h."""
 _LARGEST = 32 * 2**20
-"""From which size on glibc maps a block by itself, at most: what its own adjustment ends at."""
+"""The maximum of the size above which glibc maps blocks individually, as reached by its own adjustment."""
 
 
 def kept() -> AbstractContextManager[None]:
-    """Freed memory stays with the process inside, for what comes next."""
+    """Keep freed memory in the process for reuse in the context."""
     return _with({_MMAP_THRESHOLD: _LARGEST, _TRIM_THRESHOLD: 2**31 - 1})
 
 
 @contextmanager
 def _with(settings: Mapping[int, int]) -> Iterator[None]:
-    """glibc with settings inside.
+    """Set glibc malloc options in the context.
 
-    Afterwards it is as its own adjustment leaves it when a block of 32 MB was freed, and what is free is
-    given back. Where there is no glibc (macOS, Windows, musl, another allocator) nothing changes.
+    Afterwards they are as glibc's own adjustment sets them after freeing a block of 32 MB, and free memory
+    is returned. Without glibc (macOS, Windows, musl, another allocator) nothing changes.
     """
     library = _glibc()
     if library is None:

@@ -1,1 +1,1 @@
-"""Tokenizers and vocabularies: where a model has a row for each token, and how rows leave."""
+"""Tokenizers and vocabularies: the per-token rows of a model, and their removal."""

@@ -1,4 +1,4 @@
-"""Tokens get new numbers when others leave: in batches, in outputs and in what a model's configs name."""
+"""Renumbers tokens after others are removed: in batches, in outputs and in a model's configs."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from transformers import PreTrainedConfig
 from cook.errors import CookError
 
 TOKENS = ("input_ids", "decoder_input_ids")
-"""What a batch calls the numbers of tokens."""
+"""Batch keys of token ids."""
 LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids")
-"""What a generation config calls lists of token numbers that do not end in `token_id`."""
+"""Generation config keys of token ids that do not end in `token_id`."""
 
 
 @dataclass(frozen=True)
 class TokenIdMap:
-    """Which tokens stay: their numbers before, in increasing order, are what the new numbers count.
+    """The tokens to keep: their old ids, in increasing order; new ids are positions in this list.
 
     Attributes:
         kept: int64 [new entries].
-        entries: of the vocabulary before.
-        unknown: the number before of the token that stands for all that are gone.
-        labels: whether labels are tokens too, and outputs have an entry for each.
+        entries: size of the old vocabulary.
+        unknown: the old id of the token that replaces all removed ones.
+        labels: whether labels are token ids too, and outputs have an entry per token.
     """
 
     kept: Tensor
@@ -37,23 +37,23 @@ class TokenIdMap:
 
     @cached_property
     def new(self) -> Tensor:
-        """The new number of each token, -1 where it is gone: int64 [entries]."""
+        """The new id of each token, -1 if it is removed: int64 [entries]."""
         numbers = torch.full((self.entries,), -1, dtype=torch.long)
         numbers[self.kept] = torch.arange(len(self.kept))
         return numbers
 
     def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A batch in the new numbers, with the unknown token in the place of what is gone."""
+        """The batch in new ids, with removed tokens replaced by the unknown token."""
         new = torch.where(self.new < 0, self.new[self.unknown], self.new)
         return self._mapped(batch, new)
 
     def known(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The same batch in the old numbers: what a model that still has all rows would read."""
+        """The same batch in old ids: the equivalent input of a model that still has all rows."""
         numbers = torch.arange(self.entries)
         return self._mapped(batch, torch.where(self.new < 0, self.unknown, numbers))
 
     def outputs(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The outputs of a model that still has all rows, without the entries of tokens that are gone."""
+        """The outputs of a model that still has all rows, without the entries of removed tokens."""
         return {
             name: value[..., self.kept.to(value.device)] if self._per_token(name, value) else value
             for name, value in found.items()
@@ -68,13 +68,13 @@ class TokenIdMap:
         for name in names:
             if name in result:
                 old = result[name]
-                # Labels below zero stand for no token.
+                # Negative labels are not token ids.
                 result[name] = torch.where(old < 0, old, numbers.to(old.device)[old.clamp(min=0)])
         return result
 
 
 def named_ids(model: nn.Module) -> set[int]:
-    """The tokens that a model names, in its configs and embeddings: padding, ends, where a decoder starts."""
+    """The token ids in a model's configs and embeddings: padding, end, decoder start."""
     limit = text_config(model).vocab_size
     lists = [value for config in _configs(model) for value in _numbers(config).values()]
     lists += [tokens for config in _configs(model) for tokens, _ in _biases(config)]
@@ -85,9 +85,9 @@ def named_ids(model: nn.Module) -> set[int]:
 
 
 def check_padding(model: nn.Module, token_id_map: TokenIdMap) -> None:
-    """Refuse a model that counts positions from the number of its padding token, if that would change.
+    """Refuse a model whose positions are offset by its padding token's id, if that id would change.
 
-    RoBERTa does: its first position is the padding token's number plus one.
+    RoBERTa is one: its first position is the padding token's id plus one.
     """
     for name, module in model.named_modules():
         number = getattr(module, "padding_idx", None)
@@ -99,7 +99,7 @@ def check_padding(model: nn.Module, token_id_map: TokenIdMap) -> None:
 
 
 def write(model: nn.Module, token_id_map: TokenIdMap) -> None:
-    """Write sizes and numbers into the configs, and into the modules that keep a copy of them."""
+    """Write sizes and token ids into the configs, and into modules that keep copies of them."""
     size = len(token_id_map.kept)
     for config in _configs(model):
         for key, value in _numbers(config).items():
@@ -117,7 +117,7 @@ def write(model: nn.Module, token_id_map: TokenIdMap) -> None:
 
 
 def _configs(model: nn.Module) -> list[Any]:
-    """Every config in a model once: parts may have copies, and a config may hold that of the text part."""
+    """Every distinct config in a model: submodules may have copies, and a config may have a text config."""
     found: dict[int, Any] = {}
     for module in model.modules():
         for name in ("config", "generation_config"):
@@ -131,13 +131,13 @@ def _configs(model: nn.Module) -> list[Any]:
 
 
 def text_config(model: nn.Module) -> Any:
-    """The config, or that of the part that reads text."""
+    """The config, or its text part."""
     whole: Any = model
     return whole.config.get_text_config()
 
 
 def _numbers(config: Any) -> dict[str, Any]:
-    """The token numbers that a config names, by key."""
+    """The token ids in a config, by key."""
     return {
         key: value
         for key, value in vars(config).items()
@@ -146,9 +146,9 @@ def _numbers(config: Any) -> dict[str, Any]:
 
 
 def _biases(config: Any) -> list[tuple[Any, float]]:
-    """What a generation config adds to sequences of tokens: (their numbers, how much)."""
-    said = getattr(config, "sequence_bias", None) or ()
-    return [(each[0], each[1]) for each in (said.items() if isinstance(said, Mapping) else said)]
+    """The sequence biases of a generation config: (token ids, bias)."""
+    biases = getattr(config, "sequence_bias", None) or ()
+    return [(each[0], each[1]) for each in (biases.items() if isinstance(biases, Mapping) else biases)]
 
 
 def _flat(value: Any) -> Iterator[int]:

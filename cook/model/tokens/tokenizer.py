@@ -1,8 +1,8 @@
-"""A fast tokenizer as data: which tokens it cannot do without, and the same one with fewer tokens.
+"""Reads and prunes fast tokenizers: which tokens are required, and a tokenizer with fewer tokens.
 
-All is read from and written to its `tokenizer.json`, so what is left is an ordinary tokenizer. What a
-vocabulary means depends on the model in it: WordPiece takes the longest match, byte-level and other BPE
-joins pieces by ranked merges, Unigram looks for the most probable pieces, WordLevel knows words.
+Everything is read from and written to `tokenizer.json`, so the result is an ordinary tokenizer. The meaning
+of a vocabulary depends on its model: WordPiece takes the longest match, byte-level and other BPE joins
+pieces by ranked merges, Unigram finds the most probable pieces, WordLevel has whole words.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ Ids = npt.NDArray[np.int64]
 
 
 class PlainText:
-    """Texts in which no special token is read as such.
+    """Escapes texts so that special tokens written in them are read as plain text.
 
     Most tokenizers have an option for that. A Unigram model has its special tokens among its pieces, which
-    are found in any text: there a blank is put behind the first character of each.
+    are matched in any text; for it a blank is inserted after the first character of each.
 
     Args:
         specials: the special tokens.
-        ids: their numbers.
-        read: gives the numbers of a text's tokens, without what a template adds.
+        ids: their ids.
+        read: returns the token ids of a text, without template tokens.
     """
 
     def __init__(self, specials: Iterable[str], ids: Iterable[int], read: Callable[[str], Sequence[int]]):
@@ -55,17 +55,17 @@ class PlainText:
 
 
 class Lexicon:
-    """The tokens of a tokenizer by number, and what each needs.
+    """The tokens of a tokenizer by id, and their dependencies.
 
     Args:
-        tokenizer: a fast tokenizer of transformers; left as it is.
+        tokenizer: a fast tokenizer of transformers; not modified.
 
     Attributes:
-        tokens: number of each token, added ones included.
-        size: one more than the highest number.
+        tokens: id of each token, added ones included.
+        size: the highest id plus one.
 
     Raises:
-        CookError: when it is a slow one, or of a kind whose vocabulary cook cannot read.
+        CookError: the tokenizer is slow, or of a kind whose vocabulary cook cannot read.
     """
 
     def __init__(self, tokenizer: Any):
@@ -86,7 +86,7 @@ class Lexicon:
 
     @cached_property
     def encoder(self) -> Tokenizer:
-        """The tokenizer for whole texts: no cutting, no padding, special tokens in them are plain text."""
+        """The tokenizer for whole texts: no truncation, no padding, special tokens are read as plain text."""
         whole: Tokenizer = Tokenizer.from_str(json.dumps(self.value))
         whole.encode_special_tokens = True
         whole.no_truncation()
@@ -94,7 +94,7 @@ class Lexicon:
         return whole
 
     def encode(self, texts: Iterable[str], *, template: bool = False) -> Iterator[Ids]:
-        """The numbers of each text's tokens, with what a template adds or without."""
+        """The token ids of each text, with or without template tokens."""
         special = [token for token in self.value["added_tokens"] if token.get("special")]
         plain = PlainText(
             [token["content"] for token in special],
@@ -107,13 +107,13 @@ class Lexicon:
 
     @cached_property
     def fixed(self) -> set[int]:
-        """Special and added tokens, the unknown token, and those of template and padding."""
+        """Ids of special and added tokens, the unknown token, and the tokens of template and padding."""
         found = {token["id"] for token in self.value["added_tokens"]} | set(self.tokenizer.all_special_ids)
         names = [self.model.get("unk_token"), (self.value["padding"] or {}).get("pad_token")]
         found |= {self.tokens[name] for name in names if name in self.tokens}
         if self.kind == "Unigram":
             found |= {self.model["unk_id"]} - {None}
-            # What a character without a piece costs is counted from the least probable piece.
+            # The score of an unknown character is relative to that of the least probable piece.
             scores = [score for _, score in self.model["vocab"]]
             found |= {scores.index(min(scores))}
         for ids, _ in _numbered(self.value["post_processor"]):
@@ -122,18 +122,18 @@ class Lexicon:
 
     @cached_property
     def alphabet(self) -> set[int]:
-        """The characters, or bytes, from which any text can be put together; none where words are whole."""
+        """The characters or bytes from which any text can be composed; empty if tokens are whole words."""
         if self.kind == "WordLevel":
             return set()
         return {number for token, number in self.tokens.items() if self._is_letter(token)}
 
     @property
     def needs_alphabet(self) -> bool:
-        """Whether text with a character that is gone could not be encoded at all."""
+        """Whether a text with a removed character could not be encoded at all."""
         return self.kind == "BPE" and not self.model.get("unk_token")
 
     def closed(self, kept: Iterable[int]) -> set[int]:
-        """`kept`, and for BPE all that their merges go through: parts, parts of parts, down to letters."""
+        """`kept`, and for BPE all tokens that their merges need: parts, recursively, down to characters."""
         result = set(kept)
         waiting = list(result)
         while waiting:
@@ -144,17 +144,17 @@ class Lexicon:
         return result
 
     def within(self, text: str) -> set[int]:
-        """The tokens that could be part of a text, by their letters."""
+        """The tokens that could be part of a text, by their characters."""
         normalizer = self.encoder.normalizer
         read = normalizer.normalize_str(text) if normalizer is not None else text
         prefix = self.model.get("continuing_subword_prefix") or ""
         return {number for token, number in self.tokens.items() if token.removeprefix(prefix) in read}
 
     def named(self, token: str) -> int:
-        """The number of a token.
+        """The id of a token.
 
         Raises:
-            CookError: with the nearest tokens when there is none.
+            CookError: there is none; the message names the nearest tokens.
         """
         if token not in self.tokens:
             hint = nearest(token, self.tokens) or "write it as the vocabulary does: ##ing, Ġfilm"
@@ -162,13 +162,13 @@ class Lexicon:
         return self.tokens[token]
 
     def pruned(self, kept: Sequence[int]) -> Any:
-        """The tokenizer with these tokens only, numbered anew in this order, as it comes back from a folder.
+        """The tokenizer with these tokens only, renumbered in this order, as loaded from a folder.
 
         Args:
-            kept: numbers in increasing order, closed, with all of `fixed`.
+            kept: ids in increasing order, closed, with all of `fixed`.
 
         Raises:
-            CookError: when the tokenizers library gives the tokens other numbers.
+            CookError: the tokenizers library assigns other ids.
         """
         new = {old: number for number, old in enumerate(kept)}
         expected = {token: new[old] for token, old in self.tokens.items() if old in new}
@@ -187,7 +187,7 @@ class Lexicon:
 
     @cached_property
     def _parts(self) -> dict[int, set[int]]:
-        """For each token of BPE, the parts of every merge that gives it."""
+        """For each BPE token, the parts of every merge that produces it."""
         parts: dict[int, set[int]] = {}
         for left, right in self._merges:
             whole = self.tokens[self._joined(left, right)]
@@ -211,7 +211,7 @@ class Lexicon:
         return len(inner) == 1
 
     def _rewritten(self, new: Mapping[int, int]) -> dict[str, Any]:
-        """The content of `tokenizer.json` with the tokens in `new` (old number -> new) only."""
+        """The content of `tokenizer.json` with only the tokens in `new` (old id -> new id)."""
         value = copy.deepcopy(self.value)
         model = value["model"]
         if self.kind == "Unigram":
@@ -234,7 +234,7 @@ class Lexicon:
 
 
 def count_tokens(ids: Iterable[Ids], size: int) -> tuple[Tensor, int]:
-    """How often each of `size` tokens is produced, int64 [size], and by how many texts in all.
+    """How often each of `size` tokens occurs, int64 [size], and the number of texts.
 
     Args:
         ids: the tokens of each text.
@@ -247,7 +247,7 @@ def count_tokens(ids: Iterable[Ids], size: int) -> tuple[Tensor, int]:
 
 
 def _numbered(processor: Any) -> Iterator[tuple[list[int], Any]]:
-    """Every place in a post-processor that holds token numbers: the numbers, and what puts others there."""
+    """Every token id list in a post-processor, and a function that replaces it."""
     if not processor:
         return
     for inner in processor.get("processors", ()):

@@ -1,8 +1,8 @@
-"""Where a model keeps a row for each token, and how rows leave it.
+"""The per-token rows of a model, and their removal.
 
-Rows are found by identity (what transformers says is the input and the output embedding, and what shares
-their parameters) and by their number; what has as many entries and is not understood is refused. The
-result is said by `vocab_size` in the config alone.
+Rows are found by identity (the input and output embeddings according to transformers, and modules that share
+their parameters) and by their number; other tensors with as many entries are refused. The result is
+described by `vocab_size` in the config alone.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from cook.model.tokens.id_map import TokenIdMap, text_config, write
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The parts of a model that have an entry for each token, by name.
+    """The parts of a model that have an entry per token, by name.
 
     Attributes:
-        entries: how many tokens there are.
+        entries: number of tokens.
         embeddings: modules; their rows are entries.
         heads: linear layers; their outputs are entries.
-        vectors: parameters and buffers beside them, [entries] or [1, entries].
+        vectors: other parameters and buffers, [entries] or [1, entries].
     """
 
     entries: int
@@ -36,10 +36,10 @@ class Vocabulary:
 
 
 def find(model: nn.Module) -> Vocabulary:
-    """The parts of `model`, which may be on the meta device, that have an entry for each token.
+    """The parts of `model`, which may be on the meta device, that have an entry per token.
 
     Raises:
-        CookError: when it reads no tokens, or keeps them in a way that cook does not know.
+        CookError: the model reads no tokens, or stores them in a way that cook does not support.
     """
     whole: Any = model
     kind = type(model).__name__
@@ -64,13 +64,13 @@ def find(model: nn.Module) -> Vocabulary:
 
 
 def cut(model: nn.Module, vocabulary: Vocabulary, token_id_map: TokenIdMap) -> list[str]:
-    """Keep the rows of some tokens only; ties stay, and the configs say the new numbers.
+    """Keep only the rows of the tokens kept; ties are kept, and the configs get the new ids.
 
     Args:
-        vocabulary: what `find` gave for this model.
+        vocabulary: the result of `find` for this model.
 
     Returns:
-        The names of the parameters that lost rows, one for each that is tied.
+        The names of the parameters that lost rows, one name for each tied one.
     """
     kept = token_id_map.kept
     with surgery.tied(model) as lost:
@@ -95,7 +95,7 @@ def _vectors(model: nn.Module, entries: int, known: list[str]) -> list[str]:
     """Biases of the vocabulary outside of the known modules.
 
     Raises:
-        CookError: when something else has as many entries as there are tokens.
+        CookError: another tensor has as many entries as there are tokens.
     """
     config = text_config(model)
     others = {value for key, value in vars(config).items() if type(value) is int and key != "vocab_size"}
@@ -106,7 +106,7 @@ def _vectors(model: nn.Module, entries: int, known: list[str]) -> list[str]:
         if id(tensor) in same or entries not in tensor.shape:
             continue
         vector = tensor.shape[-1] == tensor.numel() and "bias" in name.rpartition(".")[2]
-        # A tiny model can have as many tokens as its layers are wide: then only names can tell.
+        # In a tiny model the vocabulary may be as large as a layer's width: then only names can tell.
         if vector and (entries not in others or name.rpartition(".")[2] == "final_logits_bias"):
             found.append(name)
         elif entries not in others:

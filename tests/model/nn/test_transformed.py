@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from cook.model.nn.integer import stored_width
 from cook.model.nn.linear import matrix, shape
 from cook.model.nn.transformed import SoftMask, TransformedLinear, restore, transform
 from cook.quant.fake import FakeQuantToken, FakeQuantWeight
@@ -105,7 +106,7 @@ def test_masked_weights_are_zero_after_fake_quantisation_in_any_order_of_attachi
     # The scale comes from what is left, so the two do not commute.
     assert torch.equal(stand.effective(), rounding(mask(stand.weight)))
     assert (stand.effective()[~mask.keep] == 0).all()
-    assert stand.stored_bits == bits
+    assert stand.stored_bits == stored_width(bits)
 
 
 def test_transforms_follow_their_order_and_leave_by_name():
